@@ -1,0 +1,44 @@
+"""Train robot policies by backpropagating through white-box simulators.
+
+    import diffsim
+    diffsim.train("pendulum", out="runs/pendulum")
+    print(diffsim.evaluate("runs/pendulum", gym="Pendulum-v1"))
+
+Importing this package loads no torch; the functions below do when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffsim.evaluation import Evaluation, LoadedPolicy, evaluate, load_policy
+    from diffsim.plot import plot
+    from diffsim.run import train
+    from diffsim.runfile import RunFile
+
+__all__ = ["Evaluation", "LoadedPolicy", "RunFile", "evaluate", "load_policy", "plot", "train"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Evaluation": "evaluation",
+    "LoadedPolicy": "evaluation",
+    "evaluate": "evaluation",
+    "load_policy": "evaluation",
+    "plot": "plot",
+    "train": "run",
+    "RunFile": "runfile",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'diffsim' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"diffsim.{_HOMES[name]}"), name)
+    globals()[name] = value  # importing diffsim.plot has bound the module to this name
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,5 @@
+"""``python -m diffsim`` is ``diffsim``."""
+
+from diffsim.cli import main
+
+main()

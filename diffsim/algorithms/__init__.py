@@ -1,0 +1,13 @@
+"""How policies are trained, one file an algorithm."""
+
+from __future__ import annotations
+
+from solvers.catalogue import Catalogue
+
+ALGORITHMS = Catalogue(
+    "algorithm",
+    {
+        "short_window": "diffsim.algorithms.short_window:ShortWindow",
+        "full_horizon": "diffsim.algorithms.full_horizon:FullHorizon",
+    },
+)

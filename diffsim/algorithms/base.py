@@ -1,0 +1,62 @@
+"""What an algorithm is."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+from diffsim.config import RunConfig, Settings
+from diffsim.policy import Policy
+from robotics_envs.base import Env
+
+
+class Record(NamedTuple):
+    """What one update did."""
+
+    loss: float
+    grad_norm: float
+    env_steps: int
+    """Simulator steps used, every rollout of every evaluation of the objective counted."""
+    gradient_evaluations: int
+    """Evaluations of the policy's objective with its gradient."""
+    dropped: str = ""
+    """Why the update left the parameters alone; empty if it did not."""
+
+
+class Algorithm(abc.ABC):
+    """Trains ``policy`` in ``env``; one update a call of ``step``.
+
+    All random draws come from ``self.generator``.  ``state_dict`` holds everything that later updates
+    depend on, so that saving and loading between any two updates changes no bit of what follows.
+    """
+
+    Settings: ClassVar[type[Settings]]
+
+    def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: Settings) -> None:
+        self.env = env
+        self.policy = policy
+        self.config = config
+        self.device: torch.device = policy.mean.device
+        self.dtype: torch.dtype = policy.mean.dtype
+        self.params = env.params(policy.mean)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.updates_done = 0
+
+    @property
+    def remaining(self) -> float:
+        """The share of the run that is still ahead, in (0, 1]."""
+        return 1.0 - self.updates_done / self.config.updates
+
+    @abc.abstractmethod
+    def step(self) -> Record:
+        """Train for one update."""
+
+    @abc.abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit: tensors, numbers, strings, None, dicts and lists."""
+
+    @abc.abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where ``state_dict`` was taken."""

@@ -1,0 +1,73 @@
+"""Backpropagation through whole episodes, the textbook way. See docs/algorithms.md for where it fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from diffsim.algorithms.base import Algorithm, Record
+from diffsim.config import RunConfig, Settings
+from diffsim.optimizers import TorchOptimizer
+from diffsim.policy import Policy
+from diffsim.rollout import rollout
+from robotics_envs.base import Env
+
+
+class FullHorizonSettings(Settings):
+    batch: int = Field(default=256, ge=1)
+    """Rollouts per update."""
+    horizon: int | None = Field(default=None, ge=1)
+    """Control intervals per rollout; an episode of the task if not given."""
+
+
+class FullHorizon(Algorithm):
+    """Minimise the mean cost per step of rollouts from the task's starting states.
+
+    No noise, no critic, no truncation of the gradient: what remains when everything is left out, and the
+    baseline the other algorithms have to beat.  With ``optimizer.name=lbfgs`` it is the classical
+    quasi-Newton approach to trajectory-based policy search.
+    """
+
+    Settings = FullHorizonSettings
+    settings: FullHorizonSettings
+
+    def __init__(
+        self, env: Env, policy: Policy, config: RunConfig, settings: FullHorizonSettings
+    ) -> None:
+        super().__init__(env, policy, config, settings)
+        self.settings = settings
+        self.horizon = settings.horizon or env.episode_steps
+        self.optimizer = TorchOptimizer(policy.parameters(), config.optimizer)
+
+    def step(self) -> Record:
+        """Draw starting states, then take one optimizer step on the mean cost from them."""
+        x = self.env.reset(self.settings.batch, self.generator, self.dtype)
+
+        def objective() -> Tensor:
+            return rollout(self.env, self.policy, x, self.horizon, self.params).costs.mean()
+
+        report = self.optimizer.step(objective, self.remaining)
+        self.updates_done += 1
+        return Record(
+            report.loss,
+            report.grad_norm,
+            env_steps=report.evaluations * self.settings.batch * self.horizon,
+            gradient_evaluations=report.evaluations,
+            dropped="" if report.finite else "loss or gradient not finite",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "updates_done": self.updates_done,
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates_done = state["updates_done"]
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())

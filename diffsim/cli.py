@@ -1,0 +1,157 @@
+"""The command line. Heavy imports wait inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from diffsim import __version__
+from diffsim.errors import ConfigError, DiffsimError, Interrupted
+from solvers.catalogue import unknown
+
+
+class HelpfulCommand(click.Command):
+    """Answers an unknown option with the nearest one and the list."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            known = [o for p in self.get_params(ctx) for o in p.opts if o.startswith("--")]
+            raise click.UsageError(unknown("option", error.option_name, known), ctx) from None
+
+
+class HelpfulGroup(click.Group):
+    """Answers an unknown command with the nearest one and the list; prints our errors as one line."""
+
+    command_class = HelpfulCommand
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise click.UsageError(unknown("command", args[0], self.commands), ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Interrupted as stop:
+            click.echo(str(stop), err=True)
+            ctx.exit(128 + stop.signal)
+        except DiffsimError as error:
+            click.echo(f"diffsim: {error}", err=True)
+            ctx.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+@click.group(cls=HelpfulGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Train robot policies by backpropagating through white-box simulators.
+
+    Start with: diffsim train pendulum --out runs/pendulum
+    """
+    # A user's own environment, named module:Class, is looked for where the command runs.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+@main.command()
+@click.argument("env", required=False)
+@click.option("--out", type=click.Path(), help="Folder of the run.  [default: runs/ENV]")
+@click.option("--config", type=click.Path(), help="TOML file with settings; options here win over it.")
+@click.option("--seed", type=int, help="Seed of everything random.  [default: 0]")
+@click.option("--updates", type=int, help="Length of the run in updates of the policy.")
+@click.option("--algorithm", help="How to train: short_window (default) or full_horizon.")
+@click.option("--optimizer", help="Any optimizer of torch.optim, such as adam, sgd, lbfgs.")
+@click.option("--device", help="Torch device, such as cpu or cuda:0.  [default: cpu]")
+@click.option("--dtype", help="float32 (default) or float64.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE",
+              help="Any other setting, such as algorithm.window=8 or env.g=3.7; repeatable.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of torch.  [default: torch's choice]")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+def train(
+    env: str | None,
+    out: str | None,
+    config: str | None,
+    assignments: tuple[str, ...],
+    resume: bool,
+    threads: int | None,
+    quiet: bool,
+    **flags: Any,
+) -> None:
+    """Train a policy in ENV, a simulator's name or your own as module:Class."""
+    from pathlib import Path
+
+    from diffsim.config import merge, parse_assignment, read_toml
+    from diffsim.run import train as run_training
+
+    layers = [read_toml(Path(config))] if config else []
+    layers.append({key: value for key, value in {"env": env, **flags}.items() if value is not None})
+    layers += [parse_assignment(text) for text in assignments]
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    file = run_training(out=out, resume=resume, quiet=quiet, **merge(*layers))
+    history = file.history()
+    click.echo(
+        f"finished: {history['update'][-1]} updates, {history['env_steps'][-1]:,} environment steps, "
+        f"{history['gradient_evaluations'][-1]:,} gradient evaluations, "
+        f"{history['wall_seconds'][-1]:.1f} s of training, return {history['return'][-1]:.1f}"
+    )
+    click.echo(f"wrote {file.path}")
+    click.echo(f"next: {_next_step(file)}")
+
+
+def _next_step(file: Any) -> str:
+    from diffsim.run import build_env
+
+    gym_id = getattr(build_env(file.config()), "gym_id", None)
+    drive = f" --gym {gym_id} --episodes 100 --seed 1000" if gym_id else ""
+    return f"diffsim evaluate {file.folder}{drive}"
+
+
+@main.command()
+@click.argument("run", type=click.Path())
+@click.option("--gym", help="Gymnasium environment to drive, such as Pendulum-v1; "
+              "without it, the run's own simulator.")
+@click.option("--episodes", default=100, show_default=True, type=click.IntRange(min=1))
+@click.option("--seed", default=1000, show_default=True, type=click.IntRange(min=0),
+              help="Of the first episode; each further one adds 1.")
+@click.option("--checkpoint", default="last", show_default=True, help="last or best.")
+def evaluate(run: str, gym: str | None, episodes: int, seed: int, checkpoint: str) -> None:
+    """Measure the policy of RUN and append the result to its file."""
+    from diffsim.evaluation import evaluate as run_evaluation
+
+    click.echo(str(run_evaluation(run, gym, episodes, seed, checkpoint)))
+
+
+@main.command()
+@click.argument("run", type=click.Path())
+def show(run: str) -> None:
+    """Print what the file of RUN holds."""
+    from diffsim.show import describe_run
+
+    click.echo(describe_run(run))
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path())
+@click.option("--out", type=click.Path(), help="PNG to write.  [default: curves.png in the first run]")
+def plot(runs: tuple[str, ...], out: str | None) -> None:
+    """Draw the learning curves of RUNS to a PNG."""
+    from diffsim.plot import plot as draw
+
+    click.echo(f"wrote {draw(list(runs), out)}")
+
+
+@main.command()
+def envs() -> None:
+    """List the simulators."""
+    from robotics_envs import ENVIRONMENTS
+
+    for name, path in ENVIRONMENTS.items():
+        click.echo(f"{name:20s} {path}")

@@ -1,0 +1,169 @@
+"""What a run is: a frozen, validated configuration from TOML, the command line or Python.
+
+Sections that name a class (``env``, ``policy``, ``algorithm``, ``optimizer``) hold its ``name`` and its
+options side by side; the class behind the name checks its own options when the run is built.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from diffsim.errors import ConfigError
+from solvers.catalogue import unknown
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Settings(BaseModel):
+    """Base of every group of settings: frozen, typed, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Named(BaseModel):
+    """A class by name with its options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything beside the fields of this section."""
+        return dict(self.model_extra or {})
+
+
+class OptimizerConfig(Named):
+    """``name`` is any optimizer of torch.optim; options beside these go to its constructor."""
+
+    name: str = "adam"
+    schedule: Literal["linear", "constant"] = "linear"
+    """The learning rate falls linearly to zero over the run, or stays."""
+    max_grad_norm: float | None = Field(default=None, gt=0)
+    """Scale gradients above this norm down to it."""
+
+
+class EvaluationConfig(Settings):
+    """Returns measured in the run's own simulator while it trains (no exploration noise)."""
+
+    every: int = Field(default=25, ge=0)
+    """Updates between evaluations; 0 evaluates only at the end."""
+    episodes: int = Field(default=32, ge=1)
+
+
+class RunConfig(Settings):
+    """Everything that determines a run, and nothing else."""
+
+    env: Named
+    policy: Named = Named(name="mlp")
+    algorithm: Named = Named(name="short_window")
+    optimizer: OptimizerConfig = OptimizerConfig(name="adam", **{"lr": 5e-3, "betas": [0.7, 0.95]})
+    evaluation: EvaluationConfig = EvaluationConfig()
+    updates: int = Field(default=300, ge=1)
+    checkpoint_every: int = Field(default=25, ge=1)
+    """Updates between checkpoints: what a killed process can lose."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    device: str = "cpu"
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(), indent=2)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validate(model: type[Model], values: Mapping[str, Any], section: str = "") -> Model:
+    """``model(**values)``, with every complaint turned into a :class:`ConfigError` that helps."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(model, e, section) for e in error.errors())) from None
+
+
+def _explain(model: type[BaseModel], error: Any, section: str) -> str:
+    path = [section, *map(str, error["loc"])] if section else list(map(str, error["loc"]))
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        known: Iterable[str] = model.model_fields
+        for part in error["loc"][:-1]:
+            inner = model.model_fields[str(part)].annotation
+            known = inner.model_fields if isinstance(inner, type) else known
+        prefix = "".join(part + "." for part in path[:-1])
+        return unknown("key", key, [prefix + name for name in known])
+    if error["type"] == "missing":
+        return f"{key} is missing; set it, for example with --set {key}=VALUE"
+    return f"{key} = {error['input']!r}: {error['msg']}"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values in a TOML file.
+
+    Raises:
+        ConfigError: the file cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """``"algorithm.window=8"`` as nested values; the right side is TOML, or else a plain string."""
+    key, equals, value = text.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ConfigError(f"--set takes KEY=VALUE, for example algorithm.window=8; got {text!r}")
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    for part in reversed(parts):
+        parsed = {part: parsed}
+    return parsed
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The layers on top of each other, later ones winning, sections merged key by key.
+
+    A section that names another class starts afresh: the options of Adam mean nothing to SGD.
+    """
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            # A bare string where a section belongs is its name: env = "pendulum".
+            section = {"name": value} if isinstance(value, str) and key in _NAMED_SECTIONS else value
+            old = result.get(key)
+            if isinstance(section, Mapping) and isinstance(old, Mapping):
+                renamed = "name" in section and str(section["name"]).lower() != str(old.get("name")).lower()
+                result[key] = dict(section) if renamed else merge(old, section)
+            else:
+                result[key] = dict(section) if isinstance(section, Mapping) else section
+    return result
+
+
+_NAMED_SECTIONS = ("env", "policy", "algorithm", "optimizer")
+
+
+def load_config(*layers: Mapping[str, Any]) -> RunConfig:
+    """A validated configuration: the defaults, and on top of them each layer of nested values.
+
+    Raises:
+        ConfigError: an unknown key or an impossible value.
+    """
+    fields = RunConfig.model_fields
+    defaults = {
+        name: fields[name].default.model_dump() for name in ("policy", "algorithm", "optimizer")
+    }
+    return validate(RunConfig, merge(defaults, *layers))

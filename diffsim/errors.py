@@ -1,0 +1,35 @@
+"""The errors a user can cause. Each message says what was wrong, with the value, and what to do."""
+
+from __future__ import annotations
+
+
+class DiffsimError(Exception):
+    """Base of every error that is the caller's to mend; the command line prints it as one line."""
+
+
+class ConfigError(DiffsimError, ValueError):
+    """A setting that does not exist or has an impossible value."""
+
+
+class RunFileError(DiffsimError, OSError):
+    """A run file that is missing, damaged, foreign or in use."""
+
+
+class DivergenceError(DiffsimError, ArithmeticError):
+    """Training produced non-finite numbers and cannot go on soundly."""
+
+
+class EvaluationError(DiffsimError, ValueError):
+    """A policy and an environment that do not fit together, or no environment at all."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop (Ctrl-C, SIGTERM); a checkpoint has been written.
+
+    Like every KeyboardInterrupt it passes ``except Exception``, so a sweep stops with the run it is in.
+    ``signal`` is the number of the signal that asked.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

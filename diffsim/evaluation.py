@@ -1,0 +1,232 @@
+"""Driving simulators with a trained policy, and stating the return with an interval."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffsim.errors import EvaluationError
+from diffsim.policy import Policy, make_policy
+from diffsim.rollout import episode_returns
+from diffsim.run import build_env, resolve_device
+from diffsim.runfile import RunFile
+from robotics_envs.base import Env
+
+
+class LoadedPolicy:
+    """A trained policy as a function from NumPy observations to NumPy actions, without exploration noise.
+
+    ``policy(observation)``: ``[o] -> [m]`` or ``[B, o] -> [B, m]``, float32 whatever the policy computes
+    in, which is what Gymnasium's boxes hold.
+    """
+
+    def __init__(self, module: Policy, observation_names: tuple[str, ...], name: str) -> None:
+        self.module = module
+        self.observation_names = observation_names
+        self.name = name
+        self.actions = module.centre.numel()
+
+    def __call__(self, observation: Any) -> np.ndarray:
+        """The actions for one observation or a batch.
+
+        Raises:
+            ValueError: the last axis is not the number of observations the policy was trained on.
+        """
+        array = np.asarray(observation)
+        expected = len(self.observation_names)
+        if array.ndim not in (1, 2) or array.shape[-1] != expected:
+            raise EvaluationError(
+                f"this policy takes [{expected}] or [B, {expected}] observations "
+                f"({', '.join(self.observation_names)}), got an array of shape {list(array.shape)}"
+            )
+        with torch.no_grad():
+            inputs = torch.as_tensor(array).to(self.module.mean)
+            actions = self.module(inputs.reshape(-1, expected))
+        return actions.cpu().numpy().astype(np.float32).reshape(*array.shape[:-1], self.actions)
+
+    def __repr__(self) -> str:
+        return f"LoadedPolicy({self.name!r}, {len(self.observation_names)} -> {self.actions})"
+
+
+def load_policy(
+    path: str | os.PathLike[str], checkpoint: str = "last", device: str = "cpu"
+) -> LoadedPolicy:
+    """The policy of a run: ``checkpoint`` is ``"last"`` or ``"best"`` (by return in its own simulator).
+
+    Raises:
+        RunFileError: no run there, or one that cannot be read.
+    """
+    return LoadedRun(path, checkpoint, device).policy
+
+
+class LoadedRun:
+    """A run's policy together with the simulator it was trained in."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], checkpoint: str = "last", device: str = "cpu"
+    ) -> None:
+        self.file = RunFile(path)
+        self.config = self.file.config()
+        self.checkpoint = checkpoint
+        self.update = int(self.file.checkpoints().get(checkpoint, {}).get("update", 0))
+        self.env: Env = build_env(self.config)
+        self.device = resolve_device(device)
+        dtype = getattr(torch, self.config.dtype)
+        module = make_policy(self.config.policy, self.env, 0, self.device, dtype)
+        module.load_state_dict(self.file.checkpoint(checkpoint, device)["policy"])
+        module.eval()
+        self.policy = LoadedPolicy(module, self.env.observation_names, str(self.file.path))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns ``[episodes]`` of a policy in a simulator."""
+
+    where: str
+    seed: int
+    returns: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        return float(self.returns.mean())
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Student's t interval of the mean; NaN for a single episode."""
+        from scipy import stats
+
+        n = len(self.returns)
+        if n < 2:
+            return math.nan, math.nan
+        half = stats.t.ppf((1 + confidence) / 2, n - 1) * self.returns.std(ddof=1) / math.sqrt(n)
+        return self.mean - float(half), self.mean + float(half)
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        interval = "no interval from one episode"
+        if len(self.returns) > 1:
+            interval = f"95% interval [{low:.1f}, {high:.1f}]"
+        return (
+            f"mean return {self.mean:.1f}, {interval}, worst {self.returns.min():.1f}, "
+            f"best {self.returns.max():.1f} over {len(self.returns)} episodes of {self.where} "
+            f"from seed {self.seed}"
+        )
+
+
+def evaluate(
+    run: str | os.PathLike[str] | RunFile,
+    gym: str | None = None,
+    episodes: int = 100,
+    seed: int = 1000,
+    checkpoint: str = "last",
+) -> Evaluation:
+    """Measure a run's policy and append the result to its file.
+
+    Args:
+        run: the run's folder or file.
+        gym: id of a Gymnasium environment to drive; episode i starts from ``reset(seed=seed + i)``.
+            ``None`` measures in the run's own simulator.
+        episodes: how many episodes.
+        seed: of the starting states.
+        checkpoint: ``"last"`` or ``"best"``.
+
+    Raises:
+        RunFileError: no run there, or one that cannot be read.
+        EvaluationError: the environment does not exist or does not fit the policy.
+    """
+    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise EvaluationError(f"{name} = {value!r}: must be a whole number of at least {least}")
+    loaded = LoadedRun(run.path if isinstance(run, RunFile) else run, checkpoint)
+    if gym is None:
+        result = evaluate_in_simulator(loaded, episodes, seed)
+    else:
+        result = evaluate_in_gym(loaded.policy, gym, episodes, seed)
+    low, high = result.interval()
+    loaded.file.append_evaluation(
+        result.returns,
+        {
+            "where": result.where,
+            "checkpoint": checkpoint,
+            "update": loaded.update,
+            "episodes": episodes,
+            "seed": seed,
+            "mean": result.mean,
+            "low": low,
+            "high": high,
+        },
+    )
+    return result
+
+
+def evaluate_in_simulator(loaded: LoadedRun, episodes: int, seed: int) -> Evaluation:
+    """Whole episodes in the simulator the run was trained in, all in one batch."""
+    env, module = loaded.env, loaded.policy.module
+    generator = torch.Generator().manual_seed(seed)
+    x = env.reset(episodes, generator, module.mean.dtype).to(loaded.device)
+    returns = episode_returns(env, module, x, env.params(x)).double().cpu().numpy()
+    return Evaluation(
+        f"diffsim:{env.name}", seed, returns, np.full(episodes, env.episode_steps)
+    )
+
+
+def evaluate_in_gym(policy: LoadedPolicy, gym_id: str, episodes: int, seed: int) -> Evaluation:
+    """Whole episodes in Gymnasium's own environment, stepped side by side so the policy sees a batch.
+
+    Raises:
+        EvaluationError: Gymnasium is not installed, or has no such environment, or its spaces differ
+            from what the policy was trained on.
+    """
+    try:
+        import gymnasium
+    except ModuleNotFoundError:
+        raise EvaluationError(
+            "evaluating with --gym needs Gymnasium: pip install 'diffsim[gym]'"
+        ) from None
+    returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
+    together = min(episodes, 128)
+    try:
+        envs = [gymnasium.make(gym_id) for _ in range(together)]
+    except gymnasium.error.Error as error:
+        raise EvaluationError(f"Gymnasium cannot make {gym_id!r}: {error}") from None
+    try:
+        _check_spaces(policy, envs[0], gym_id)
+        for first in range(0, episodes, together):
+            live = list(range(first, min(first + together, episodes)))
+            observations = {i: envs[i - first].reset(seed=seed + i)[0] for i in live}
+            while live:
+                actions = policy(np.stack([observations[i] for i in live]))
+                still = []
+                for i, action in zip(live, actions, strict=True):
+                    observations[i], reward, terminated, truncated, _ = envs[i - first].step(action)
+                    returns[i] += float(reward)
+                    lengths[i] += 1
+                    if not (terminated or truncated):
+                        still.append(i)
+                live = still
+    finally:
+        for env in envs:
+            env.close()
+    return Evaluation(gym_id, seed, returns, lengths)
+
+
+def _check_spaces(policy: LoadedPolicy, env: Any, gym_id: str) -> None:
+    from gymnasium.spaces import Box
+
+    if env.spec is not None and env.spec.max_episode_steps is None:
+        raise EvaluationError(f"{gym_id} has no time limit: its episodes may never end")
+    if not isinstance(env.action_space, Box) or env.action_space.shape != (policy.actions,):
+        raise EvaluationError(
+            f"{gym_id} takes actions {env.action_space}; this policy gives {policy.actions} real numbers"
+        )
+    wanted = (len(policy.observation_names),)
+    if env.observation_space.shape != wanted:
+        raise EvaluationError(
+            f"{gym_id} gives observations {env.observation_space}; this policy takes {wanted[0]} "
+            f"({', '.join(policy.observation_names)})"
+        )

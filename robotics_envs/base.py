@@ -1,0 +1,160 @@
+"""What a simulator is."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from solvers.base import Solver
+from solvers.catalogue import UnknownNameError, unknown
+
+Params = Mapping[str, Tensor]
+"""Physical parameters by name; each is a scalar tensor or one value per rollout, ``[B]``."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A physical parameter: its default, unit, admissible range (bounds excluded) and source."""
+
+    name: str
+    value: float
+    unit: str
+    low: float = -math.inf
+    high: float = math.inf
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        # bool is an int to Python, never a length or a mass.
+        if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
+            raise ValueError(f"parameter {self.name} must be a number, got {self.value!r}")
+        if not self.low < self.value < self.high:
+            raise ValueError(
+                f"parameter {self.name} = {self.value!r} {self.unit} is outside its range "
+                f"({self.low}, {self.high})"
+            )
+
+
+@dataclass(frozen=True)
+class Box:
+    """An axis-aligned box with finite bounds."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.low) != len(self.high) or not self.low:
+            raise ValueError(f"box bounds differ in length or are empty: {self.low} and {self.high}")
+        for low, high in zip(self.low, self.high, strict=True):
+            if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+                raise ValueError(f"box bounds must be finite with low <= high: {self.low}, {self.high}")
+
+    @classmethod
+    def symmetric(cls, *high: float) -> Box:
+        """The box from ``-high`` to ``high``."""
+        return cls(tuple(-h for h in high), high)
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    def bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """``(low, high)`` as tensors of the dtype and device of ``like``."""
+        return like.new_tensor(self.low), like.new_tensor(self.high)
+
+    def sample(
+        self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Uniform points ``[batch, n]`` on the generator's device."""
+        unit = torch.rand(
+            batch, len(self), generator=generator, dtype=dtype, device=generator.device
+        )
+        low, high = self.bounds(unit)
+        return low + (high - low) * unit
+
+
+class Env(abc.ABC):
+    """A stateless simulator ``dx/dt = dynamics(t, x, u, p)`` under a control held over each interval.
+
+    Shapes: state ``x [B, n]``, action ``u [B, m]``, observation ``[B, o]``, cost ``[B]``.  All methods
+    are pure, keep dtype and device, and let gradients flow to ``x``, ``u`` and ``p``; every random draw
+    comes from the ``torch.Generator`` that is passed in.  The return of an episode is minus the sum
+    of its costs.
+
+    A subclass is one file: it sets the class attributes and writes ``dynamics`` and ``cost``
+    (and ``observe`` or ``done`` where the defaults do not serve).  ``robotics_envs.check_env``
+    tells whether it keeps the contract.
+    """
+
+    name: ClassVar[str]
+    state_names: ClassVar[tuple[str, ...]]
+    observation_names: ClassVar[tuple[str, ...]]
+    parameters: ClassVar[tuple[Parameter, ...]] = ()
+    action_box: ClassVar[Box]
+    """Actions are clipped to this box before they act (N·m, N, …)."""
+    start_box: ClassVar[Box]
+    """Episodes start uniformly in this box."""
+    state_box: ClassVar[Box]
+    """The states worth knowing about: training may start a window anywhere in it."""
+    dt: ClassVar[float]
+    """Control interval in seconds."""
+    episode_steps: ClassVar[int]
+    """Control intervals in an episode of the task."""
+    solver: Solver
+
+    def __init__(self, **parameters: float) -> None:
+        defaults = {parameter.name: parameter for parameter in self.parameters}
+        for name in parameters:
+            if name not in defaults:
+                raise UnknownNameError(unknown(f"parameter of {self.name}", name, defaults))
+        self.constants: Mapping[str, Parameter] = MappingProxyType(
+            {
+                name: Parameter(
+                    name, parameters.get(name, d.value), d.unit, d.low, d.high, d.source
+                )
+                for name, d in defaults.items()
+            }
+        )
+
+    def params(self, like: Tensor) -> dict[str, Tensor]:
+        """The physical parameters as scalar tensors of the dtype and device of ``like``."""
+        return {name: like.new_tensor(c.value) for name, c in self.constants.items()}
+
+    @abc.abstractmethod
+    def dynamics(self, t: Any, x: Tensor, u: Tensor, p: Params) -> Tensor:
+        """dx/dt ``[B, n]`` under the applied (already clipped) action ``u``."""
+
+    @abc.abstractmethod
+    def cost(self, x: Tensor, u: Tensor, p: Params) -> Tensor:
+        """The cost ``[B]`` of applying ``u`` (already clipped) in ``x`` for one control interval."""
+
+    def observe(self, x: Tensor) -> Tensor:
+        """What the policy sees, ``[B, o]``; the state itself unless overridden."""
+        return x
+
+    def done(self, x: Tensor) -> Tensor:
+        """Which rollouts have ended for good, ``[B]`` bool; a time limit is not an end."""
+        return torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
+
+    def reset(
+        self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Starting states of the task, ``[batch, n]``, on the generator's device."""
+        return self.start_box.sample(batch, generator, dtype)
+
+    def clip_action(self, u: Tensor) -> Tensor:
+        """``u`` within the action box. The gradient is cut for components beyond its bounds."""
+        return torch.clamp(u, *self.action_box.bounds(u))
+
+    def step(self, x: Tensor, u: Tensor, p: Params) -> tuple[Tensor, Tensor]:
+        """One control interval from ``x`` under ``u``: the next state ``[B, n]`` and the cost ``[B]``.
+
+        ``u`` is clipped here and nowhere else; the cost is that of the state before the step.
+        """
+        u = self.clip_action(u)
+        return self.solver.step(self.dynamics, 0.0, x, u, p, self.dt), self.cost(x, u, p)

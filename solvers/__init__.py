@@ -1,0 +1,31 @@
+"""Solvers of initial-value problems ``dx/dt = f(t, x, u, p)`` over batches, differentiable in x, u and p.
+
+Importing this package loads no torch; a solver's module is imported when its name is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from solvers.catalogue import Catalogue, UnknownNameError, unknown
+
+if TYPE_CHECKING:
+    from solvers.base import Solver
+
+__all__ = ["SOLVERS", "Catalogue", "UnknownNameError", "make_solver", "unknown"]
+
+SOLVERS = Catalogue(
+    "solver",
+    {
+        "euler": "solvers.runge_kutta:Euler",
+        "midpoint": "solvers.runge_kutta:Midpoint",
+        "heun": "solvers.runge_kutta:Heun",
+        "rk4": "solvers.runge_kutta:RK4",
+        "semi_implicit_euler": "solvers.symplectic:SemiImplicitEuler",
+    },
+)
+
+
+def make_solver(name: str, **options: Any) -> Solver:
+    """A solver by its catalogue name or as ``"module:Class"``; ``options`` go to its constructor."""
+    return SOLVERS.load(name)(**options)

@@ -1,0 +1,55 @@
+import sys
+
+import pytest
+
+from diffsim.algorithms import ALGORITHMS
+from diffsim.policy import NETWORKS
+from robotics_envs import ENVIRONMENTS
+from solvers import SOLVERS, Catalogue, UnknownNameError, unknown
+
+
+def test_unknown_names_the_value_the_nearest_and_the_list():
+    message = unknown("colour", "gren", ["red", "green"])
+    assert message == "unknown colour 'gren'; did you mean 'green'? known: green, red"
+
+
+def test_unknown_offers_nothing_where_nothing_is_near():
+    assert unknown("colour", "xyz", ["red"]) == "unknown colour 'xyz'; known: red"
+
+
+def test_unknown_compares_the_last_part_of_dotted_names():
+    known = ["algorithm.horizon", "algorithm.window"]
+    assert "did you mean 'algorithm.window'?" in unknown("key", "algorithm.windw", known)
+    assert "did you mean" not in unknown("key", "algorithm.zzz", known)
+
+
+@pytest.mark.parametrize("catalogue", [ALGORITHMS, ENVIRONMENTS, NETWORKS, SOLVERS], ids=lambda c: c.kind)
+def test_every_name_leads_to_a_class(catalogue):
+    assert len(catalogue) > 0
+    for name in catalogue:
+        assert isinstance(catalogue.load(name), type)
+
+
+def test_a_users_own_class_loads_by_its_path(tmp_path, monkeypatch):
+    (tmp_path / "my_things.py").write_text("class Mine: pass\nclass Other: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    catalogue = Catalogue("thing", {})
+    assert catalogue.load("my_things:Mine").__name__ == "Mine"
+    with pytest.raises(UnknownNameError, match="did you mean 'Mine'"):
+        catalogue.load("my_things:Mien")
+    with pytest.raises(UnknownNameError, match="no module 'my_thing'.*PYTHONPATH"):
+        catalogue.load("my_thing:Mine")
+    sys.modules.pop("my_things")
+
+
+def test_a_missing_import_inside_a_users_module_is_not_a_wrong_name(tmp_path, monkeypatch):
+    (tmp_path / "my_broken.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+        Catalogue("thing", {}).load("my_broken:Mine")
+
+
+@pytest.mark.parametrize("name", ["", ":", "a:", ":b", "a:b:c", "pendulm", 3, None])
+def test_malformed_names_are_refused(name):
+    with pytest.raises(UnknownNameError, match="unknown thing"):
+        Catalogue("thing", {"pendulum": "a:b"}).load(name)

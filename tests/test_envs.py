@@ -1,0 +1,189 @@
+"""Every simulator of the catalogue keeps the contract; the suite that says so can fail."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from robotics_envs import ENVIRONMENTS, check_env, julia_sources, make_env
+from robotics_envs.base import Box, Parameter
+from robotics_envs.conformance import ConformanceError
+from robotics_envs.pendulum import Pendulum
+from solvers.runge_kutta import Euler
+from solvers.symplectic import SemiImplicitEuler
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_conformance(name):
+    check_env(make_env(name))
+
+
+class Detached(Pendulum):
+    def dynamics(self, t, x, u, p):
+        return super().dynamics(t, x.detach(), u, p)
+
+
+class SilentMass(Pendulum):
+    def dynamics(self, t, x, u, p):
+        return super().dynamics(t, x, u, {**p, "m": torch.ones_like(p["m"])})
+
+
+class Unclipped(Pendulum):
+    def clip_action(self, u):
+        return u
+
+
+class Mixing(Pendulum):
+    def cost(self, x, u, p):
+        return super().cost(x, u, p) + x.mean()
+
+
+class WrongDevice(Pendulum):
+    def observe(self, x):
+        return torch.zeros(x.shape[0], 3, dtype=x.dtype)
+
+
+class GlobalRandom(Pendulum):
+    def reset(self, batch, generator, dtype=torch.float32):
+        return torch.rand(batch, 2, dtype=dtype)
+
+
+class Infinite(Pendulum):
+    def cost(self, x, u, p):
+        return super().cost(x, u, p) + 1 / x[:, 0].clamp(min=0.0)
+
+
+class WrongNames(Pendulum):
+    observation_names = ("cos_angle", "sin_angle")
+
+
+class OtherDynamics(Pendulum):
+    solver = SemiImplicitEuler(project_velocity=lambda rate: 0.99 * rate)
+
+
+class ScalarOnly(Pendulum):
+    def cost(self, x, u, p):
+        return super().cost(x, u, p) * float(p["m"].mean()) ** (p["m"].ndim)
+
+    parameters = (*Pendulum.parameters[:1], Parameter("m", 2.0, "kg"), *Pendulum.parameters[2:])
+
+
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        (Detached, "gradients_agree_with_finite_differences: dynamics"),
+        (SilentMass, "gradient with respect to m is zero everywhere"),
+        (Unclipped, "does not act like the bound"),
+        (Mixing, "depends on the others in its batch"),
+        (WrongDevice, "observe gives"),
+        (GlobalRandom, "reset draws from the global generator"),
+        (Infinite, "non-finite values of cost"),
+        (WrongNames, "observe has 3 components, the names 2"),
+        (OtherDynamics, "the solver's step and the dynamics differ"),
+        (ScalarOnly, "give another result than the same scalars"),
+    ],
+)
+def test_a_broken_simulator_is_named(broken, complaint):
+    with pytest.raises(ConformanceError, match=complaint):
+        check_env(broken())
+
+
+def test_a_class_instead_of_an_instance_is_named():
+    with pytest.raises(ConformanceError, match=r"has to be called first"):
+        check_env(Pendulum)
+
+
+def gym_states(rng, count):
+    """States beyond the box too: the angle is not wrapped and torque is clipped."""
+    return rng.uniform([-10, -8], [10, 8], (count, 2)), rng.uniform(-3, 3, (count, 1)).astype(np.float32)
+
+
+def test_the_pendulum_steps_as_gymnasiums_does():
+    gym_env = gymnasium.make("Pendulum-v1").unwrapped
+    states, actions = gym_states(np.random.default_rng(0), 1000)
+    env = make_env("pendulum")
+    x = torch.from_numpy(states)
+    ours, cost = env.step(x, torch.from_numpy(actions).double(), env.params(x))
+    observations = env.observe(ours)
+    gym_env.reset(seed=0)
+    for i, (state, action) in enumerate(zip(states, actions, strict=True)):
+        gym_env.state = state.copy()
+        observation, reward, terminated, truncated, _ = gym_env.step(action)
+        assert np.abs(ours[i].numpy() - gym_env.state).max() < 1e-6
+        assert abs(-float(cost[i]) - float(reward)) < 1e-6
+        assert np.abs(observations[i].numpy() - observation).max() < 1e-6
+        assert not (terminated or truncated)
+
+
+def test_the_pendulums_task_is_gymnasiums():
+    gym_env = gymnasium.make("Pendulum-v1")
+    env = make_env("pendulum")
+    assert gym_env.spec.max_episode_steps == env.episode_steps
+    assert gym_env.unwrapped.dt == env.dt
+    assert gym_env.action_space.low.tolist() == list(env.action_box.low)
+    assert gym_env.action_space.high.tolist() == list(env.action_box.high)
+    assert {n: c.value for n, c in env.constants.items()} == {
+        n: getattr(gym_env.unwrapped, n) for n in ("g", "m", "l")
+    }
+    starts = np.array([gym_env.reset(seed=i)[0] for i in range(2000)])
+    angles, rates = np.arctan2(starts[:, 1], starts[:, 0]), starts[:, 2]
+    ours = env.reset(2000, torch.Generator().manual_seed(0)).numpy()
+    for gym_values, our_values in ((angles, ours[:, 0]), (rates, ours[:, 1])):
+        quantiles = np.linspace(0, 1, 11)
+        gap = np.quantile(gym_values, quantiles) - np.quantile(our_values, quantiles)
+        assert np.abs(gap).max() < 0.06 * np.ptp(gym_values)
+
+
+def test_parameters_change_the_physics_and_carry_gradients():
+    env = Pendulum(g=5.0, l=2.0)
+    x = torch.tensor([[0.5, 0.0]], dtype=torch.float64)
+    u = torch.zeros(1, 1, dtype=torch.float64)
+    p = {k: v.requires_grad_() for k, v in env.params(x).items()}
+    rate = env.dynamics(0.0, x, u, p)[0, 1]
+    assert float(rate) == pytest.approx(3 * 5 / (2 * 2) * np.sin(0.5))
+    (slope,) = torch.autograd.grad(rate, p["g"])
+    assert float(slope) == pytest.approx(3 / (2 * 2) * np.sin(0.5))
+
+
+def test_clipping_cuts_the_gradient_where_it_says_so():
+    env, x = Pendulum(), torch.zeros(3, 2)
+    u = torch.tensor([[-3.0], [1.0], [3.0]], requires_grad=True)
+    following, _ = env.step(x, u, env.params(x))
+    (gradient,) = torch.autograd.grad(following[:, 1].sum(), u)
+    assert gradient[:, 0].tolist() == [0.0, pytest.approx(3 * 0.05), 0.0]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        ({"mass": 1.0}, "unknown parameter of pendulum 'mass'; known: g, l, m"),
+        ({"m": 0.0}, "parameter m = 0.0 kg is outside its range"),
+        ({"l": -1.0}, "parameter l = -1.0 m"),
+        ({"g": float("nan")}, "parameter g = nan"),
+        ({"g": "10"}, "parameter g must be a number, got '10'"),
+        ({"m": True}, "parameter m must be a number, got True"),
+    ],
+)
+def test_impossible_parameters_are_refused(parameters, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Pendulum(**parameters)
+
+
+@pytest.mark.parametrize(("low", "high"), [((0.0,), (1.0, 2.0)), ((1.0,), (0.0,)), ((), ()), ((0.0,), (np.inf,))])
+def test_a_box_checks_itself(low, high):
+    with pytest.raises(ValueError, match="box bounds"):
+        Box(low, high)
+
+
+def test_another_solver_changes_the_integration():
+    class Forward(Pendulum):
+        solver = Euler()
+
+    check_env(Forward())
+    x, u = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 1)
+    env = Forward()
+    assert float(env.step(x, u, env.params(x))[0][0, 0]) == pytest.approx(1.0 + 0.05 * 2.0)
+
+
+def test_the_julia_sources_are_found():
+    assert (julia_sources() / "Project.toml").is_file()
