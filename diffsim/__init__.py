@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffsim.evaluation import Evaluation, LoadedPolicy, evaluate, load_policy
-    from diffsim.plot import plot
+    from diffsim.curves import plot
     from diffsim.run import train
     from diffsim.runfile import RunFile
 
@@ -26,7 +26,7 @@ _HOMES = {
     "LoadedPolicy": "evaluation",
     "evaluate": "evaluation",
     "load_policy": "evaluation",
-    "plot": "plot",
+    "plot": "curves",
     "train": "run",
     "RunFile": "runfile",
 }
@@ -35,9 +35,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'diffsim' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"diffsim.{_HOMES[name]}"), name)
-    globals()[name] = value  # importing diffsim.plot has bound the module to this name
-    return value
+    return getattr(importlib.import_module(f"diffsim.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -70,7 +70,7 @@ def main() -> None:
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE",
               help="Any other setting, such as algorithm.window=8 or env.g=3.7; repeatable.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of torch.  [default: torch's choice]")
+@click.option("--threads", type=int, help="CPU threads of torch.  [default: 1]")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def train(
     env: str | None,
@@ -78,7 +78,6 @@ def train(
     config: str | None,
     assignments: tuple[str, ...],
     resume: bool,
-    threads: int | None,
     quiet: bool,
     **flags: Any,
 ) -> None:
@@ -91,10 +90,6 @@ def train(
     layers = [read_toml(Path(config))] if config else []
     layers.append({key: value for key, value in {"env": env, **flags}.items() if value is not None})
     layers += [parse_assignment(text) for text in assignments]
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
     file = run_training(out=out, resume=resume, quiet=quiet, **merge(*layers))
     history = file.history()
     click.echo(
@@ -143,7 +138,7 @@ def show(run: str) -> None:
 @click.option("--out", type=click.Path(), help="PNG to write.  [default: curves.png in the first run]")
 def plot(runs: tuple[str, ...], out: str | None) -> None:
     """Draw the learning curves of RUNS to a PNG."""
-    from diffsim.plot import plot as draw
+    from diffsim.curves import plot as draw
 
     click.echo(f"wrote {draw(list(runs), out)}")
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffsim.errors import ConfigError
-from solvers.catalogue import unknown
+from solvers.catalogue import Catalogue, UnknownNameError, unknown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +42,14 @@ class Named(BaseModel):
         return dict(self.model_extra or {})
 
 
+class PolicyConfig(Named):
+    """``name`` is a network; options beside these go to its constructor."""
+
+    name: str = "mlp"
+    squash: Literal["clip", "tanh"] = "clip"
+    """How outputs are brought into the action box; see :class:`diffsim.policy.Policy`."""
+
+
 class OptimizerConfig(Named):
     """``name`` is any optimizer of torch.optim; options beside these go to its constructor."""
 
@@ -64,7 +72,7 @@ class RunConfig(Settings):
     """Everything that determines a run, and nothing else."""
 
     env: Named
-    policy: Named = Named(name="mlp")
+    policy: PolicyConfig = PolicyConfig()
     algorithm: Named = Named(name="short_window")
     optimizer: OptimizerConfig = OptimizerConfig(name="adam", **{"lr": 5e-3, "betas": [0.7, 0.95]})
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -74,6 +82,9 @@ class RunConfig(Settings):
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "cpu"
     dtype: Literal["float32", "float64"] = "float32"
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of torch. Part of the run because sums split over threads round differently; one, because
+    at batches of a few hundred more threads mostly wait for each other."""
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(), indent=2)
@@ -103,6 +114,18 @@ def _explain(model: type[BaseModel], error: Any, section: str) -> str:
     if error["type"] == "missing":
         return f"{key} is missing; set it, for example with --set {key}=VALUE"
     return f"{key} = {error['input']!r}: {error['msg']}"
+
+
+def load_class(catalogue: Catalogue, name: str) -> Any:
+    """The class behind a name in a configuration.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return catalogue.load(name)
+    except UnknownNameError as error:
+        raise ConfigError(str(error)) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

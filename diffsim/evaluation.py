@@ -13,7 +13,7 @@ import torch
 from diffsim.errors import EvaluationError
 from diffsim.policy import Policy, make_policy
 from diffsim.rollout import episode_returns
-from diffsim.run import build_env, resolve_device
+from diffsim.run import build_env, resolve_device, torch_threads
 from diffsim.runfile import RunFile
 from robotics_envs.base import Env
 
@@ -143,10 +143,11 @@ def evaluate(
         if not isinstance(value, int) or value < least:
             raise EvaluationError(f"{name} = {value!r}: must be a whole number of at least {least}")
     loaded = LoadedRun(run.path if isinstance(run, RunFile) else run, checkpoint)
-    if gym is None:
-        result = evaluate_in_simulator(loaded, episodes, seed)
-    else:
-        result = evaluate_in_gym(loaded.policy, gym, episodes, seed)
+    with torch_threads(loaded.config.threads):
+        if gym is None:
+            result = evaluate_in_simulator(loaded, episodes, seed)
+        else:
+            result = evaluate_in_gym(loaded.policy, gym, episodes, seed)
     low, high = result.interval()
     loaded.file.append_evaluation(
         result.returns,

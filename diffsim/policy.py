@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from diffsim.config import Named
+from diffsim.config import PolicyConfig, load_class
 from diffsim.errors import ConfigError
 from robotics_envs.base import Env
 from solvers.catalogue import Catalogue, unknown
@@ -26,10 +26,14 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class MLP(nn.Sequential):
-    """A multilayer perceptron ``[B, inputs] -> [B, outputs]`` with a linear last layer."""
+    """A multilayer perceptron ``[B, inputs] -> [B, outputs]`` with a linear last layer.
+
+    Weights start orthogonal (Saxe et al., arXiv 1312.6120), biases at zero and the last layer at a
+    tenth of its usual size: a policy near the centre of its box, a critic near its mean.
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, hidden: tuple[int, ...] = (64, 64), activation: str = "tanh"
+        self, inputs: int, outputs: int, hidden: Sequence[int] = (64, 64), activation: str = "tanh"
     ) -> None:
         if activation not in ACTIVATIONS:
             raise ConfigError(unknown("activation", activation, ACTIVATIONS))
@@ -41,20 +45,61 @@ class MLP(nn.Sequential):
         for fan_in, fan_out in pairwise((inputs, *hidden)):
             layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
         super().__init__(*layers, nn.Linear(hidden[-1] if hidden else inputs, outputs))
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                nn.init.orthogonal_(layer.weight, gain=0.1 if layer is self[-1] else 1.0)
+                nn.init.zeros_(layer.bias)
+
+
+class ProjectedClip(torch.autograd.Function):
+    """Clamp to [-1, 1]; in backward, block the gradient only where descent would lead further outside.
+
+    This is the gradient of the projected step, not of the clamp: beyond a bound it lets through what
+    leads back inside, so an output that has run out of its box is not lost as it is under a clamp
+    (zero gradient) or deep in a tanh (vanishing gradient).  It assumes that the loss is minimised.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(v: Tensor) -> Tensor:
+        return v.clamp(-1.0, 1.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (v,) = ctx.saved_tensors
+        return gradient * ((v.abs() < 1.0) | (v * gradient > 0.0))
+
+
+SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "clip": ProjectedClip.apply,
+    "tanh": torch.tanh,
+}
 
 
 class Policy(nn.Module):
-    """``action = centre + half_range · tanh(network((observation - mean) / scale) + noise)``.
+    """``action = centre + half_range · squash(network((observation - mean) / scale) + noise)``.
 
-    Any ``nn.Module`` from ``[B, o]`` to ``[B, m]`` serves as the network.  The squash keeps actions inside
-    the box without clipping, so no gradient is cut.
+    Any ``nn.Module`` from ``[B, o]`` to ``[B, m]`` serves as the network.  ``squash`` is ``"clip"``, whose
+    gradient is that of :class:`ProjectedClip`, or ``"tanh"``, which is exact and saturates.
     """
 
     def __init__(
-        self, network: nn.Module, mean: Tensor, scale: Tensor, low: Tensor, high: Tensor
+        self,
+        network: nn.Module,
+        mean: Tensor,
+        scale: Tensor,
+        low: Tensor,
+        high: Tensor,
+        squash: str = "clip",
     ) -> None:
         super().__init__()
         self.network = network
+        self.squash = SQUASHES[squash]
         self.mean: Tensor
         self.scale: Tensor
         self.centre: Tensor
@@ -64,16 +109,20 @@ class Policy(nn.Module):
         self.register_buffer("centre", (low + high) / 2)
         self.register_buffer("half_range", (high - low) / 2)
 
+    def normalise(self, observation: Tensor) -> Tensor:
+        """Observations ``[..., o]`` with mean 0 and deviation 1 over the state box."""
+        return (observation - self.mean) / self.scale
+
     def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
         """Actions ``[B, m]`` for observations ``[B, o]``; ``noise [B, m]`` is added before the squash."""
-        raw = self.network((observation - self.mean) / self.scale)
+        raw = self.network(self.normalise(observation))
         if noise is not None:
             raw = raw + noise
-        return self.centre + self.half_range * torch.tanh(raw)
+        return self.centre + self.half_range * self.squash(raw)
 
 
 def make_policy(
-    config: Named, env: Env, seed: int, device: torch.device, dtype: torch.dtype
+    config: PolicyConfig, env: Env, seed: int, device: torch.device, dtype: torch.dtype
 ) -> Policy:
     """The policy that ``config`` names, freshly initialised for ``env`` from ``seed``.
 
@@ -87,19 +136,16 @@ def make_policy(
         config, len(env.observation_names), len(env.action_box), seed, device, dtype
     )
     mean, scale = observation_statistics(env, device, dtype)
-    return Policy(network, mean, scale, *env.action_box.bounds(mean))
+    return Policy(network, mean, scale, *env.action_box.bounds(mean), config.squash)
 
 
 def make_network(
-    config: Named, inputs: int, outputs: int, seed: int, device: torch.device, dtype: torch.dtype
+    config: PolicyConfig, inputs: int, outputs: int, seed: int, device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
     """The network that ``config`` names, initialised from ``seed`` without touching global random state."""
-    network_class = NETWORKS.load(config.name)
+    network_class = load_class(NETWORKS, config.name)
     check_options(network_class, config.options, "policy", given=2)
-    # A user's module draws its initial weights from the global generator; lend it one.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = network_class(inputs, outputs, **config.options)
+    network = initialised(lambda: network_class(inputs, outputs, **config.options), seed)
     network = network.to(device=device, dtype=dtype)
     probe = network(torch.zeros(2, inputs, device=device, dtype=dtype))
     if probe.shape != (2, outputs):
@@ -107,6 +153,19 @@ def make_network(
             f"policy {config.name!r} maps [2, {inputs}] to {list(probe.shape)}; it must give [2, {outputs}]"
         )
     return network
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def initialised(build: Callable[[], Network], seed: int) -> Network:
+    """What ``build`` makes when the global generator starts from ``seed``, which is then put back.
+
+    A module draws its first weights from global random state, and there is no other way to seed it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
 
 
 def check_options(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -34,7 +35,8 @@ class Progress:
         self._started = self._printed = time.monotonic()
         self._first = done
         self._bar = (
-            tqdm(total=updates, initial=done, file=self.stream, bar_format="{desc}", leave=True)
+            # The number of rows is given because terminals of unknown size report none, which hides the line.
+            tqdm(total=updates, initial=done, file=self.stream, bar_format="{desc}", nrows=2)
             if self.stream.isatty() and not quiet
             else None
         )
@@ -54,9 +56,9 @@ class Progress:
         if evaluated:
             self._return = row["return"]
         if self._bar is not None:
-            width = self._bar.ncols or _terminal_width(self.stream)
-            self._bar.update(int(row["update"]) - self._bar.n)
+            width = shutil.get_terminal_size().columns - 1
             self._bar.set_description_str(disp_trim(self._line(row), width), refresh=False)
+            self._bar.update(int(row["update"]) - self._bar.n)
             return
         now = time.monotonic()
         if evaluated or now - self._printed >= self.seconds:
@@ -79,9 +81,3 @@ class Progress:
             f" | {int(row['env_steps']):,} env steps | {int(row['gradient_evaluations']):,} gradients"
             f" | {tqdm.format_sizeof(rate)} steps/s | ETA {tqdm.format_interval(eta)}"
         )
-
-
-def _terminal_width(stream: TextIO) -> int:
-    import shutil
-
-    return shutil.get_terminal_size().columns - 1

@@ -23,7 +23,6 @@ def describe(device: str) -> dict[str, str | int]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device_name": torch.cuda.get_device_name(kind) if kind.type == "cuda" else platform.machine(),
-        "torch_threads": torch.get_num_threads(),
         # The revision of diffsim itself when it runs from a checkout, and that of the experiment.
         "git_revision": git_revision(Path(__file__).parent),
         "git_revision_of_working_directory": git_revision(Path.cwd()),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from diffsim import provenance
 from diffsim.algorithms import ALGORITHMS
 from diffsim.algorithms.base import Algorithm, Record
-from diffsim.config import Named, RunConfig, load_config, validate
+from diffsim.config import Named, RunConfig, load_class, load_config, validate
 from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
 from diffsim.policy import make_policy
 from diffsim.progress import Progress
@@ -98,7 +99,7 @@ def build_env(config: RunConfig) -> Env:
 
 def algorithm_settings(config: RunConfig) -> Any:
     return validate(
-        _load(ALGORITHMS, config.algorithm.name).Settings, config.algorithm.options, "algorithm"
+        load_class(ALGORITHMS, config.algorithm.name).Settings, config.algorithm.options, "algorithm"
     )
 
 
@@ -107,7 +108,7 @@ def build_algorithm(config: RunConfig) -> Algorithm:
     env = build_env(config)
     device = resolve_device(config.device)
     policy = make_policy(config.policy, env, config.seed, device, getattr(torch, config.dtype))
-    algorithm = _load(ALGORITHMS, config.algorithm.name)
+    algorithm = load_class(ALGORITHMS, config.algorithm.name)
     return algorithm(env, policy, config, algorithm_settings(config))
 
 
@@ -126,11 +127,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _load(catalogue: Any, name: str) -> Any:
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """While inside, torch computes on ``count`` CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        return catalogue.load(name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Run:
@@ -173,17 +178,21 @@ class Run:
         """Train to the end of the budget, or until someone asks to stop."""
         config = self.config
         progress = Progress(config.updates, self.updates_done, quiet=quiet)
-        with stop_on_signals() as stop, progress:
+        with torch_threads(config.threads), stop_on_signals() as stop, progress:
             while self.updates_done < config.updates:
-                self._update(progress)
+                record = self._update(progress)
                 finished = self.updates_done == config.updates
+                diverged = self._dropped_in_a_row == MAX_DROPPED_IN_A_ROW
                 due = self.updates_done % config.checkpoint_every == 0
-                if due or finished or stop.signal is not None:
+                if due or finished or diverged or stop.signal is not None:
                     self.file.update(self._sections())
+                if diverged:
+                    raise DivergenceError(self._why_it_diverged(record))
                 if stop.signal is not None and not finished:
                     raise Interrupted(self._how_to_go_on(), stop.signal)
 
-    def _update(self, progress: Progress) -> None:
+    def _update(self, progress: Progress) -> Record:
+        """One update of the algorithm, into the history and before the user's eyes."""
         started = time.perf_counter()
         record = self.algorithm.step()
         seconds = time.perf_counter() - started
@@ -191,7 +200,12 @@ class Run:
         for name, column in self.history.items():
             column.append(row[name])
         progress.show(row)
-        self._watch_for_divergence(record, progress)
+        if record.dropped:
+            progress.say(
+                f"update {self.updates_done}: step dropped, {record.dropped}; the policy is unchanged"
+            )
+        self._dropped_in_a_row = self._dropped_in_a_row + 1 if record.dropped else 0
+        return record
 
     def _account(self, record: Record, seconds: float) -> dict[str, float]:
         """The next row of the history."""
@@ -232,19 +246,13 @@ class Run:
             sections["checkpoints/best"] = self._best[1]
         return sections
 
-    def _watch_for_divergence(self, record: Record, progress: Progress) -> None:
-        if not record.dropped:
-            self._dropped_in_a_row = 0
-            return
-        self._dropped_in_a_row += 1
-        progress.say(f"update {self.updates_done}: step dropped, {record.dropped}; the policy is unchanged")
-        if self._dropped_in_a_row == MAX_DROPPED_IN_A_ROW:
-            raise DivergenceError(
-                f"{MAX_DROPPED_IN_A_ROW} updates in a row were dropped, the last at update "
-                f"{self.updates_done}: {record.dropped}. {self.file.path} holds the last checkpoint. Try a "
-                "smaller optimizer.lr, optimizer.max_grad_norm=1, or dtype=float64; if it "
-                "starts at once, put the simulator through robotics_envs.check_env"
-            )
+    def _why_it_diverged(self, record: Record) -> str:
+        return (
+            f"{MAX_DROPPED_IN_A_ROW} updates in a row were dropped, the last at update "
+            f"{self.updates_done}: {record.dropped}. The policy before them is in {self.file.path}. Try a "
+            "smaller optimizer.lr, optimizer.max_grad_norm=1 or dtype=float64; if it starts at "
+            "once, put the simulator through robotics_envs.check_env"
+        )
 
     def _how_to_go_on(self) -> str:
         return (

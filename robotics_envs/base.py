@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Box:
 
     def bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """``(low, high)`` as tensors of the dtype and device of ``like``."""
-        return like.new_tensor(self.low), like.new_tensor(self.high)
+        return _bounds(self, like.dtype, like.device)
 
     def sample(
         self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
@@ -76,6 +77,17 @@ class Box:
         )
         low, high = self.bounds(unit)
         return low + (high - low) * unit
+
+
+@functools.lru_cache(maxsize=256)
+def _bounds(box: Box, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    # Made once, for they are needed at each step; as ordinary tensors even if the first to ask is
+    # in inference mode, whose tensors autograd refuses later.
+    with torch.inference_mode(False):
+        return (
+            torch.tensor(box.low, dtype=dtype, device=device),
+            torch.tensor(box.high, dtype=dtype, device=device),
+        )
 
 
 class Env(abc.ABC):
@@ -94,6 +106,8 @@ class Env(abc.ABC):
     name: ClassVar[str]
     state_names: ClassVar[tuple[str, ...]]
     observation_names: ClassVar[tuple[str, ...]]
+    angle_names: ClassVar[tuple[str, ...]] = ()
+    """The states that are angles in rad: adding 2 pi changes nothing but the number."""
     parameters: ClassVar[tuple[Parameter, ...]] = ()
     action_box: ClassVar[Box]
     """Actions are clipped to this box before they act (N·m, N, …)."""

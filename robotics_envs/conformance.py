@@ -64,6 +64,28 @@ def names_match_shapes(env: Env) -> list[str]:
     return [f"{k} has {got} components, the names {want}" for k, (got, want) in sizes.items() if got != want]
 
 
+def angles_are_periodic(env: Env) -> list[str]:
+    x, u, p = sample(env)
+    complaints = []
+    for name in env.angle_names:
+        if name not in env.state_names:
+            complaints.append(f"{name!r} in angle_names is not in state_names")
+            continue
+        turned = x.clone()
+        turned[:, env.state_names.index(name)] += 2 * torch.pi
+        pairs = {
+            "cost": (env.cost(x, u, p), env.cost(turned, u, p)),
+            "observation": (env.observe(x), env.observe(turned)),
+            "dynamics": (env.dynamics(0.0, x, u, p), env.dynamics(0.0, turned, u, p)),
+        }
+        complaints += [
+            f"a full turn of {name} changes the {what}"
+            for what, (a, b) in pairs.items()
+            if not torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+        ]
+    return complaints
+
+
 def results_keep_shape_dtype_and_device(env: Env) -> list[str]:
     """Also on the meta device, which finds tensors made on the wrong one."""
     complaints = []
@@ -199,6 +221,7 @@ def step_follows_the_dynamics(env: Env) -> list[str]:
 
 CHECKS: tuple[Callable[[Env], list[str]], ...] = (
     names_match_shapes,
+    angles_are_periodic,
     results_keep_shape_dtype_and_device,
     reset_is_its_generator_alone,
     values_are_finite,

@@ -34,6 +34,7 @@ class Pendulum(Env):
     name = "pendulum"
     gym_id = "Pendulum-v1"
     state_names = ("angle", "rate")
+    angle_names = ("angle",)
     observation_names = ("cos_angle", "sin_angle", "rate")
     parameters = (
         Parameter("g", 10.0, "m/s²", source=_SOURCE),

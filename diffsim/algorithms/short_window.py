@@ -1,0 +1,196 @@
+"""Short windows through the simulator with a well-fitted critic at their end: the default algorithm.
+
+The gradient runs through a few control intervals only, where it is short, smooth and low in variance; a
+critic carries the rest of the horizon.  What a white box adds to the actor-critic recipe is the freedom to
+start anywhere: some windows start in states drawn afresh from the whole state box, so the policy
+meets every situation from the first update on, and most go on where the policy led, so that it is right
+about the states it visits.  docs/algorithms.md tells what was measured and what failed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from diffsim.algorithms.base import Algorithm, Record
+from diffsim.config import RunConfig, Settings
+from diffsim.critic import Critic
+from diffsim.optimizers import TorchOptimizer
+from diffsim.policy import MLP, Policy, initialised
+from diffsim.rollout import Rollout, rollout
+from robotics_envs.base import Env
+
+
+class ShortWindowSettings(Settings):
+    batch: int = Field(default=256, ge=2)
+    """Windows per update."""
+    window: int = Field(default=4, ge=1)
+    """Control intervals that the gradient runs through."""
+    discount: float = Field(default=0.97, gt=0, lt=1)
+    """Per control interval."""
+    noise: float = Field(default=0.4, ge=0)
+    """Deviation of the noise on actions before they are squashed, in half ranges of the action box."""
+    continuing: float = Field(default=0.75, ge=0, le=1)
+    """Share of the windows that go on where their last window ended."""
+    survival: float = Field(default=0.95, ge=0, le=1)
+    """Probability that a continuing window does go on rather than start afresh."""
+    reach: float = Field(default=1.5, gt=0)
+    """A window that ended outside the state box enlarged by this factor starts afresh."""
+    td_lambda: float = Field(default=0.8, ge=0, le=1)
+    critic_hidden: tuple[int, ...] = (64, 64)
+    critic_learning_rate: float = Field(default=5e-3, gt=0)
+    critic_batches: int = Field(default=8, ge=1)
+    """Minibatches of regression per update."""
+    critic_batch_size: int = Field(default=256, ge=1)
+    critic_windows: int = Field(default=2, ge=1)
+    """How many of the last updates' windows the critic is fitted to."""
+    critic_averaging: float = Field(default=0.2, gt=0, le=1)
+    """Share of the way that the critic read by the policy moves towards the fitted one per update."""
+    normalizer_rate: float = Field(default=0.2, gt=0, le=1)
+    """Share of the way that the scale of the critic moves towards that of new targets per update."""
+
+
+class ShortWindow(Algorithm):
+    """Minimise ``sum_t discount^t cost_t + discount^window V(x_window)`` over windows from drawn states."""
+
+    Settings = ShortWindowSettings
+
+    def __init__(
+        self, env: Env, policy: Policy, config: RunConfig, settings: ShortWindowSettings
+    ) -> None:
+        super().__init__(env, policy, config, settings)
+        self.settings = settings
+        self.optimizer = TorchOptimizer(policy.parameters(), config.optimizer)
+        network = initialised(
+            lambda: MLP(len(env.observation_names), 1, settings.critic_hidden), config.seed + 1
+        )
+        self.critic = Critic(
+            network.to(policy.mean),
+            settings.critic_learning_rate,
+            (0.7, 0.95),
+            settings.critic_averaging,
+            settings.normalizer_rate,
+        )
+        low, high = env.state_box.bounds(policy.mean)
+        self._middle, self._half_size = (low + high) / 2, (high - low) / 2
+        self._is_angle = torch.tensor([n in env.angle_names for n in env.state_names], device=self.device)
+        steps = torch.arange(settings.window + 1, dtype=self.dtype, device=self.device)
+        self._discounts = settings.discount**steps.unsqueeze(-1)  # [window + 1, 1]
+        # What later updates depend on beside networks and optimizers:
+        self._ends: Tensor | None = None
+        self._data: list[tuple[Tensor, Tensor]] = []
+
+    def step(self) -> Record:
+        """One policy step on fresh windows, then a fit of the critic to what they saw."""
+        s = self.settings
+        x = self._starts()
+        noise = s.noise * self._randn(s.window, s.batch, len(self.env.action_box))
+        windows: list[Rollout] = []
+
+        def objective() -> Tensor:
+            window = rollout(self.env, self.policy, x, s.window, self.params, noise)
+            windows.append(window)
+            return self._loss(window)
+
+        report = self.optimizer.step(objective, self.remaining)
+        window = Rollout(*(part.detach() for part in windows[0]))
+        dropped = ""
+        if report.finite:
+            self._fit_critic(window)
+            self._ends = window.states[-1]
+        else:
+            dropped = _what_is_not_finite(window)
+            self._ends, self._data = None, []
+        self.updates_done += 1
+        return Record(
+            report.loss,
+            report.grad_norm,
+            env_steps=report.evaluations * s.batch * s.window,
+            gradient_evaluations=report.evaluations,
+            dropped=dropped,
+        )
+
+    def _starts(self) -> Tensor:
+        """``[batch, n]``: afresh from the state box, or where the last window ended."""
+        s = self.settings
+        fresh = self.env.state_box.sample(s.batch, self.generator, self.dtype)
+        if self._ends is None:
+            return fresh
+        near = ((self._ends - self._middle).abs() <= s.reach * self._half_size) | self._is_angle
+        lucky = torch.rand(s.batch, generator=self.generator, device=self.device) < s.survival
+        go_on = near.all(dim=-1) & lucky & ~self.env.done(self._ends)
+        go_on[round(s.batch * s.continuing) :] = False
+        return torch.where(go_on.unsqueeze(-1), self._ends, fresh)
+
+    def _loss(self, window: Rollout) -> Tensor:
+        """Mean discounted cost-to-go in units of the critic's scale; costs after an end do not count."""
+        alive = self._alive(window.states)
+        costs, discounts = window.costs, self._discounts
+        if self._first:  # a critic that has seen no target has no scale yet
+            return (discounts[:-1] * alive[:-1] * costs).sum(dim=0).mean() / costs.detach().std()
+        values = self.critic.values(self.policy.normalise(window.observations[-1]))
+        total = (discounts[:-1] * alive[:-1] * costs).sum(dim=0) + discounts[-1] * alive[-1] * values
+        return total.mean() / self.critic.scale
+
+    @torch.no_grad()
+    def _fit_critic(self, window: Rollout) -> None:
+        """Regress on TD(lambda) targets (Sutton and Barto, 2nd ed., §12.1) of the last few windows."""
+        s = self.settings
+        z = self.policy.normalise(window.observations)
+        values = self.critic.values(z[1:])
+        goes_on = (~self.env.done(window.states[1:])).to(self.dtype)
+        target, targets = values[-1], torch.empty_like(values)
+        for t in reversed(range(s.window)):
+            following = torch.lerp(values[t], target, s.td_lambda)
+            target = window.costs[t] + s.discount * goes_on[t] * following
+            targets[t] = target
+        self._data = [*self._data, (z[:-1].flatten(0, 1), targets.flatten())][-s.critic_windows :]
+        self.critic.renormalise(targets)
+        z, targets = map(torch.cat, zip(*self._data, strict=True))
+        self.critic.fit(
+            z, targets, s.critic_batches, s.critic_batch_size, self.remaining, self.generator
+        )
+
+    def _alive(self, states: Tensor) -> Tensor:
+        """``[window + 1, batch]``: 1 until the rollout has ended, 0 after. Cuts the gradient of the end itself."""
+        return (~self.env.done(states.detach())).to(self.dtype).cumprod(dim=0)
+
+    @property
+    def _first(self) -> bool:
+        return not self._data
+
+    def _randn(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "updates_done": self.updates_done,
+            "policy": dict(self.policy.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "critic": self.critic.state_dict(),
+            "generator": self.generator.get_state(),
+            "ends": self._ends,
+            "data": self._data,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates_done = state["updates_done"]
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.critic.load_state_dict(state["critic"])
+        self.generator.set_state(state["generator"].cpu())
+        self._ends = state["ends"]
+        self._data = list(state["data"])
+
+
+def _what_is_not_finite(window: Rollout) -> str:
+    """How many rollouts went wrong, and when."""
+    finite = window.states[1:].isfinite().all(dim=-1) & window.costs.isfinite()
+    wrong = ~finite.all(dim=0)
+    if not wrong.any():
+        return "the gradient is not finite though every rollout is"
+    first = int((~finite[:, wrong]).any(dim=1).int().argmax())
+    return f"{int(wrong.sum())} of {len(wrong)} rollouts not finite, first at control interval {first + 1}"

@@ -1,0 +1,310 @@
+"""What the algorithms compute, checked against formulas; and that stopping changes no bit."""
+
+import math
+
+import h5py
+import pytest
+import torch
+
+from diffsim import state_tree
+from diffsim.algorithms import ALGORITHMS
+from diffsim.config import load_config
+from diffsim.errors import ConfigError
+from diffsim.rollout import episode_returns, rollout
+from diffsim.run import build_algorithm, resolve
+from robotics_envs.base import Box, Env, Parameter
+from robotics_envs.pendulum import Pendulum
+from solvers.runge_kutta import Euler
+
+
+def build(algorithm="short_window", env="pendulum", optimizer=None, **settings):
+    options = {"batch": 8} if algorithm == "short_window" else {"batch": 4, "horizon": 12}
+    chosen = {k: settings.pop(k) for k in ("updates", "seed", "dtype", "policy") if k in settings}
+    layers = [{"env": env, "updates": 8, **chosen}, {"algorithm": {"name": algorithm, **options, **settings}}]
+    if optimizer:
+        layers.append({"optimizer": optimizer})
+    return build_algorithm(resolve(load_config(*layers)))
+
+
+class Drift(Env):
+    """x' = u + c with cost x: everything about it is known in closed form."""
+
+    name = "drift"
+    state_names = observation_names = ("x",)
+    parameters = (Parameter("c", 1.0, "1/s"),)
+    action_box = Box.symmetric(1.0)
+    start_box = Box((0.0,), (0.0,))
+    state_box = Box.symmetric(4.0)
+    dt = 0.5
+    episode_steps = 6
+    solver = Euler()
+
+    def dynamics(self, t, x, u, p):
+        return u + p["c"].unsqueeze(-1)
+
+    def cost(self, x, u, p):
+        return x[:, 0] + 0 * u[:, 0]
+
+
+class Ending(Drift):
+    def done(self, x):
+        return x[:, 0] >= 1.0
+
+
+class Scaled(Pendulum):
+    def cost(self, x, u, p):
+        return 1024.0 * super().cost(x, u, p)
+
+
+class Exploding(Drift):
+    """The state turns NaN in those rollouts that start above 3."""
+
+    def dynamics(self, t, x, u, p):
+        return super().dynamics(t, x, u, p) + torch.where(x > 3.0, torch.nan, 0.0)
+
+
+def test_a_rollout_is_the_simulator_stepped():
+    algorithm = build(env="test_algorithms:Drift")
+    x = torch.tensor([[0.0], [2.0]])
+    with torch.no_grad():
+        result = rollout(algorithm.env, algorithm.policy, x, 3, algorithm.params)
+    assert result.states.shape == (4, 2, 1)
+    for t in range(3):
+        action = algorithm.policy(result.states[t])
+        assert torch.equal(result.actions[t], action)
+        assert torch.allclose(result.states[t + 1], result.states[t] + 0.5 * (action + 1.0))
+        assert torch.equal(result.costs[t], result.states[t, :, 0])
+
+
+def test_noise_moves_the_actions():
+    algorithm = build(env="test_algorithms:Drift")
+    x, noise = torch.zeros(2, 1), torch.tensor([[[0.25], [-0.25]]])
+    with torch.no_grad():
+        result = rollout(algorithm.env, algorithm.policy, x, 1, algorithm.params, noise)
+        quiet = rollout(algorithm.env, algorithm.policy, x, 1, algorithm.params)
+    assert torch.allclose(result.actions - quiet.actions, noise)
+
+
+def test_episodes_end_where_they_end():
+    algorithm = build(env="test_algorithms:Drift")
+    with torch.no_grad():  # a policy of zero action: x grows by 0.5 a step
+        for p in algorithm.policy.parameters():
+            p.zero_()
+    x = torch.zeros(1, 1)
+    full = episode_returns(algorithm.env, algorithm.policy, x, algorithm.params)
+    assert full.tolist() == [-(0 + 0.5 + 1.0 + 1.5 + 2.0 + 2.5)]
+    cut = episode_returns(Ending(), algorithm.policy, x, algorithm.params)
+    assert cut.tolist() == [-(0 + 0.5)]  # the step that starts at 1.0 never happens
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_gradient_is_that_of_the_objective(algorithm):
+    """The first step's gradient against central differences, with the exact squash, in float64."""
+    a = build(algorithm, dtype="float64", policy={"squash": "tanh"})
+    if algorithm == "short_window":
+        a.step()  # the critic has values only after its first fit
+    captured = {}
+
+    def capture(objective, remaining):
+        captured["objective"] = objective
+        captured["report"] = type(a.optimizer).step(a.optimizer, objective, remaining)
+        return captured["report"]
+
+    parameters = list(a.policy.parameters())
+    before = [p.detach().clone() for p in parameters]
+    a.optimizer.step, original = capture, a.optimizer.step
+    if algorithm == "short_window":
+        a._fit_critic = lambda window: None  # keep the objective what it was
+    a.step()
+    a.optimizer.step = original
+    with torch.no_grad():
+        for p, old in zip(parameters, before, strict=True):
+            p.copy_(old)
+    gradients = torch.autograd.grad(captured["objective"](), parameters)
+    norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
+    assert captured["report"].grad_norm == pytest.approx(norm, rel=1e-9)
+    generator, eps = torch.Generator().manual_seed(1), 1e-6
+    for p, g in zip(parameters, gradients, strict=True):
+        direction = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                p.add_(sign * eps * direction)
+                values.append(float(captured["objective"]()))
+                p.sub_(sign * eps * direction)
+        slope = (values[0] - values[1]) / (2 * eps)
+        assert slope == pytest.approx(float((g * direction).sum()), rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "lbfgs", "rmsprop"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_four_save_load_four_is_eight(algorithm, optimizer, dtype, tmp_path):
+    options = {"name": optimizer, "max_iter": 3} if optimizer == "lbfgs" else {"name": optimizer}
+    straight, first, second = (build(algorithm, optimizer=options, dtype=dtype) for _ in range(3))
+    records = [straight.step() for _ in range(8)]
+    resumed = [first.step() for _ in range(4)]
+    with h5py.File(tmp_path / "state.h5", "w") as file:
+        state_tree.write(file, "state", first.state_dict())
+    with h5py.File(tmp_path / "state.h5") as file:
+        second.load_state_dict(state_tree.read(file["state"]))
+    resumed += [second.step() for _ in range(4)]
+    assert records == resumed
+    assert same(straight.state_dict(), second.state_dict())
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_the_seed_determines_everything():
+    runs = [build(seed=seed) for seed in (1, 1, 2)]
+    for run in runs:
+        for _ in range(3):
+            run.step()
+    assert same(runs[0].state_dict(), runs[1].state_dict())
+    assert not same(runs[0].state_dict(), runs[2].state_dict())
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "steps"),
+    [("short_window", {"batch": 8, "window": 3}, 24), ("full_horizon", {"batch": 4, "horizon": 12}, 48)],
+)
+def test_environment_steps_are_counted_exactly(algorithm, settings, steps):
+    record = build(algorithm, **settings).step()
+    assert (record.env_steps, record.gradient_evaluations) == (steps, 1)
+    many = build(algorithm, optimizer={"name": "lbfgs", "max_iter": 3}, **settings).step()
+    assert many.gradient_evaluations > 1
+    assert many.env_steps == many.gradient_evaluations * steps
+
+
+def test_full_horizon_takes_the_tasks_episode_unless_told():
+    assert build("full_horizon", horizon=None).horizon == 200
+
+
+def test_the_first_loss_is_the_mean_cost():
+    algorithm = build("full_horizon", env="test_algorithms:Drift", horizon=3)
+    for p in algorithm.policy.parameters():
+        torch.nn.init.zeros_(p)
+    assert algorithm.step().loss == pytest.approx((0 + 0.5 + 1.0) / 3)
+
+
+def test_windows_start_afresh_or_where_the_last_one_ended():
+    algorithm = build(batch=2000, continuing=0.5, survival=0.9)
+    algorithm.step()
+    ends = algorithm._ends.clone()
+    starts = algorithm._starts()
+    went_on = (starts == ends).all(dim=1)
+    assert not went_on[1000:].any()
+    inside = ((ends - algorithm._middle).abs() <= 1.5 * algorithm._half_size) | algorithm._is_angle
+    share = float(went_on[:1000].float().mean() / inside[:1000].all(dim=1).float().mean())
+    assert share == pytest.approx(0.9, abs=0.04)
+    limits = algorithm.env.state_box.bounds(starts)
+    fresh = starts[1000:]
+    assert ((fresh >= limits[0]) & (fresh <= limits[1])).all()
+
+
+def test_a_window_that_left_the_box_starts_afresh_but_a_turned_angle_is_no_exit():
+    algorithm = build(batch=100, continuing=1.0, survival=1.0)
+    algorithm.step()
+    algorithm._ends = torch.tensor([[50.0, 0.0], [0.0, 11.9], [0.0, 12.1]]).repeat(34, 1)[:100]
+    went_on = (algorithm._starts() == algorithm._ends).all(dim=1)
+    assert went_on.tolist() == ([True, True, False] * 34)[:100]
+
+
+def test_td_lambda_targets_are_the_weighted_mixture_of_n_step_returns():
+    """Against the definition: (1 - L) sum_n L^(n-1) G_n + L^(T-1) G_T, Sutton and Barto eq. 12.3."""
+    lam, discount, steps = 0.7, 0.9, 5
+    algorithm = build(window=steps, td_lambda=lam, discount=discount, dtype="float64", continuing=0.0)
+    algorithm.step()
+    x = algorithm.env.state_box.sample(8, torch.Generator().manual_seed(3), torch.float64)
+    with torch.no_grad():
+        window = rollout(algorithm.env, algorithm.policy, x, steps, algorithm.params)
+    values = algorithm.critic.values(algorithm.policy.normalise(window.observations))
+    algorithm._fit_critic(window)
+    targets = algorithm._data[-1][1].view(steps, 8)
+    for t in range(steps):
+        returns = [
+            sum(discount**k * window.costs[t + k] for k in range(n)) + discount**n * values[t + n]
+            for n in range(1, steps - t + 1)
+        ]
+        expected = sum((1 - lam) * lam ** (n - 1) * g for n, g in enumerate(returns[:-1], start=1))
+        expected = expected + lam ** (steps - t - 1) * returns[-1]
+        assert torch.allclose(targets[t], expected, rtol=1e-10)
+
+
+def test_nothing_counts_after_an_end():
+    """In Ending, a rollout from 0.75 with zero action ends at 1.25: one cost, then nothing."""
+    algorithm = build(env="test_algorithms:Ending", window=3, dtype="float64", discount=0.9)
+    algorithm.step()
+    with torch.no_grad():
+        for p in algorithm.policy.parameters():
+            p.zero_()
+        window = rollout(algorithm.env, algorithm.policy, torch.full((8, 1), 0.75).double(), 3, algorithm.params)
+        loss = float(algorithm._loss(window) * algorithm.critic.scale)
+        assert loss == pytest.approx(0.75)
+        algorithm._fit_critic(window)
+        assert torch.allclose(algorithm._data[-1][1][:8], torch.full((8,), 0.75).double())
+    algorithm._ends = window.states[-1]
+    assert not (algorithm._starts() == algorithm._ends).all(dim=1).any()
+
+
+def test_the_unit_of_the_cost_does_not_matter():
+    """Costs times 1,024 (exact in binary): the same policy after ten updates, to rounding."""
+    plain, scaled = build(dtype="float64"), build(env="test_algorithms:Scaled", dtype="float64")
+    for _ in range(10):
+        plain.step()
+        scaled.step()
+    for a, b in zip(plain.policy.parameters(), scaled.policy.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_rollouts_that_explode_are_counted_and_change_nothing():
+    algorithm = build(env="test_algorithms:Exploding", batch=64, window=2)
+    before = {k: v.clone() for k, v in algorithm.policy.state_dict().items()}
+    critic = algorithm.critic.state_dict()["network"]["0.weight"].clone()
+    record = algorithm.step()
+    assert record.dropped.endswith("of 64 rollouts not finite, first at control interval 1")
+    assert 0 < int(record.dropped.split()[0]) < 32
+    assert same(before, dict(algorithm.policy.state_dict()))
+    assert torch.equal(critic, algorithm.critic.state_dict()["network"]["0.weight"])
+
+
+def test_it_learns_what_is_easy_to_know():
+    """Under Drift the best action is always the lowest one."""
+    algorithm = build(env="test_algorithms:Drift", batch=64, updates=60, discount=0.8, noise=0.0)
+    for _ in range(60):
+        algorithm.step()
+    x = torch.linspace(-4, 4, 9).unsqueeze(-1)
+    with torch.no_grad():
+        assert (algorithm.policy(x) < -0.95).all()
+        values = algorithm.critic.values(algorithm.policy.normalise(x))
+    # At the optimum x stays where it is, so its cost-to-go is x / (1 - discount).
+    slope = float(values[-1] - values[0]) / 8
+    assert slope == pytest.approx(1 / (1 - 0.8), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"windw": 3}, "unknown key 'algorithm.windw'; did you mean 'algorithm.window'"),
+        ({"window": 0}, "algorithm.window = 0"),
+        ({"batch": 1}, "algorithm.batch = 1"),
+        ({"discount": 1.0}, "algorithm.discount = 1.0"),
+        ({"noise": float("nan")}, "algorithm.noise = nan"),
+        ({"critic_hidden": [0]}, "critic_hidden|hidden = "),
+        ({"algorithm": "shrt_window"}, "unknown algorithm 'shrt_window'; did you mean 'short_window'"),
+        ({"env": "pendulm"}, "unknown environment 'pendulm'; did you mean 'pendulum'"),
+        ({"env": {"name": "pendulum", "m": -1}}, "parameter m = -1"),
+        ({"env": {"name": "pendulum", "gg": 1}}, "unknown parameter of pendulum 'gg'; did you mean 'g'"),
+    ],
+)
+def test_mistakes_are_named(settings, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        build(**settings)
