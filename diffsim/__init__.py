@@ -13,15 +13,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffsim.evaluation import Evaluation, LoadedPolicy, evaluate, load_policy
     from diffsim.curves import plot
+    from diffsim.errors import DiffsimError
+    from diffsim.evaluation import Evaluation, LoadedPolicy, evaluate, load_policy
     from diffsim.run import train
     from diffsim.runfile import RunFile
 
-__all__ = ["Evaluation", "LoadedPolicy", "RunFile", "evaluate", "load_policy", "plot", "train"]
+__all__ = [
+    "DiffsimError",
+    "Evaluation",
+    "LoadedPolicy",
+    "RunFile",
+    "evaluate",
+    "load_policy",
+    "plot",
+    "train",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DiffsimError": "errors",
     "Evaluation": "evaluation",
     "LoadedPolicy": "evaluation",
     "evaluate": "evaluation",

@@ -67,8 +67,13 @@ def main() -> None:
 @click.option("--optimizer", help="Any optimizer of torch.optim, such as adam, sgd, lbfgs.")
 @click.option("--device", help="Torch device, such as cpu or cuda:0.  [default: cpu]")
 @click.option("--dtype", help="float32 (default) or float64.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE",
-              help="Any other setting, such as algorithm.window=8 or env.g=3.7; repeatable.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any other setting, such as algorithm.window=8 or env.g=3.7; repeatable.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--threads", type=int, help="CPU threads of torch.  [default: 1]")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
@@ -111,11 +116,18 @@ def _next_step(file: Any) -> str:
 
 @main.command()
 @click.argument("run", type=click.Path())
-@click.option("--gym", help="Gymnasium environment to drive, such as Pendulum-v1; "
-              "without it, the run's own simulator.")
+@click.option(
+    "--gym",
+    help="Gymnasium environment to drive, such as Pendulum-v1; without it, the run's own simulator.",
+)
 @click.option("--episodes", default=100, show_default=True, type=click.IntRange(min=1))
-@click.option("--seed", default=1000, show_default=True, type=click.IntRange(min=0),
-              help="Of the first episode; each further one adds 1.")
+@click.option(
+    "--seed",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Of the first episode; each further one adds 1.",
+)
 @click.option("--checkpoint", default="last", show_default=True, help="last or best.")
 def evaluate(run: str, gym: str | None, episodes: int, seed: int, checkpoint: str) -> None:
     """Measure the policy of RUN and append the result to its file."""

@@ -74,7 +74,9 @@ class RunConfig(Settings):
     env: Named
     policy: PolicyConfig = PolicyConfig()
     algorithm: Named = Named(name="short_window")
-    optimizer: OptimizerConfig = OptimizerConfig(name="adam", **{"lr": 5e-3, "betas": [0.7, 0.95]})
+    optimizer: OptimizerConfig = OptimizerConfig.model_validate(
+        {"name": "adam", "lr": 5e-3, "betas": [0.7, 0.95]}
+    )
     evaluation: EvaluationConfig = EvaluationConfig()
     updates: int = Field(default=300, ge=1)
     checkpoint_every: int = Field(default=25, ge=1)
@@ -186,7 +188,5 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
         ConfigError: an unknown key or an impossible value.
     """
     fields = RunConfig.model_fields
-    defaults = {
-        name: fields[name].default.model_dump() for name in ("policy", "algorithm", "optimizer")
-    }
+    defaults = {name: fields[name].default.model_dump() for name in ("policy", "algorithm", "optimizer")}
     return validate(RunConfig, merge(defaults, *layers))

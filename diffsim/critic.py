@@ -39,7 +39,7 @@ class Critic:
         self.learning_rate = learning_rate
         self.averaging = averaging
         self.normalizer_rate = normalizer_rate
-        self.parameters = list(network.parameters())
+        self.parameters: list[Tensor] = list(network.parameters())
         fused = self.parameters[0].device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, betas=betas, fused=fused)
         self.mean = self.parameters[0].new_zeros(())

@@ -58,8 +58,14 @@ def plot(
             for file, history in zip(files, histories, strict=True):
                 known = np.isfinite(history[column])
                 marker = "o" if column == "return" else None
-                axis.plot(history[along][known], history[column][known],
-                          marker=marker, markersize=3, linewidth=1.2, label=str(file.folder))
+                axis.plot(
+                    history[along][known],
+                    history[column][known],
+                    marker=marker,
+                    markersize=3,
+                    linewidth=1.2,
+                    label=str(file.folder),
+                )
             axis.set_yscale(scale)
             axis.grid(alpha=0.3)
             if col == 0:

@@ -53,9 +53,7 @@ class LoadedPolicy:
         return f"LoadedPolicy({self.name!r}, {len(self.observation_names)} -> {self.actions})"
 
 
-def load_policy(
-    path: str | os.PathLike[str], checkpoint: str = "last", device: str = "cpu"
-) -> LoadedPolicy:
+def load_policy(path: str | os.PathLike[str], checkpoint: str = "last", device: str = "cpu") -> LoadedPolicy:
     """The policy of a run: ``checkpoint`` is ``"last"`` or ``"best"`` (by return in its own simulator).
 
     Raises:
@@ -67,9 +65,7 @@ def load_policy(
 class LoadedRun:
     """A run's policy together with the simulator it was trained in."""
 
-    def __init__(
-        self, path: str | os.PathLike[str], checkpoint: str = "last", device: str = "cpu"
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], checkpoint: str = "last", device: str = "cpu") -> None:
         self.file = RunFile(path)
         self.config = self.file.config()
         self.checkpoint = checkpoint
@@ -171,9 +167,7 @@ def evaluate_in_simulator(loaded: LoadedRun, episodes: int, seed: int) -> Evalua
     generator = torch.Generator().manual_seed(seed)
     x = env.reset(episodes, generator, module.mean.dtype).to(loaded.device)
     returns = episode_returns(env, module, x, env.params(x)).double().cpu().numpy()
-    return Evaluation(
-        f"diffsim:{env.name}", seed, returns, np.full(episodes, env.episode_steps)
-    )
+    return Evaluation(f"diffsim:{env.name}", seed, returns, np.full(episodes, env.episode_steps))
 
 
 def evaluate_in_gym(policy: LoadedPolicy, gym_id: str, episodes: int, seed: int) -> Evaluation:
@@ -186,9 +180,7 @@ def evaluate_in_gym(policy: LoadedPolicy, gym_id: str, episodes: int, seed: int)
     try:
         import gymnasium
     except ModuleNotFoundError:
-        raise EvaluationError(
-            "evaluating with --gym needs Gymnasium: pip install 'diffsim[gym]'"
-        ) from None
+        raise EvaluationError("evaluating with --gym needs Gymnasium: pip install 'diffsim[gym]'") from None
     returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
     together = min(episodes, 128)
     try:

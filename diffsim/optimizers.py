@@ -39,9 +39,7 @@ def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
     return {
         name.lower(): value
         for name, value in vars(torch.optim).items()
-        if inspect.isclass(value)
-        and issubclass(value, torch.optim.Optimizer)
-        and name not in _UNUSABLE
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and name not in _UNUSABLE
     }
 
 
@@ -91,7 +89,8 @@ class TorchOptimizer:
         if searches and not (finite and all(bool(p.isfinite().all()) for p in self.parameters)):
             finite = False
             with torch.no_grad():
-                torch._foreach_copy_(self.parameters, before)
+                for parameter, value in zip(self.parameters, before, strict=True):
+                    parameter.copy_(value)
             # Its curvature history now holds the failed step: start it afresh.
             self.inner = _construct(self.parameters, self.config)
         return StepReport(*reports[0], evaluations=len(reports), finite=finite)
@@ -122,12 +121,10 @@ def _construct(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch
         if option not in known:
             names = [f"optimizer.{k}" for k in (*known, "schedule", "max_grad_norm")]
             raise ConfigError(unknown("key", f"optimizer.{option}", names))
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.options.items()}
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.options.items()}
     # torch accepts any line search at construction and fails at the first step.
     if options.get("line_search_fn") not in (None, "strong_wolfe"):
-        raise ConfigError(
-            unknown("optimizer.line_search_fn", options["line_search_fn"], ["strong_wolfe"])
-        )
+        raise ConfigError(unknown("optimizer.line_search_fn", options["line_search_fn"], ["strong_wolfe"]))
     chosen = {"foreach", "differentiable", "capturable"} & options.keys()
     if "fused" in known and not chosen and parameters[0].device.type in ("cpu", "cuda"):
         options.setdefault("fused", True)

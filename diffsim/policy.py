@@ -132,9 +132,7 @@ def make_policy(
     Raises:
         ConfigError: unknown options, or a network of the wrong output shape.
     """
-    network = make_network(
-        config, len(env.observation_names), len(env.action_box), seed, device, dtype
-    )
+    network = make_network(config, len(env.observation_names), len(env.action_box), seed, device, dtype)
     mean, scale = observation_statistics(env, device, dtype)
     return Policy(network, mean, scale, *env.action_box.bounds(mean), config.squash)
 
@@ -168,9 +166,7 @@ def initialised(build: Callable[[], Network], seed: int) -> Network:
         return build()
 
 
-def check_options(
-    target: Callable[..., Any], options: dict[str, Any], section: str, given: int
-) -> None:
+def check_options(target: Callable[..., Any], options: dict[str, Any], section: str, given: int) -> None:
     """Refuse options that ``target`` does not take beyond its first ``given`` arguments."""
     parameters = list(inspect.signature(target).parameters.values())[given:]
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
@@ -178,9 +174,7 @@ def check_options(
     known = [p.name for p in parameters]
     for name in options:
         if name not in known:
-            raise ConfigError(
-                unknown("key", f"{section}.{name}", [f"{section}.{k}" for k in known])
-            )
+            raise ConfigError(unknown("key", f"{section}.{name}", [f"{section}.{k}" for k in known]))
 
 
 def observation_statistics(

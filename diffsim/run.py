@@ -268,8 +268,7 @@ def _refuse_changes(config: RunConfig, values: Mapping[str, Any]) -> None:
     stored = config.model_dump()
     wanted = resolve(load_config(stored, values)).model_dump()
     changed = [
-        f"{key} is {old!r} in the run, {new!r} was given"
-        for key, old, new in _differences(stored, wanted)
+        f"{key} is {old!r} in the run, {new!r} was given" for key, old, new in _differences(stored, wanted)
     ]
     if changed:
         raise ConfigError(

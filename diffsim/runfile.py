@@ -70,7 +70,9 @@ class RunFile:
 
     # -- writing ------------------------------------------------------------------------------
 
-    def create(self, config: RunConfig, provenance: Mapping[str, Any], sections: Mapping[str, Writer]) -> None:
+    def create(
+        self, config: RunConfig, provenance: Mapping[str, Any], sections: Mapping[str, Writer]
+    ) -> None:
         """Write a new file with these sections.
 
         Raises:

@@ -58,8 +58,10 @@ def _table(history: dict[str, np.ndarray]) -> list[str]:
         cells = (_cell(history[c][i]) for c in columns)
         lines.append("  " + " ".join(f"{cell:>20s}" for cell in cells))
     dropped = int(history["step_dropped"].sum())
-    lines.append(f"  {count} rows, {len(rows)} shown; {dropped} dropped steps; "
-                 f"compiled for {history['compile_seconds'][-1]:.1f} s")
+    lines.append(
+        f"  {count} rows, {len(rows)} shown; {dropped} dropped steps; "
+        f"compiled for {history['compile_seconds'][-1]:.1f} s"
+    )
     return lines
 
 

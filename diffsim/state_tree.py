@@ -64,5 +64,7 @@ def _scalar(value: Any, where: str) -> str:
     # JSON's shortest repr of a float reads back as the same bits; inf and nan pass as extensions.
     if value is None or isinstance(value, (bool, int, float, str)):
         return json.dumps(value)
-    raise TypeError(f"cannot store a {type(value).__name__} at {where}; a state holds tensors, "
-                    "numbers, strings, None, dicts and lists")
+    raise TypeError(
+        f"cannot store a {type(value).__name__} at {where}; a state holds tensors, "
+        "numbers, strings, None, dicts and lists"
+    )

@@ -68,13 +68,9 @@ class Box:
         """``(low, high)`` as tensors of the dtype and device of ``like``."""
         return _bounds(self, like.dtype, like.device)
 
-    def sample(
-        self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
+    def sample(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform points ``[batch, n]`` on the generator's device."""
-        unit = torch.rand(
-            batch, len(self), generator=generator, dtype=dtype, device=generator.device
-        )
+        unit = torch.rand(batch, len(self), generator=generator, dtype=dtype, device=generator.device)
         low, high = self.bounds(unit)
         return low + (high - low) * unit
 
@@ -128,9 +124,7 @@ class Env(abc.ABC):
                 raise UnknownNameError(unknown(f"parameter of {self.name}", name, defaults))
         self.constants: Mapping[str, Parameter] = MappingProxyType(
             {
-                name: Parameter(
-                    name, parameters.get(name, d.value), d.unit, d.low, d.high, d.source
-                )
+                name: Parameter(name, parameters.get(name, d.value), d.unit, d.low, d.high, d.source)
                 for name, d in defaults.items()
             }
         )
@@ -155,9 +149,7 @@ class Env(abc.ABC):
         """Which rollouts have ended for good, ``[B]`` bool; a time limit is not an end."""
         return torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
 
-    def reset(
-        self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
+    def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """Starting states of the task, ``[batch, n]``, on the generator's device."""
         return self.start_box.sample(batch, generator, dtype)
 

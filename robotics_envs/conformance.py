@@ -7,6 +7,7 @@ everything that is wrong.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,10 +142,10 @@ def gradients_agree_with_finite_differences(env: Env) -> list[str]:
     x, u, p = sample(env)
     names = list(p)
 
-    def over(function: Callable[..., object]) -> Callable[..., object]:
+    def over(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda x, u, *values: function(x, u, dict(zip(names, values, strict=True)))
 
-    functions = {
+    functions: dict[str, Callable[..., Any]] = {
         "dynamics": over(lambda x, u, p: env.dynamics(0.0, x, u, p)),
         "step": over(env.step),
         "cost": over(env.cost),
@@ -191,8 +192,7 @@ def parameters_may_differ_between_rollouts(env: Env) -> list[str]:
     x, u, p = sample(env)
     batched = env.step(x, u, {name: value.expand(BATCH) for name, value in p.items()})
     same = all(
-        torch.allclose(a, b, rtol=1e-12, atol=1e-12)
-        for a, b in zip(env.step(x, u, p), batched, strict=True)
+        torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(env.step(x, u, p), batched, strict=True)
     )
     return [] if same else ["parameters of shape [B] give another result than the same scalars"]
 

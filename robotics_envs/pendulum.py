@@ -51,9 +51,7 @@ class Pendulum(Env):
     def dynamics(self, t: Any, x: Tensor, u: Tensor, p: Params) -> Tensor:
         """d[angle, rate]/dt of a uniform rod about its end: ``3g/(2l) sin(angle) + 3/(m l²) torque``."""
         angle, rate = x.unbind(-1)
-        acceleration = (
-            3 * p["g"] / (2 * p["l"]) * torch.sin(angle) + 3 / (p["m"] * p["l"] ** 2) * u[..., 0]
-        )
+        acceleration = 3 * p["g"] / (2 * p["l"]) * torch.sin(angle) + 3 / (p["m"] * p["l"] ** 2) * u[..., 0]
         return torch.stack((rate, acceleration), dim=-1)
 
     def cost(self, x: Tensor, u: Tensor, p: Params) -> Tensor:

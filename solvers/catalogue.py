@@ -59,9 +59,7 @@ class Catalogue(Mapping[str, str]):
         elif isinstance(name, str) and name.count(":") == 1 and all(name.split(":")):
             path = name
         else:
-            raise UnknownNameError(
-                unknown(self.kind, name, self) + " (or your own as 'module:Class')"
-            )
+            raise UnknownNameError(unknown(self.kind, name, self) + " (or your own as 'module:Class')")
         module_name, attribute = path.split(":")
         try:
             module = importlib.import_module(module_name)
@@ -76,7 +74,6 @@ class Catalogue(Mapping[str, str]):
         if not hasattr(module, attribute):
             public = [n for n in vars(module) if not n.startswith("_")]
             raise UnknownNameError(
-                f"{self.kind} {name!r}: "
-                + unknown(f"attribute of module {module_name}", attribute, public)
+                f"{self.kind} {name!r}: " + unknown(f"attribute of module {module_name}", attribute, public)
             )
         return getattr(module, attribute)

@@ -20,7 +20,10 @@ from solvers.runge_kutta import Euler
 def build(algorithm="short_window", env="pendulum", optimizer=None, **settings):
     options = {"batch": 8} if algorithm == "short_window" else {"batch": 4, "horizon": 12}
     chosen = {k: settings.pop(k) for k in ("updates", "seed", "dtype", "policy") if k in settings}
-    layers = [{"env": env, "updates": 8, **chosen}, {"algorithm": {"name": algorithm, **options, **settings}}]
+    layers = [
+        {"env": env, "updates": 8, **chosen},
+        {"algorithm": {"name": algorithm, **options, **settings}},
+    ]
     if optimizer:
         layers.append({"optimizer": optimizer})
     return build_algorithm(resolve(load_config(*layers)))
@@ -246,7 +249,9 @@ def test_nothing_counts_after_an_end():
     with torch.no_grad():
         for p in algorithm.policy.parameters():
             p.zero_()
-        window = rollout(algorithm.env, algorithm.policy, torch.full((8, 1), 0.75).double(), 3, algorithm.params)
+        window = rollout(
+            algorithm.env, algorithm.policy, torch.full((8, 1), 0.75).double(), 3, algorithm.params
+        )
         loss = float(algorithm._loss(window) * algorithm.critic.scale)
         assert loss == pytest.approx(0.75)
         algorithm._fit_critic(window)

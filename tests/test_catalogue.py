@@ -37,7 +37,7 @@ def test_a_users_own_class_loads_by_its_path(tmp_path, monkeypatch):
     assert catalogue.load("my_things:Mine").__name__ == "Mine"
     with pytest.raises(UnknownNameError, match="did you mean 'Mine'"):
         catalogue.load("my_things:Mien")
-    with pytest.raises(UnknownNameError, match="no module 'my_thing'.*PYTHONPATH"):
+    with pytest.raises(UnknownNameError, match=r"no module 'my_thing'.*PYTHONPATH"):
         catalogue.load("my_thing:Mine")
     sys.modules.pop("my_things")
 

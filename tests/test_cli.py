@@ -21,7 +21,7 @@ SLOW_ENV = """
 import time
 from robotics_envs.pendulum import Pendulum
 class SlowPendulum(Pendulum):
-    def reset(self, batch, generator, dtype):  # reset is used by evaluations only: training is as fast as ever
+    def reset(self, batch, generator, dtype):
         time.sleep(0.05)
         return super().reset(batch, generator, dtype)
 """
@@ -87,9 +87,7 @@ def straight(tmp_path_factory):
     return RunFile(folder / "run")
 
 
-@pytest.mark.parametrize(
-    ("number", "stops"), [(signal.SIGKILL, 2), (signal.SIGTERM, 1), (signal.SIGINT, 1)]
-)
+@pytest.mark.parametrize(("number", "stops"), [(signal.SIGKILL, 2), (signal.SIGTERM, 1), (signal.SIGINT, 1)])
 def test_a_stopped_and_resumed_run_ends_with_the_same_bits(tmp_path, straight, number, stops):
     """Stopped wherever it happens to be."""
     (tmp_path / "slow_env.py").write_text(SLOW_ENV)
@@ -144,11 +142,23 @@ def test_a_terminal_sees_one_live_line(tmp_path):
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
-        (["train", "pendulm"], "unknown environment 'pendulm'; did you mean 'pendulum'? known: pendulum"),
+        (
+            ["train", "pendulm"],
+            "unknown environment 'pendulm'; did you mean 'pendulum'? known: pendulum",
+        ),
         (["train", "pendulum", "--optimizer", "adm"], "unknown optimizer 'adm'; did you mean 'adam'?"),
-        (["train", "pendulum", "--algorithm", "x"], "unknown algorithm 'x'; known: full_horizon, short_window"),
-        (["train", "pendulum", "--sed", "1"], "unknown option '--sed'; did you mean '--seed'? known: --algor"),
-        (["train", "pendulum", "--set", "sed=1"], "unknown key 'sed'; did you mean 'seed'? known: algorithm"),
+        (
+            ["train", "pendulum", "--algorithm", "x"],
+            "unknown algorithm 'x'; known: full_horizon, short_window",
+        ),
+        (
+            ["train", "pendulum", "--sed", "1"],
+            "unknown option '--sed'; did you mean '--seed'? known: --algor",
+        ),
+        (
+            ["train", "pendulum", "--set", "sed=1"],
+            "unknown key 'sed'; did you mean 'seed'? known: algorithm",
+        ),
         (["train", "pendulum", "--set", "algorithm.windw=1"], "did you mean 'algorithm.window'?"),
         (["train", "pendulum", "--set", "optimizer.lrr=1"], "did you mean 'optimizer.lr'?"),
         (["train", "pendulum", "--set", "window"], "--set takes KEY=VALUE"),
@@ -158,7 +168,10 @@ def test_a_terminal_sees_one_live_line(tmp_path):
         (["train", "pendulum", "--device", "abacus"], "device 'abacus' cannot be used here"),
         (["train", "pendulum", "--config", "no.toml"], "cannot read the configuration no.toml"),
         (["train"], "env is missing"),
-        (["trian"], "unknown command 'trian'; did you mean 'train'? known: envs, evaluate, plot, show, train"),
+        (
+            ["trian"],
+            "unknown command 'trian'; did you mean 'train'? known: envs, evaluate, plot, show, train",
+        ),
         (["evaluate", "nowhere"], "no run at nowhere/run.h5"),
         (["show", "nowhere"], "no run at nowhere/run.h5"),
         (["plot", "nowhere"], "no run at nowhere/run.h5"),
@@ -183,7 +196,9 @@ def test_a_run_is_not_overwritten(finished):
 
 
 def test_options_win_over_the_file_and_assignments_over_both(tmp_path):
-    (tmp_path / "c.toml").write_text('env = "pendulum"\nseed = 1\nupdates = 5\n[algorithm]\nbatch = 8\nwindow = 2\n')
+    (tmp_path / "c.toml").write_text(
+        'env = "pendulum"\nseed = 1\nupdates = 5\n[algorithm]\nbatch = 8\nwindow = 2\n'
+    )
     result = invoke("train", "--config", tmp_path / "c.toml", "--out", tmp_path / "run",
                     "--updates", 2, "--set", "algorithm.window=3", *SMALL)  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -222,7 +237,8 @@ def test_evaluating_in_gymnasium_appends_to_the_file(finished):
     result = invoke("evaluate", finished, "--gym", "Pendulum-v1", "--episodes", 5, "--seed", 7)
     assert result.exit_code == 0, result.output
     assert re.match(
-        r"mean return -[\d.]+, 95% interval \[-[\d.]+, -[\d.]+\], worst .* over 5 episodes of Pendulum-v1 from seed 7",
+        r"mean return -[\d.]+, 95% interval \[-[\d.]+, -[\d.]+\], worst .* over 5 episodes "
+        r"of Pendulum-v1 from seed 7",
         result.output,
     )
     evaluations = RunFile(finished).evaluations()

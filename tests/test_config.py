@@ -41,7 +41,10 @@ def test_a_configuration_cannot_be_changed():
     ("values", "complaint"),
     [
         ({"sed": 1}, r"unknown key 'sed'; did you mean 'seed'\? known: .*updates"),
-        ({"evaluation": {"evry": 1}}, r"unknown key 'evaluation.evry'; did you mean 'evaluation.every'\?"),
+        (
+            {"evaluation": {"evry": 1}},
+            r"unknown key 'evaluation.evry'; did you mean 'evaluation.every'\?",
+        ),
         ({"updates": 0}, "updates = 0: .*greater than or equal to 1"),
         ({"updates": "many"}, "updates = 'many': .*integer"),
         ({"updates": 1.5}, "updates = 1.5: .*integer"),
@@ -98,7 +101,7 @@ def test_toml_files(tmp_path):
     path.write_text("env = \n")
     with pytest.raises(ConfigError, match=r"run.toml is not valid TOML.*line 1"):
         read_toml(path)
-    with pytest.raises(ConfigError, match="cannot read the configuration .*No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*No such file"):
         read_toml(tmp_path / "missing.toml")
 
 

@@ -112,7 +112,8 @@ def test_the_pendulum_steps_as_gymnasiums_does():
         assert np.abs(ours[i].numpy() - gym_env.state).max() < 1e-6
         assert abs(-float(cost[i]) - float(reward)) < 1e-6
         assert np.abs(observations[i].numpy() - observation).max() < 1e-6
-        assert not (terminated or truncated)
+        assert not terminated
+        assert not truncated
 
 
 def test_the_pendulums_task_is_gymnasiums():
@@ -169,7 +170,9 @@ def test_impossible_parameters_are_refused(parameters, complaint):
         Pendulum(**parameters)
 
 
-@pytest.mark.parametrize(("low", "high"), [((0.0,), (1.0, 2.0)), ((1.0,), (0.0,)), ((), ()), ((0.0,), (np.inf,))])
+@pytest.mark.parametrize(
+    ("low", "high"), [((0.0,), (1.0, 2.0)), ((1.0,), (0.0,)), ((), ()), ((0.0,), (np.inf,))]
+)
 def test_a_box_checks_itself(low, high):
     with pytest.raises(ValueError, match="box bounds"):
         Box(low, high)

@@ -35,7 +35,9 @@ def test_a_policy_is_a_function_of_numpy_arrays(run):
 
 @pytest.mark.parametrize("shape", [(), (2,), (4,), (2, 2), (1, 1, 3)])
 def test_a_wrong_observation_is_named(run, shape):
-    with pytest.raises(EvaluationError, match=r"takes \[3\] or \[B, 3\] observations \(cos_angle, sin_angle, rate\)"):
+    with pytest.raises(
+        EvaluationError, match=r"takes \[3\] or \[B, 3\] observations \(cos_angle, sin_angle, rate\)"
+    ):
         diffsim.load_policy(run.path)(np.zeros(shape))
 
 

@@ -169,9 +169,11 @@ def test_dropped_steps_are_recorded_and_said(tmp_path, saves, capsys):
 
 def test_ten_dropped_steps_in_a_row_end_the_run_with_advice(tmp_path, saves):
     bad = Record(math.nan, math.nan, 10, 1, dropped="8 of 8 rollouts not finite")
-    SCRIPT.update({i: bad for i in range(5, 30)})
+    SCRIPT.update(dict.fromkeys(range(5, 30), bad))
     SCRIPT[8] = None  # a good one in between starts the count again
-    with pytest.raises(DivergenceError, match=r"10 updates in a row.*update 18: 8 of 8.*smaller optimizer.lr"):
+    with pytest.raises(
+        DivergenceError, match=r"10 updates in a row.*update 18: 8 of 8.*smaller optimizer.lr"
+    ):
         train(tmp_path, updates=30)
     assert len(RunFile(tmp_path).history()["update"]) == 18
 

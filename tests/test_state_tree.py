@@ -40,7 +40,8 @@ def test_nested_states_come_back_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool]
+    "dtype",
+    [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool],
 )
 @pytest.mark.parametrize("shape", [(), (0,), (2, 3)])
 def test_tensors_of_every_dtype_and_shape(tmp_path, dtype, shape):

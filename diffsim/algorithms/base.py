@@ -7,7 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from diffsim.config import RunConfig, Settings
+from diffsim.config import RunConfig
+from diffsim.config import Settings as AnySettings
 from diffsim.policy import Policy
 from robotics_envs.base import Env
 
@@ -32,9 +33,9 @@ class Algorithm(abc.ABC):
     depend on, so that saving and loading between any two updates changes no bit of what follows.
     """
 
-    Settings: ClassVar[type[Settings]]
+    Settings: ClassVar[type[AnySettings]]
 
-    def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: Settings) -> None:
+    def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: AnySettings) -> None:
         self.env = env
         self.policy = policy
         self.config = config

@@ -33,9 +33,7 @@ class FullHorizon(Algorithm):
     Settings = FullHorizonSettings
     settings: FullHorizonSettings
 
-    def __init__(
-        self, env: Env, policy: Policy, config: RunConfig, settings: FullHorizonSettings
-    ) -> None:
+    def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: FullHorizonSettings) -> None:
         super().__init__(env, policy, config, settings)
         self.settings = settings
         self.horizon = settings.horizon or env.episode_steps

@@ -58,9 +58,7 @@ class ShortWindow(Algorithm):
 
     Settings = ShortWindowSettings
 
-    def __init__(
-        self, env: Env, policy: Policy, config: RunConfig, settings: ShortWindowSettings
-    ) -> None:
+    def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: ShortWindowSettings) -> None:
         super().__init__(env, policy, config, settings)
         self.settings = settings
         self.optimizer = TorchOptimizer(policy.parameters(), config.optimizer)
@@ -78,7 +76,7 @@ class ShortWindow(Algorithm):
         self._middle, self._half_size = (low + high) / 2, (high - low) / 2
         self._is_angle = torch.tensor([n in env.angle_names for n in env.state_names], device=self.device)
         steps = torch.arange(settings.window + 1, dtype=self.dtype, device=self.device)
-        self._discounts = settings.discount**steps.unsqueeze(-1)  # [window + 1, 1]
+        self._discounts = settings.discount ** steps.unsqueeze(-1)  # [window + 1, 1]
         # What later updates depend on beside networks and optimizers:
         self._ends: Tensor | None = None
         self._data: list[tuple[Tensor, Tensor]] = []
@@ -150,12 +148,10 @@ class ShortWindow(Algorithm):
         self._data = [*self._data, (z[:-1].flatten(0, 1), targets.flatten())][-s.critic_windows :]
         self.critic.renormalise(targets)
         z, targets = map(torch.cat, zip(*self._data, strict=True))
-        self.critic.fit(
-            z, targets, s.critic_batches, s.critic_batch_size, self.remaining, self.generator
-        )
+        self.critic.fit(z, targets, s.critic_batches, s.critic_batch_size, self.remaining, self.generator)
 
     def _alive(self, states: Tensor) -> Tensor:
-        """``[window + 1, batch]``: 1 until the rollout has ended, 0 after. Cuts the gradient of the end itself."""
+        """``[window + 1, batch]``: 1 until a rollout has ended, 0 after. The end itself has no gradient."""
         return (~self.env.done(states.detach())).to(self.dtype).cumprod(dim=0)
 
     @property

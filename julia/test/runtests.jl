@@ -1,0 +1,5 @@
+using Test
+
+@testset "RoboticsEnvs" begin
+    include("test_pendulum.jl")
+end
