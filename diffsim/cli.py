@@ -109,7 +109,7 @@ def train(
 def _next_step(file: Any) -> str:
     from diffsim.run import build_env
 
-    gym_id = getattr(build_env(file.config()), "gym_id", None)
+    gym_id = build_env(file.config()).gym_id
     drive = f" --gym {gym_id} --episodes 100 --seed 1000" if gym_id else ""
     return f"diffsim evaluate {file.folder}{drive}"
 

@@ -100,6 +100,8 @@ class Env(abc.ABC):
     """
 
     name: ClassVar[str]
+    gym_id: ClassVar[str | None] = None
+    """The Gymnasium environment that is the same task, where there is one."""
     state_names: ClassVar[tuple[str, ...]]
     observation_names: ClassVar[tuple[str, ...]]
     angle_names: ClassVar[tuple[str, ...]] = ()
