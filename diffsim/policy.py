@@ -8,11 +8,12 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffsim.config import PolicyConfig, load_class
 from diffsim.errors import ConfigError
-from robotics_envs.base import Env
+from robotics_envs.base import Actions, Env, Observations
 from solvers.catalogue import Catalogue, unknown
 
 NETWORKS = Catalogue("policy", {"mlp": "diffsim.policy:MLP"})
@@ -109,11 +110,11 @@ class Policy(nn.Module):
         self.register_buffer("centre", (low + high) / 2)
         self.register_buffer("half_range", (high - low) / 2)
 
-    def normalise(self, observation: Tensor) -> Tensor:
+    def normalise(self, observation: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch o"]:
         """Observations ``[..., o]`` with mean 0 and deviation 1 over the state box."""
         return (observation - self.mean) / self.scale
 
-    def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
+    def forward(self, observation: Observations, noise: Actions | None = None) -> Actions:
         """Actions ``[B, m]`` for observations ``[B, o]``; ``noise [B, m]`` is added before the squash."""
         raw = self.network(self.normalise(observation))
         if noise is not None:

@@ -5,27 +5,30 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffsim.policy import Policy
-from robotics_envs.base import Env, Params
+from robotics_envs.base import Costs, Env, Params, States
 
 
 class Rollout(NamedTuple):
     """``T`` control intervals of ``B`` rollouts."""
 
-    states: Tensor
-    """``[T + 1, B, n]``, the initial states first."""
-    observations: Tensor
-    """``[T + 1, B, o]``"""
-    actions: Tensor
-    """``[T, B, m]``"""
-    costs: Tensor
-    """``[T, B]``"""
+    states: Float[Tensor, "T+1 batch n"]
+    """The initial states first."""
+    observations: Float[Tensor, "T+1 batch o"]
+    actions: Float[Tensor, "T batch m"]
+    costs: Float[Tensor, "T batch"]
 
 
 def rollout(
-    env: Env, policy: Policy, x: Tensor, steps: int, p: Params, noise: Tensor | None = None
+    env: Env,
+    policy: Policy,
+    x: States,
+    steps: int,
+    p: Params,
+    noise: Float[Tensor, "steps batch m"] | None = None,
 ) -> Rollout:
     """Simulate ``steps`` control intervals from ``x [B, n]``; ``noise`` is ``[steps, B, m]``.
 
@@ -45,7 +48,7 @@ def rollout(
 
 
 @torch.no_grad()
-def episode_returns(env: Env, policy: Policy, x: Tensor, p: Params) -> Tensor:
+def episode_returns(env: Env, policy: Policy, x: States, p: Params) -> Costs:
     """Returns ``[B]`` of whole episodes from ``x [B, n]`` without exploration noise; stores no trajectory."""
     total = torch.zeros_like(x[:, 0])
     running = ~env.done(x)

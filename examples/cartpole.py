@@ -9,9 +9,8 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from robotics_envs.base import Box, Env, Parameter, Params
+from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
 from solvers.runge_kutta import RK4
 
 _SOURCE = "Barto, Sutton, Anderson 1983, as in Gymnasium's CartPole; force in place of two pushes"
@@ -42,7 +41,7 @@ class CartPole(Env):
     episode_steps = 250
     solver = RK4()
 
-    def dynamics(self, t: Any, x: Tensor, u: Tensor, p: Params) -> Tensor:
+    def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """d[position, angle, velocity, rate]/dt."""
         _, angle, velocity, rate = x.unbind(-1)
         sin, cos, mass = torch.sin(angle), torch.cos(angle), p["m_cart"] + p["m_pole"]
@@ -52,13 +51,13 @@ class CartPole(Env):
         linear = push - p["m_pole"] * p["l"] * angular * cos / mass
         return torch.stack((velocity, rate, linear, angular), dim=-1)
 
-    def cost(self, x: Tensor, u: Tensor, p: Params) -> Tensor:
+    def cost(self, x: States, u: Actions, p: Params) -> Costs:
         """Height lost, and a little for being off centre, for moving and for force."""
         position, angle, velocity, rate = x.unbind(-1)
         effort = 0.1 * position**2 + 0.01 * (velocity**2 + rate**2) + 1e-4 * u[..., 0] ** 2
         return 1 - torch.cos(angle) + effort
 
-    def observe(self, x: Tensor) -> Tensor:
+    def observe(self, x: States) -> Observations:
         """``[position, cos angle, sin angle, velocity, rate]``."""
         position, angle, velocity, rate = x.unbind(-1)
         return torch.stack((position, torch.cos(angle), torch.sin(angle), velocity, rate), dim=-1)

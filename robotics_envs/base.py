@@ -11,12 +11,17 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from solvers.base import Solver
 from solvers.catalogue import UnknownNameError, unknown
 
-Params = Mapping[str, Tensor]
+States = Float[Tensor, "batch n"]
+Actions = Float[Tensor, "batch m"]
+Observations = Float[Tensor, "batch o"]
+Costs = Float[Tensor, " batch"]
+Params = Mapping[str, Float[Tensor, ""] | Float[Tensor, " batch"]]
 """Physical parameters by name; each is a scalar tensor or one value per rollout, ``[B]``."""
 
 
@@ -136,30 +141,30 @@ class Env(abc.ABC):
         return {name: like.new_tensor(c.value) for name, c in self.constants.items()}
 
     @abc.abstractmethod
-    def dynamics(self, t: Any, x: Tensor, u: Tensor, p: Params) -> Tensor:
+    def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """dx/dt ``[B, n]`` under the applied (already clipped) action ``u``."""
 
     @abc.abstractmethod
-    def cost(self, x: Tensor, u: Tensor, p: Params) -> Tensor:
+    def cost(self, x: States, u: Actions, p: Params) -> Costs:
         """The cost ``[B]`` of applying ``u`` (already clipped) in ``x`` for one control interval."""
 
-    def observe(self, x: Tensor) -> Tensor:
+    def observe(self, x: States) -> Observations:
         """What the policy sees, ``[B, o]``; the state itself unless overridden."""
         return x
 
-    def done(self, x: Tensor) -> Tensor:
-        """Which rollouts have ended for good, ``[B]`` bool; a time limit is not an end."""
+    def done(self, x: Float[Tensor, "*batch n"]) -> Bool[Tensor, "*batch"]:
+        """Which rollouts have ended for good, ``[..., n] -> [...]`` bool; a time limit is not an end."""
         return torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
 
     def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """Starting states of the task, ``[batch, n]``, on the generator's device."""
         return self.start_box.sample(batch, generator, dtype)
 
-    def clip_action(self, u: Tensor) -> Tensor:
+    def clip_action(self, u: Actions) -> Actions:
         """``u`` within the action box. The gradient is cut for components beyond its bounds."""
         return torch.clamp(u, *self.action_box.bounds(u))
 
-    def step(self, x: Tensor, u: Tensor, p: Params) -> tuple[Tensor, Tensor]:
+    def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
         """One control interval from ``x`` under ``u``: the next state ``[B, n]`` and the cost ``[B]``.
 
         ``u`` is clipped here and nowhere else; the cost is that of the state before the step.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robotics_envs.base import Box, Env, Parameter, Params
+from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
 from solvers.symplectic import SemiImplicitEuler
 
 _SOURCE = "Gymnasium, envs/classic_control/pendulum.py"
@@ -48,18 +48,18 @@ class Pendulum(Env):
     episode_steps = 200
     solver = SemiImplicitEuler(project_velocity=lambda rate: rate.clamp(-MAX_SPEED, MAX_SPEED))
 
-    def dynamics(self, t: Any, x: Tensor, u: Tensor, p: Params) -> Tensor:
+    def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """d[angle, rate]/dt of a uniform rod about its end: ``3g/(2l) sin(angle) + 3/(m l²) torque``."""
         angle, rate = x.unbind(-1)
         acceleration = 3 * p["g"] / (2 * p["l"]) * torch.sin(angle) + 3 / (p["m"] * p["l"] ** 2) * u[..., 0]
         return torch.stack((rate, acceleration), dim=-1)
 
-    def cost(self, x: Tensor, u: Tensor, p: Params) -> Tensor:
+    def cost(self, x: States, u: Actions, p: Params) -> Costs:
         """``angle² + 0.1 rate² + 0.001 torque²`` with the angle wrapped to [-pi, pi)."""
         angle, rate = x.unbind(-1)
         return angle_normalize(angle) ** 2 + 0.1 * rate**2 + 0.001 * u[..., 0] ** 2
 
-    def observe(self, x: Tensor) -> Tensor:
+    def observe(self, x: States) -> Observations:
         """``[cos angle, sin angle, rate]``."""
         angle, rate = x.unbind(-1)
         return torch.stack((torch.cos(angle), torch.sin(angle), rate), dim=-1)

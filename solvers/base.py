@@ -6,7 +6,10 @@ import abc
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
+
+State = Float[Tensor, "*batch n"]
 
 VectorField = Callable[[Any, Tensor, Any, Any], Tensor]
 """``f(t, x, u, p) -> dx/dt``: x and the result are ``[..., n]``; u and p are passed through as given."""
@@ -23,7 +26,5 @@ class Solver(abc.ABC):
     adaptive: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def step(
-        self, f: VectorField, t: float | Tensor, x: Tensor, u: Any, p: Any, dt: float | Tensor
-    ) -> Tensor:
+    def step(self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor) -> State:
         """The state at ``t + dt``: ``[..., n] -> [..., n]``, same dtype and device as ``x``."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from solvers import tableau
-from solvers.base import Solver, VectorField
+from solvers.base import Solver, State, VectorField
 
 
 class ExplicitRungeKutta(Solver):
@@ -18,9 +18,7 @@ class ExplicitRungeKutta(Solver):
     def __init_subclass__(cls) -> None:
         cls.order = cls.tableau.order
 
-    def step(
-        self, f: VectorField, t: float | Tensor, x: Tensor, u: Any, p: Any, dt: float | Tensor
-    ) -> Tensor:
+    def step(self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor) -> State:
         """The state at ``t + dt``; ``len(tableau.b)`` evaluations of ``f``."""
         stages = [f(t, x, u, p)]
         for row, c in zip(self.tableau.a, self.tableau.c[1:], strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.base import Solver, VectorField
+from solvers.base import Solver, State, VectorField
 
 
 class SemiImplicitEuler(Solver):
@@ -27,9 +27,7 @@ class SemiImplicitEuler(Solver):
     def __init__(self, project_velocity: Callable[[Tensor], Tensor] | None = None) -> None:
         self.project_velocity = project_velocity
 
-    def step(
-        self, f: VectorField, t: float | Tensor, x: Tensor, u: Any, p: Any, dt: float | Tensor
-    ) -> Tensor:
+    def step(self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor) -> State:
         """The state at ``t + dt``; one evaluation of ``f``.
 
         Raises:

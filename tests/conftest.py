@@ -1,5 +1,9 @@
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Before anything imports the packages: from here on every stated shape is checked at each call.
+install_import_hook(("solvers", "robotics_envs", "diffsim"), "shape_checker.check")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -74,3 +74,18 @@ def test_everything_in_all_exists():
             assert getattr(package, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         diffsim.trian  # noqa: B018
+
+
+def test_stated_shapes_are_checked_in_these_tests():
+    """Proof that the import hook of conftest.py is at work: two batch sizes in one call."""
+    import torch
+    from jaxtyping import TypeCheckError
+
+    from robotics_envs import make_env
+
+    env = make_env("pendulum")
+    x, u = torch.zeros(3, 2), torch.zeros(4, 1)
+    with pytest.raises(TypeCheckError):
+        env.clip_action(torch.zeros(3))
+    with pytest.raises(TypeCheckError):
+        env.dynamics(0.0, x, u, env.params(x))
