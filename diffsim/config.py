@@ -78,7 +78,7 @@ class RunConfig(Settings):
         {"name": "adam", "lr": 5e-3, "betas": [0.7, 0.95]}
     )
     evaluation: EvaluationConfig = EvaluationConfig()
-    updates: int = Field(default=300, ge=1)
+    updates: int = Field(default=500, ge=1)
     checkpoint_every: int = Field(default=25, ge=1)
     """Updates between checkpoints: what a killed process can lose."""
     seed: int = Field(default=0, ge=0, lt=2**63)

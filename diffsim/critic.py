@@ -112,7 +112,8 @@ class Critic:
         self.network.load_state_dict(state["network"])
         self.target.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.mean, self.scale = state["mean"], state["scale"]
+        self.mean = state["mean"].to(self.mean.device)
+        self.scale = state["scale"].to(self.scale.device)
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ class LoadedRun:
         self.device = resolve_device(device)
         dtype = getattr(torch, self.config.dtype)
         module = make_policy(self.config.policy, self.env, 0, self.device, dtype)
-        module.load_state_dict(self.file.checkpoint(checkpoint, device)["policy"])
+        module.load_state_dict(self.file.checkpoint(checkpoint)["policy"])
         module.eval()
         self.policy = LoadedPolicy(module, self.env.observation_names, str(self.file.path))
 

@@ -155,7 +155,7 @@ class Run:
         config = file.config()
         _refuse_changes(config, values)
         run = cls(file, config, build_algorithm(config))
-        run.algorithm.load_state_dict(file.checkpoint("last", config.device))
+        run.algorithm.load_state_dict(file.checkpoint("last"))
         run.history = {name: column.tolist() for name, column in file.history().items()}
         best = file.checkpoints().get("best")
         if best is not None:

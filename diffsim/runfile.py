@@ -198,12 +198,12 @@ class RunFile:
         with self._open() as file:
             return {name: file["history"][name][()] for name in COLUMNS}
 
-    def checkpoint(self, name: str = "last", device: str = "cpu") -> dict[str, Any]:
-        """The stored state of a checkpoint, tensors on ``device``."""
+    def checkpoint(self, name: str = "last") -> dict[str, Any]:
+        """The stored state of a checkpoint, tensors on the CPU; whoever loads it moves what must move."""
         with self._open() as file:
             if name not in file["checkpoints"]:
                 raise RunFileError(f"{self.path}: " + unknown("checkpoint", name, file["checkpoints"]))
-            return state_tree.read(file["checkpoints"][name]["state"], device)
+            return state_tree.read(file["checkpoints"][name]["state"])
 
     def checkpoints(self) -> dict[str, dict[str, Any]]:
         """The attributes of every checkpoint by name."""

@@ -44,19 +44,19 @@ def write(parent: h5py.Group, name: str, value: Any) -> None:
         node.attrs["kind"] = "scalar"
 
 
-def read(node: h5py.Group | h5py.Dataset, device: torch.device | str = "cpu") -> Any:
-    """What :func:`write` stored, tensors on ``device``."""
+def read(node: h5py.Group | h5py.Dataset) -> Any:
+    """What :func:`write` stored, tensors on the CPU."""
     kind = node.attrs["kind"]
     if kind == "tensor":
         dtype = getattr(torch, node.attrs["dtype"])
         tensor = torch.from_numpy(np.asarray(node[()]))
-        return (tensor.view(dtype) if dtype in _AS_BITS else tensor).to(device)
+        return tensor.view(dtype) if dtype in _AS_BITS else tensor
     if kind == "scalar":
         return json.loads(node[()])
     entries = [node[str(i)] for i in range(len(node))]
     if kind == "dict":
-        return {json.loads(entry.attrs["key"]): read(entry, device) for entry in entries}
-    values = [read(entry, device) for entry in entries]
+        return {json.loads(entry.attrs["key"]): read(entry) for entry in entries}
+    values = [read(entry) for entry in entries]
     return values if kind == "list" else tuple(values)
 
 

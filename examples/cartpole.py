@@ -1,6 +1,6 @@
 """A simulator of one's own: the swing-up of a cart-pole. Train it from this folder's parent with
 
-diffsim train examples.cartpole:CartPole --updates 500
+diffsim train examples.cartpole:CartPole
 """
 
 from __future__ import annotations

@@ -68,4 +68,4 @@ class FullHorizon(Algorithm):
         self.updates_done = state["updates_done"]
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
+        self.generator.set_state(state["generator"])

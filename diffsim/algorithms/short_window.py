@@ -177,9 +177,10 @@ class ShortWindow(Algorithm):
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.critic.load_state_dict(state["critic"])
-        self.generator.set_state(state["generator"].cpu())
-        self._ends = state["ends"]
-        self._data = list(state["data"])
+        self.generator.set_state(state["generator"])
+        ends = state["ends"]
+        self._ends = None if ends is None else ends.to(self.device)
+        self._data = [(z.to(self.device), y.to(self.device)) for z, y in state["data"]]
 
 
 def _what_is_not_finite(window: Rollout) -> str:

@@ -1,0 +1,48 @@
+"""What the documentation states about names and defaults is what the code has."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from diffsim.algorithms import ALGORITHMS
+from diffsim.config import RunConfig, load_config
+from diffsim.config import tomllib as toml
+from diffsim.runfile import COLUMNS
+
+ROOT = Path(__file__).parent.parent
+ALGORITHM_PAGE = (ROOT / "docs" / "algorithms.md").read_text()
+RUN_PAGE = (ROOT / "docs" / "runs.md").read_text()
+
+
+def test_every_option_of_the_default_algorithm_is_documented_with_its_default():
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", ALGORITHM_PAGE, re.M))
+    fields = ALGORITHMS.load("short_window").Settings.model_fields
+    assert rows.keys() == fields.keys()
+    for name, field in fields.items():
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        assert rows[name].strip() == str(default), name
+
+
+def test_the_documented_configuration_is_the_default_one():
+    (text,) = re.findall(r"```toml\n(.*?)```", RUN_PAGE, re.S)
+    values = toml.loads(text)
+    documented = load_config(values)
+    assert values.keys() == RunConfig.model_fields.keys()
+    assert documented.policy.options.pop("hidden") == [64, 64]
+    assert documented.model_copy(update={"policy": load_config({"env": "pendulum"}).policy}) == load_config(
+        {"env": "pendulum"}
+    )
+
+
+def test_every_column_of_the_history_is_documented():
+    for column in COLUMNS:
+        assert f"`{column}`" in RUN_PAGE
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
