@@ -5,6 +5,7 @@ import math
 import h5py
 import pytest
 import torch
+from same_state import same
 
 from diffsim import state_tree
 from diffsim.algorithms import ALGORITHMS
@@ -154,16 +155,6 @@ def test_four_save_load_four_is_eight(algorithm, optimizer, dtype, tmp_path):
     resumed += [second.step() for _ in range(4)]
     assert records == resumed
     assert same(straight.state_dict(), second.state_dict())
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def test_the_seed_determines_everything():

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
+from same_state import same
 
 import diffsim
 from diffsim.cli import main
@@ -19,6 +19,7 @@ from diffsim.runfile import RunFile
 SMALL = ["--set", "algorithm.batch=8", "--set", "evaluation.every=4", "--set", "evaluation.episodes=2"]
 SLOW_ENV = """
 import time
+from same_state import same
 from robotics_envs.pendulum import Pendulum
 class SlowPendulum(Pendulum):
     def reset(self, batch, generator, dtype):
@@ -36,16 +37,6 @@ def diffsim_process(*args, cwd, **options):
 
 def invoke(*args):
     return CliRunner().invoke(main, list(map(str, args)))
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 @pytest.fixture(scope="module")

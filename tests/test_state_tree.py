@@ -3,6 +3,7 @@ import math
 import h5py
 import pytest
 import torch
+from same_state import same
 
 from diffsim import state_tree
 
@@ -12,16 +13,6 @@ def round_trip(tmp_path, value):
         state_tree.write(file, "state", value)
     with h5py.File(tmp_path / "state.h5") as file:
         return state_tree.read(file["state"])
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and a == b
 
 
 def test_nested_states_come_back_as_they_were(tmp_path):
