@@ -19,7 +19,6 @@ from diffsim.runfile import RunFile
 SMALL = ["--set", "algorithm.batch=8", "--set", "evaluation.every=4", "--set", "evaluation.episodes=2"]
 SLOW_ENV = """
 import time
-from same_state import same
 from robotics_envs.pendulum import Pendulum
 class SlowPendulum(Pendulum):
     def reset(self, batch, generator, dtype):
