@@ -65,7 +65,7 @@ class EvaluationConfig(Settings):
 
     every: int = Field(default=25, ge=0)
     """Updates between evaluations; 0 evaluates only at the end."""
-    episodes: int = Field(default=32, ge=1)
+    episodes: int = Field(default=128, ge=1)
 
 
 class RunConfig(Settings):

@@ -39,6 +39,7 @@ def plot(
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
     except ModuleNotFoundError:
         raise ConfigError("plotting needs matplotlib: pip install 'diffsim[plot]'") from None
     files = [RunFile(r) for r in ([runs] if isinstance(runs, (str, os.PathLike)) else runs)]
@@ -72,6 +73,7 @@ def plot(
                 axis.set_ylabel(label)
             if row == len(PANELS) - 1:
                 axis.set_xlabel(along_label)
+                axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     config = files[0].config()
     title = f"{config.env.name}, {config.algorithm.name}, {config.optimizer.name}, seed {config.seed}"
     figure.suptitle(title if len(files) == 1 else f"{len(files)} runs")

@@ -23,9 +23,9 @@ def describe_run(path: str | os.PathLike[str]) -> str:
     state = "finished" if done == config.updates else "unfinished"
     lines = [f"{file.path}: {state}, {done} of {config.updates} updates", "", "configuration"]
     for key, value in config.model_dump().items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{k}={v}" for k, v in value.items())
-        lines.append(f"  {key:18s} {value}")
+        # Dotted, as --set takes them.
+        options = value.items() if isinstance(value, dict) else [("", value)]
+        lines += [f"  {f'{key}.{option}'.rstrip('.'):34s} {v}" for option, v in options]
     lines += ["", "provenance"]
     lines += [f"  {key:34s} {value}" for key, value in sorted(file.provenance().items())]
     lines += ["", "history"]

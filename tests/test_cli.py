@@ -207,7 +207,7 @@ def test_python_and_the_command_line_train_the_same(finished, tmp_path):
 def test_show_prints_the_whole_run(finished):
     text = invoke("show", finished).output
     assert "finished, 8 of 8 updates" in text
-    assert re.search(r"algorithm +name=short_window, batch=8, window=4", text)
+    assert re.search(r"algorithm\.name +short_window\n  algorithm\.batch +8\n", text)
     assert re.search(r"version_torch +2\.", text)
     assert re.search(r"git_revision +[0-9a-f]{40}", text) or not (Path(__file__).parents[1] / ".git").exists()
     assert re.search(r"\n +8 +[\d.e+-]+ +-[\d.]+ +256 +8 ", text)

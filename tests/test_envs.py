@@ -18,6 +18,22 @@ def test_conformance(name):
     check_env(make_env(name))
 
 
+@pytest.mark.parametrize("function", ["dynamics", "step", "cost"])
+def test_gradients_of_the_pendulum_in_float64(function):
+    """With respect to state, action, g, m and l at a hundred points, each parameter per rollout."""
+    env, generator = make_env("pendulum"), torch.Generator().manual_seed(0)
+    x = env.state_box.sample(100, generator, torch.float64)
+    u = 0.9 * env.action_box.sample(100, generator, torch.float64)
+    values = [v.expand(100) * (1 + 0.1 * x[:, 0] / 4) for v in env.params(x).values()]
+    inputs = [v.clone().requires_grad_() for v in (x, u, *values)]
+
+    def call(x, u, g, m, l):  # noqa: E741
+        p = {"g": g, "m": m, "l": l}
+        return env.dynamics(0.0, x, u, p) if function == "dynamics" else getattr(env, function)(x, u, p)
+
+    assert torch.autograd.gradcheck(call, inputs)
+
+
 class Detached(Pendulum):
     def dynamics(self, t, x, u, p):
         return super().dynamics(t, x.detach(), u, p)
