@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import Any
 
@@ -111,7 +112,7 @@ def _next_step(file: Any) -> str:
 
     gym_id = build_env(file.config()).gym_id
     drive = f" --gym {gym_id} --episodes 100 --seed 1000" if gym_id else ""
-    return f"diffsim evaluate {file.folder}{drive}"
+    return f"diffsim evaluate {shlex.quote(str(file.folder))}{drive}"
 
 
 @main.command()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from diffsim.errors import ConfigError
 from solvers.catalogue import Catalogue, UnknownNameError, unknown
@@ -23,16 +23,40 @@ else:
     import tomli as tomllib
 
 
+def plain(value: Any) -> Any:
+    """NumPy scalars and arrays as Python numbers and lists, and paths as strings, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value.tolist() if type(value).__module__ == "numpy" else value
+
+
 class Settings(BaseModel):
     """Base of every group of settings: frozen, typed, no unknown keys, no NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_values(cls, values: Any) -> Any:
+        return plain(values)
 
-class Named(BaseModel):
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any) -> Any:
+        # Python counts True as 1; no setting so far is a truth value, so this is always a mistake.
+        if isinstance(value, bool):
+            raise ValueError("a truth value is no number or name")
+        return value
+
+
+class Named(Settings):
     """A class by name with its options."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
 
     name: str
 

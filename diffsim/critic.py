@@ -120,8 +120,8 @@ class Critic:
 def squared_error_gradient(network: MLP, z: Float[Tensor, "N o"], y: Float[Tensor, "N 1"]) -> list[Tensor]:
     """Gradient of ``mean((network(z) - y)²)`` for a tanh network, in the order of its parameters.
 
-    Written out because the fit is most of an update: 2.4 times the speed of autograd for 256 rows of a
-    64-64 network on one CPU thread (benchmarks/critic_gradient.py), with the same bits.
+    Written out because the fit is half of an update: twice the speed of autograd for 256 rows of a
+    64-64 network on one CPU thread (benchmarks/critic_gradient.py).
     """
     layers = [cast(nn.Linear, layer) for layer in network if isinstance(layer, nn.Linear)]
     activations = [z]

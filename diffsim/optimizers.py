@@ -65,6 +65,11 @@ class TorchOptimizer:
 
         def closure() -> Tensor:
             loss = objective()
+            if not loss.requires_grad:
+                raise ConfigError(
+                    "the loss does not depend on the policy: the cost ignores states and actions, or "
+                    "something detaches them; robotics_envs.check_env tells which"
+                )
             gradients = torch.autograd.grad(loss, self.parameters)
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
             loss_value, norm_value = torch.stack((loss.detach(), norm)).tolist()

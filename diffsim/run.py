@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,8 +22,9 @@ from diffsim.progress import Progress
 from diffsim.rollout import episode_returns
 from diffsim.runfile import COLUMNS, RunFile, Writer, already_there, checkpoint_writer, history_writer
 from diffsim.signals import stop_on_signals
-from robotics_envs import make_env
+from robotics_envs import ENVIRONMENTS
 from robotics_envs.base import Env
+from robotics_envs.conformance import names_match_shapes, shapes_on
 
 MAX_DROPPED_IN_A_ROW = 10
 
@@ -61,7 +63,10 @@ def train(
             Run.resume(file, values).train(quiet)
         return file
     config = resolve(load_config(values))
-    file = RunFile(Path("runs", config.env.name.replace(":", ".")) if out is None else out)
+    folder = Path("runs", config.env.name.replace(":", ".")) if out is None else Path(out)
+    if folder.is_file() or folder.suffix == ".h5":
+        raise ConfigError(f"out = {str(folder)!r}: give a folder; the run becomes run.h5 in it")
+    file = RunFile(folder)
     if file.exists():
         raise RunFileError(already_there(file.path))
     run = Run(file, config, build_algorithm(config))
@@ -90,11 +95,25 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def build_env(config: RunConfig) -> Env:
-    """The simulator that the configuration names."""
+    """The simulator that the configuration names.
+
+    Raises:
+        ConfigError: there is none, it refuses its parameters, or its methods give wrong shapes.
+    """
+    name = config.env.name
+    env_class = load_class(ENVIRONMENTS, name)
+    if not (isinstance(env_class, type) and issubclass(env_class, Env)):
+        raise ConfigError(f"environment {name!r} is no subclass of robotics_envs.base.Env: {env_class!r}")
     try:
-        return make_env(config.env.name, **config.env.options)
+        env = env_class(**config.env.options)
     except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"environment {name!r}: {error}") from None
+    complaints = [*names_match_shapes(env), *shapes_on(env, getattr(torch, config.dtype), "cpu")]
+    if complaints:
+        raise ConfigError(
+            f"environment {name!r}: {'; '.join(complaints)}; robotics_envs.check_env finds more"
+        )
+    return env
 
 
 def algorithm_settings(config: RunConfig) -> Any:
@@ -257,7 +276,8 @@ class Run:
     def _how_to_go_on(self) -> str:
         return (
             f"stopped after update {self.updates_done} of {self.config.updates}; checkpoint in "
-            f"{self.file.path}. Go on with: diffsim train --out {self.file.folder} --resume"
+            f"{self.file.path}. Go on with: "
+            f"diffsim train --out {shlex.quote(str(self.file.folder))} --resume"
         )
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,14 +122,17 @@ class RunFile:
         Raises:
             RunFileError: another process holds it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.folder / ".training.lock", timeout=0):
-                yield
-        except Timeout:
-            raise RunFileError(
-                f"another process is training {self.folder}; wait for it or choose another --out"
-            ) from None
+        with contextlib.ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(self.folder / ".training.lock", timeout=0))
+            except Timeout:
+                raise RunFileError(
+                    f"another process is training {self.folder}; wait for it or choose another --out"
+                ) from None
+            except OSError as error:
+                raise RunFileError(f"cannot make a run in {self.folder}: {error.strerror}") from None
+            yield
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -136,7 +140,9 @@ class RunFile:
             # One lock per path in a process, so that nested use by one caller does not block itself.
             with FileLock(self.folder / ".write.lock", is_singleton=True):
                 yield
-        except PermissionError as error:
+        except OSError as error:
+            if isinstance(error, RunFileError):
+                raise
             raise RunFileError(f"cannot write in {self.folder}: {error.strerror}") from None
 
     def _replace(self, attributes: Mapping[str, Any], sections: Mapping[str, Writer]) -> None:
@@ -166,7 +172,8 @@ class RunFile:
     def _open(self) -> Iterator[h5py.File]:
         """The file, open for reading; every way in which it can be unreadable is one clear line."""
         if not self.path.exists():
-            raise RunFileError(f"no run at {self.path}; 'diffsim train ENV --out {self.folder}' makes one")
+            folder = shlex.quote(str(self.folder))
+            raise RunFileError(f"no run at {self.path}; 'diffsim train ENV --out {folder}' makes one")
         try:
             with h5py.File(self.path, "r") as file:
                 if file.attrs.get("format") != FORMAT:
@@ -180,7 +187,7 @@ class RunFile:
         except (RunFileError, ConfigError):
             raise
         except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
-            reason = str(error).strip("'\"")
+            reason = " ".join(str(error).strip("'\"").split())
             raise RunFileError(
                 f"{self.path} cannot be read as a run: {reason} (truncated, damaged or not HDF5)"
             ) from error

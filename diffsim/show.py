@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def describe_run(path: str | os.PathLike[str]) -> str:
             f"{e['checkpoint']} (update {e['update']}): mean return {e['mean']:.1f}{interval}"
         )
     if lines[-1] == "evaluations":
-        lines.append(f"  none yet; 'diffsim evaluate {file.folder}' makes one")
+        lines.append(f"  none yet; 'diffsim evaluate {shlex.quote(str(file.folder))}' makes one")
     return "\n".join(lines)
 
 

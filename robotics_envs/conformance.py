@@ -89,26 +89,34 @@ def angles_are_periodic(env: Env) -> list[str]:
 
 def results_keep_shape_dtype_and_device(env: Env) -> list[str]:
     """Also on the meta device, which finds tensors made on the wrong one."""
-    complaints = []
+    return [
+        complaint
+        for dtype in (torch.float32, torch.float64)
+        for device in ("cpu", "meta")
+        for complaint in shapes_on(env, dtype, device)
+    ]
+
+
+def shapes_on(env: Env, dtype: torch.dtype, device: str) -> list[str]:
+    """Complaints about the shape, dtype or device of what the methods give."""
     n, o = len(env.state_names), len(env.observation_names)
-    for dtype in (torch.float32, torch.float64):
-        for device in ("cpu", "meta"):
-            x, u, p = sample(env, dtype)
-            x, u, p = x.to(device), u.to(device), {k: v.to(device) for k, v in p.items()}
-            following, cost = env.step(x, u, p)
-            results = {
-                "dynamics": (env.dynamics(0.0, x, u, p), (BATCH, n), dtype),
-                "step's state": (following, (BATCH, n), dtype),
-                "step's cost": (cost, (BATCH,), dtype),
-                "cost": (env.cost(x, u, p), (BATCH,), dtype),
-                "observe": (env.observe(x), (BATCH, o), dtype),
-                "done": (env.done(x), (BATCH,), torch.bool),
-            }
-            for what, (tensor, shape, wanted) in results.items():
-                got = (tuple(tensor.shape), tensor.dtype, tensor.device.type)
-                if got != (shape, wanted, device):
-                    complaints.append(f"{what} gives {got}, wanted {(shape, wanted, device)}")
-    return complaints
+    x, u, p = sample(env, dtype)
+    x, u, p = x.to(device), u.to(device), {k: v.to(device) for k, v in p.items()}
+    following, cost = env.step(x, u, p)
+    results = {
+        "dynamics": (env.dynamics(0.0, x, u, p), (BATCH, n), dtype),
+        "step's state": (following, (BATCH, n), dtype),
+        "step's cost": (cost, (BATCH,), dtype),
+        "cost": (env.cost(x, u, p), (BATCH,), dtype),
+        "observe": (env.observe(x), (BATCH, o), dtype),
+        "done": (env.done(x), (BATCH,), torch.bool),
+    }
+    return [
+        f"{what} gives {list(tensor.shape)} {tensor.dtype} on {tensor.device.type}, "
+        f"wanted {list(shape)} {wanted} on {device}"
+        for what, (tensor, shape, wanted) in results.items()
+        if (tuple(tensor.shape), tensor.dtype, tensor.device.type) != (shape, wanted, device)
+    ]
 
 
 def reset_is_its_generator_alone(env: Env) -> list[str]:

@@ -272,6 +272,39 @@ def test_rollouts_that_explode_are_counted_and_change_nothing():
     assert torch.equal(critic, algorithm.critic.state_dict()["network"]["0.weight"])
 
 
+class Constant(Drift):
+    def cost(self, x, u, p):
+        return torch.ones_like(x[:, 0])
+
+
+class Column(Drift):
+    def cost(self, x, u, p):
+        return x
+
+
+class NotAnEnv:
+    pass
+
+
+def test_a_cost_that_ignores_everything_is_named():
+    for algorithm in ALGORITHMS:
+        with pytest.raises(ConfigError, match="the loss does not depend on the policy"):
+            build(algorithm, env="test_algorithms:Constant").step()
+
+
+@pytest.mark.parametrize(
+    ("env", "complaint"),
+    [
+        ("Column", r"cost gives \[7, 1\] .*wanted \[7\] .*check_env finds more"),
+        ("NotAnEnv", "is no subclass of robotics_envs.base.Env"),
+        ("math", "is no subclass of robotics_envs.base.Env"),
+    ],
+)
+def test_simulators_that_are_none_are_named(env, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        build(env=f"test_algorithms:{env}")
+
+
 def test_it_learns_what_is_easy_to_know():
     """Under Drift the best action is always the lowest one."""
     algorithm = build(env="test_algorithms:Drift", batch=64, updates=60, discount=0.8, noise=0.0)

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from diffsim.config import RunConfig, load_config, merge, parse_assignment, read_toml, validate
@@ -109,3 +110,24 @@ def test_merge_does_not_touch_its_layers():
     first = {"optimizer": {"name": "adam", "lr": 1}}
     merge(first, {"optimizer": {"lr": 2}})
     assert first == {"optimizer": {"name": "adam", "lr": 1}}
+
+
+def test_numpy_numbers_and_paths_are_what_they_hold(tmp_path):
+    config = load_config(
+        {
+            "env": "pendulum",
+            "seed": np.int64(3),
+            "optimizer": {"lr": np.float64(0.25), "betas": np.array([0.5, 0.75])},
+        }
+    )
+    assert config.seed == 3
+    assert config.optimizer.options == {"lr": 0.25, "betas": [0.5, 0.75]}
+    assert json.loads(config.to_json())["optimizer"]["lr"] == 0.25
+
+
+@pytest.mark.parametrize(
+    "setting", [{"seed": True}, {"evaluation": {"every": False}}, {"optimizer": {"max_grad_norm": True}}]
+)
+def test_truth_values_are_no_numbers(setting):
+    with pytest.raises(ConfigError, match="truth value"):
+        load_config({"env": "pendulum", **setting})

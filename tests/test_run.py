@@ -210,6 +210,16 @@ def test_a_mistake_makes_no_folder(tmp_path, saves):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_place_that_cannot_hold_a_run_is_named(tmp_path, saves):
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "run.h5"):
+        with pytest.raises(ConfigError, match="give a folder"):
+            train(place)
+    with pytest.raises(RunFileError, match="cannot make a run in .*: Not a directory"):
+        train(tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_resuming_needs_a_run(tmp_path):
     with pytest.raises(RunFileError, match="no run at"):
         diffsim.train(out=tmp_path / "nothing", resume=True)

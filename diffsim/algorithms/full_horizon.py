@@ -1,4 +1,4 @@
-"""Backpropagation through whole episodes, the textbook way. See docs/algorithms.md for where it fails."""
+"""Backpropagation through whole episodes, the textbook way; docs/algorithms.md tells where it fails."""
 
 from __future__ import annotations
 

@@ -128,7 +128,9 @@ class ShortWindow(Algorithm):
         alive = self._alive(window.states)
         costs, discounts = window.costs, self._discounts
         if self._first:  # a critic that has seen no target has no scale yet
-            return (discounts[:-1] * alive[:-1] * costs).sum(dim=0).mean() / costs.detach().std()
+            spread = costs.detach().std()
+            spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+            return (discounts[:-1] * alive[:-1] * costs).sum(dim=0).mean() / spread
         values = self.critic.values(self.policy.normalise(window.observations[-1]))
         total = (discounts[:-1] * alive[:-1] * costs).sum(dim=0) + discounts[-1] * alive[-1] * values
         return total.mean() / self.critic.scale
