@@ -112,7 +112,7 @@ def test_merge_does_not_touch_its_layers():
     assert first == {"optimizer": {"name": "adam", "lr": 1}}
 
 
-def test_numpy_numbers_and_paths_are_what_they_hold(tmp_path):
+def test_numpy_numbers_are_what_they_hold():
     config = load_config(
         {
             "env": "pendulum",
