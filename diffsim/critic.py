@@ -44,7 +44,9 @@ class Critic:
         fused = self.parameters[0].device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, betas=betas, fused=fused)
         self.mean = self.parameters[0].new_zeros(())
-        self.scale = self.parameters[0].new_zeros(())  # zero until the first targets are seen
+        self.scale = self.parameters[0].new_zeros(())
+        self.fitted = False
+        """Whether it has seen targets; before, it has no scale and its values mean nothing."""
 
     def values(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch"]:
         """``V(z)`` ``[...]`` for ``z [..., o]``; differentiable in z."""
@@ -88,16 +90,14 @@ class Critic:
         # Constant targets have no scale; any positive one serves, as the values are then exact.
         spread = targets.std(correction=0)
         spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        first = self.scale == 0
-        rate = torch.where(first, 1.0, self.normalizer_rate)
-        mean, scale = torch.lerp(self.mean, mean, rate), torch.lerp(self.scale, spread, rate)
-        ratio = torch.where(first, 1.0, self.scale / scale)
-        shift = torch.where(first, 0.0, (self.mean - mean) / scale)
-        for network in (self.network, self.target):
-            last = cast(nn.Linear, network[-1])
-            last.weight.mul_(ratio)
-            last.bias.mul_(ratio).add_(shift)
-        self.mean, self.scale = mean, scale
+        if self.fitted:
+            mean = torch.lerp(self.mean, mean, self.normalizer_rate)
+            spread = torch.lerp(self.scale, spread, self.normalizer_rate)
+            for network in (self.network, self.target):
+                last = cast(nn.Linear, network[-1])
+                last.weight.mul_(self.scale / spread)
+                last.bias.mul_(self.scale / spread).add_((self.mean - mean) / spread)
+        self.mean, self.scale, self.fitted = mean, spread, True
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -106,6 +106,7 @@ class Critic:
             "optimizer": self.optimizer.state_dict(),
             "mean": self.mean,
             "scale": self.scale,
+            "fitted": self.fitted,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -114,6 +115,7 @@ class Critic:
         self.optimizer.load_state_dict(state["optimizer"])
         self.mean = state["mean"].to(self.mean.device)
         self.scale = state["scale"].to(self.scale.device)
+        self.fitted = state["fitted"]
 
 
 @torch.no_grad()

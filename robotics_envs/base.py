@@ -153,7 +153,10 @@ class Env(abc.ABC):
         return x
 
     def done(self, x: Float[Tensor, "*batch n"]) -> Bool[Tensor, "*batch"]:
-        """Which rollouts have ended for good, ``[..., n] -> [...]`` bool; a time limit is not an end."""
+        """Which rollouts have ended for good, ``[..., n] -> [...]`` bool; a time limit is not an end.
+
+        Rollouts are stepped on after their end and what follows is ignored, so it has to stay finite.
+        """
         return torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
 
     def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:

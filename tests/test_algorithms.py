@@ -337,3 +337,14 @@ def test_it_learns_what_is_easy_to_know():
 def test_mistakes_are_named(settings, complaint):
     with pytest.raises(ConfigError, match=complaint):
         build(**settings)
+
+
+def test_after_a_dropped_update_the_critic_still_counts():
+    algorithm = build(env="test_algorithms:Drift", window=2, dtype="float64")
+    algorithm.step()
+    x = torch.zeros(8, 1, dtype=torch.float64)
+    with torch.no_grad():
+        window = rollout(algorithm.env, algorithm.policy, x, 2, algorithm.params)
+        before = algorithm._loss(window)
+        algorithm._data, algorithm._ends = [], None  # what a dropped update leaves
+        assert torch.equal(algorithm._loss(window), before)

@@ -127,7 +127,7 @@ class ShortWindow(Algorithm):
         """Mean discounted cost-to-go in units of the critic's scale; costs after an end do not count."""
         alive = self._alive(window.states)
         costs, discounts = window.costs, self._discounts
-        if self._first:  # a critic that has seen no target has no scale yet
+        if not self.critic.fitted:  # it has neither values nor a scale yet
             spread = costs.detach().std()
             spread = torch.where(spread > 0, spread, torch.ones_like(spread))
             return (discounts[:-1] * alive[:-1] * costs).sum(dim=0).mean() / spread
@@ -155,10 +155,6 @@ class ShortWindow(Algorithm):
     def _alive(self, states: Tensor) -> Tensor:
         """``[window + 1, batch]``: 1 until a rollout has ended, 0 after. The end itself has no gradient."""
         return (~self.env.done(states.detach())).to(self.dtype).cumprod(dim=0)
-
-    @property
-    def _first(self) -> bool:
-        return not self._data
 
     def _randn(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
