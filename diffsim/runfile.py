@@ -16,6 +16,7 @@ old one, under a lock.  So a reader sees the old file or the new one, never half
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shlex
@@ -91,8 +92,20 @@ class RunFile:
             self._replace(attributes, {"provenance": write_provenance, **sections})
 
     def update(self, sections: Mapping[str, Writer]) -> None:
-        """Replace or add the named groups; everything else stays as it is in the file now."""
-        with self._writing(), self._open() as old:
+        """Replace or add the named groups; everything else stays as it is in the file now.
+
+        Raises:
+            RunFileError: the file has gone, or cannot be read or written.
+        """
+        with self._writing():
+            if not self.exists():
+                raise RunFileError(
+                    f"{self.path} has vanished since it was opened; nothing can be saved in it"
+                )
+            self._update(sections)
+
+    def _update(self, sections: Mapping[str, Writer]) -> None:
+        with self._open() as old:
             kept = {}
             for top in {name.split("/")[0] for name in (*old, *sections)}:
                 if top in sections:
@@ -146,20 +159,24 @@ class RunFile:
             raise RunFileError(f"cannot write in {self.folder}: {error.strerror}") from None
 
     def _replace(self, attributes: Mapping[str, Any], sections: Mapping[str, Writer]) -> None:
+        # Made in memory, so that a full disk is met by one plain write and not inside HDF5.
+        image = io.BytesIO()
+        with h5py.File(image, "w") as new:
+            new.attrs.update(attributes)
+            for name, write in sections.items():
+                write(new.require_group(name))
         temporary = self.path.with_name(self.path.name + ".tmp")
         try:
-            with h5py.File(temporary, "w") as new:
-                new.attrs.update(attributes)
-                for name, write in sections.items():
-                    write(new.require_group(name))
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
+            with open(temporary, "wb") as file:
+                file.write(image.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, self.path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise RunFileError(
-                f"cannot write {self.path}: {error}; what it held before is unchanged"
-            ) from error
+                f"cannot write {self.path}: {error.strerror}; what it held before is unchanged"
+            ) from None
         folder = os.open(self.folder, os.O_RDONLY)
         try:
             os.fsync(folder)  # makes the rename itself durable

@@ -1,5 +1,6 @@
 """The file loses nothing: not to a kill, not to a second writer, not to a foreign or damaged file."""
 
+import errno
 import os
 import shutil
 import signal
@@ -85,15 +86,15 @@ def test_a_second_run_in_the_same_place_is_refused(file):
     assert file.path.read_bytes() == before
 
 
-def test_an_error_while_writing_leaves_the_old_file(file):
+def test_a_full_disk_leaves_the_old_file(file, monkeypatch):
     before = file.path.read_bytes()
 
-    def broken(group):
-        group.create_dataset("half", data=np.zeros(10))
-        raise OSError("disk full")
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(RunFileError, match="disk full; what it held before is unchanged"):
-        file.update({"history": broken})
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(RunFileError, match="No space left on device; what it held before is unchanged"):
+        file.update(sections(5))
     assert file.path.read_bytes() == before
     assert not list(file.folder.glob("*.tmp"))
 
@@ -141,6 +142,12 @@ def test_a_truncated_file_is_one_clear_line_and_stays_as_it_is(file, share):
     with pytest.raises(RunFileError):
         file.append_evaluation(np.zeros(1), {})
     assert file.path.read_bytes() == cut
+
+
+def test_a_file_that_vanished_is_named(file):
+    file.path.unlink()
+    with pytest.raises(RunFileError, match="has vanished since it was opened"):
+        file.update(sections(3))
 
 
 def test_foreign_files_are_named_for_what_they_are(tmp_path):
