@@ -348,3 +348,17 @@ def test_after_a_dropped_update_the_critic_still_counts():
         before = algorithm._loss(window)
         algorithm._data, algorithm._ends = [], None  # what a dropped update leaves
         assert torch.equal(algorithm._loss(window), before)
+
+
+def test_the_loss_is_the_discounted_cost_and_the_discounted_value_at_the_end():
+    algorithm = build(window=3, discount=0.8, dtype="float64")
+    for _ in range(3):
+        algorithm.step()
+    x = algorithm.env.state_box.sample(8, torch.Generator().manual_seed(3), torch.float64)
+    with torch.no_grad():
+        window = rollout(algorithm.env, algorithm.policy, x, 3, algorithm.params)
+        values = algorithm.critic.values(algorithm.policy.normalise(window.observations[-1]))
+        c = window.costs
+        expected = (c[0] + 0.8 * c[1] + 0.64 * c[2] + 0.512 * values).mean() / algorithm.critic.scale
+        assert float(values.abs().mean()) > 0.1  # or the last term would not be tested
+        assert float(algorithm._loss(window)) == pytest.approx(float(expected), rel=1e-12)
