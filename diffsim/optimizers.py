@@ -105,7 +105,15 @@ class TorchOptimizer:
         return self.inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where ``state_dict`` was taken."""
         self.inner.load_state_dict(state)
+        # torch casts the state to the parameters' dtype, which changes float32 scalars of float64 runs.
+        parameters = [p for group in self.inner.param_groups for p in group["params"]]
+        for index, entries in state["state"].items():
+            loaded = self.inner.state[parameters[index]]
+            for name, value in entries.items():
+                if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
+                    loaded[name] = value.to(loaded[name].device)
 
 
 class _NonFinite(Exception):

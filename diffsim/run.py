@@ -251,7 +251,9 @@ class Run:
         algorithm, episodes = self.algorithm, self.config.evaluation.episodes
         generator = torch.Generator().manual_seed(self.config.seed)
         x = algorithm.env.reset(episodes, generator, algorithm.dtype).to(algorithm.device)
+        algorithm.policy.eval()  # measuring must not move the statistics of a batch norm
         measured = float(episode_returns(algorithm.env, algorithm.policy, x, algorithm.params).mean())
+        algorithm.policy.train()
         if measured > self._best[0]:
             state = {"policy": {k: v.clone() for k, v in algorithm.policy.state_dict().items()}}
             writer = checkpoint_writer(state, **{"update": update, "return": measured})
