@@ -114,10 +114,13 @@ def gym_states(rng, count):
     return rng.uniform([-10, -8], [10, 8], (count, 2)), rng.uniform(-3, 3, (count, 1)).astype(np.float32)
 
 
-def test_the_pendulum_steps_as_gymnasiums_does():
+@pytest.mark.parametrize("constants", [{}, {"g": 9.0, "m": 1.3, "l": 0.7}], ids=["default", "other"])
+def test_the_pendulum_steps_as_gymnasiums_does(constants):
     gym_env = gymnasium.make("Pendulum-v1").unwrapped
+    for name, value in constants.items():
+        setattr(gym_env, name, value)
     states, actions = gym_states(np.random.default_rng(0), 1000)
-    env = make_env("pendulum")
+    env = make_env("pendulum", **constants)
     x = torch.from_numpy(states)
     ours, cost = env.step(x, torch.from_numpy(actions).double(), env.params(x))
     observations = env.observe(ours)
