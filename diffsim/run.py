@@ -77,7 +77,7 @@ def train(
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """The configuration with every default of the named classes written out.
+    """The configuration with the defaults of simulator and algorithm written out.
 
     Raises:
         ConfigError: an unknown environment, algorithm, device or option.
