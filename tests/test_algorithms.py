@@ -362,3 +362,21 @@ def test_the_loss_is_the_discounted_cost_and_the_discounted_value_at_the_end():
         expected = (c[0] + 0.8 * c[1] + 0.64 * c[2] + 0.512 * values).mean() / algorithm.critic.scale
         assert float(values.abs().mean()) > 0.1  # or the last term would not be tested
         assert float(algorithm._loss(window)) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_noise_moves_the_windows_and_nothing_else_does():
+    quiet, again, noisy = build(noise=0.0), build(noise=0.0), build(noise=0.4)
+    losses = [algorithm.step().loss for algorithm in (quiet, again, noisy)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_draws_come_from_the_seed_of_the_run():
+    assert [build(seed=seed).generator.initial_seed() for seed in (3, 4)] == [3, 4]
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+def test_the_critic_is_fitted_to_as_many_windows_as_asked(windows):
+    algorithm = build(critic_windows=windows)
+    for update in range(1, 6):
+        algorithm.step()
+        assert len(algorithm._data) == min(update, windows)
