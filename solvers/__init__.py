@@ -21,7 +21,15 @@ SOLVERS = Catalogue(
         "midpoint": "solvers.runge_kutta:Midpoint",
         "heun": "solvers.runge_kutta:Heun",
         "rk4": "solvers.runge_kutta:RK4",
+        "tsit5": "solvers.runge_kutta:Tsit5",
+        "dopri5": "solvers.runge_kutta:Dopri5",
         "semi_implicit_euler": "solvers.symplectic:SemiImplicitEuler",
+        "stormer_verlet": "solvers.symplectic:StormerVerlet",
+        "yoshida4": "solvers.symplectic:Yoshida4",
+        "backward_euler": "solvers.implicit:BackwardEuler",
+        "implicit_midpoint": "solvers.implicit:ImplicitMidpoint",
+        "sdirk3": "solvers.implicit:SDIRK3",
+        "rodas5p": "solvers.rosenbrock:Rodas5P",
     },
 )
 

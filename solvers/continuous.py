@@ -1,0 +1,162 @@
+"""The adjoint ``adjoint``: solve the continuous adjoint equation backwards, from output to output.
+
+With ``dλ/dt = -λᵀ df/dx`` and a jump by the incoming gradient at every output, the gradients are λ at the
+start and ``∫ λᵀ df/dp dt`` (Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, 2018, app. B).
+The state is solved backwards along with λ and set right at every output, so the memory is the outputs
+alone; the gradient is that of the exact solution, which the discrete one approaches with the tolerance or dt.
+A solution that forgets its past (damping, stiffness) blows up backwards: then use ``checkpoint``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.failure import SolveError, describe
+from solvers.grid import Grid
+from solvers.march import Track, march
+from solvers.problem import Counted, Leaves, Problem
+
+
+class ContinuousAdjoint(torch.autograd.Function):
+    """``apply(problem, track, leaves, x0, start, targets, ts, *leaves.tensors())``; track None for fixed steps."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, track: Track | None, leaves: Leaves, *tensors: Tensor) -> Tensor:
+        xs = _fixed_steps(problem) if track is None else track.outputs.tensors()[0]
+        ctx.problem, ctx.track, ctx.leaves = problem, track, leaves
+        ctx.save_for_backward(xs, *tensors)
+        return xs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, by_xs: Tensor) -> Any:
+        problem, track, leaves = ctx.problem, ctx.track, ctx.leaves
+        xs = ctx.saved_tensors[0]
+        grid, ts = problem.grid, problem.ts.detach()
+        resting = None if track is None else track.status != 0
+        if resting is not None and bool(resting.any()):
+            still = resting.unsqueeze(-1)
+            xs, by_xs = torch.where(still, track.safe, xs), torch.where(still, 0.0, by_xs)
+        by_ts, by_start = torch.zeros_like(ts), torch.zeros_like(grid.start)
+        by_targets = torch.zeros_like(grid.targets)
+        totals = leaves.zeros()
+        costate = torch.zeros_like(problem.x0)
+        x = xs[-1]
+        for leg in range(len(grid.controls) - 1, -1, -1):
+            index = grid.controls[leg] if problem.holds_controls else None
+            backwards = _Backwards(problem, leaves, index, totals, resting)
+            end = grid.targets[leg].detach()
+            output = grid.at_target[leg]
+            field = lambda t, x, backwards=backwards: problem.f(t, x, backwards.u, backwards.p)  # noqa: E731
+            if leg + 1 < len(grid.controls) and grid.controls[leg + 1] != grid.controls[leg]:
+                after = problem.f(_times(end, x), x, problem.held(leg + 1), problem.p)
+                jump = (costate * (field(_times(end, x), x) - after)).sum(-1)
+                by_targets[leg] += jump.sum() if by_targets.ndim == 1 else jump
+            # From the end of the leg through the outputs inside it to its beginning.
+            for i in [output, *reversed(grid.inside[leg])]:
+                if i >= 0:
+                    t_output = end if i == output else ts[i]
+                    if i != output:
+                        x, costate = backwards.solve(end, t_output, x, costate)
+                        end = t_output
+                    x = xs[i]
+                    pull = (by_xs[i] * field(_times(end, x), x)).sum(-1)
+                    by_ts[i] += pull.sum() if by_ts.ndim == 1 else pull
+                    costate = costate + by_xs[i]
+            begin = (grid.targets[leg - 1] if leg else grid.start).detach()
+            x, costate = backwards.solve(end, begin, x, costate)
+        index = grid.controls[0] if problem.holds_controls else None
+        u, p, _ = leaves.detached(index)
+        begin = grid.start.detach()
+        push = -(costate * problem.f(_times(begin, x), xs[0], u, p).detach()).sum(-1)
+        by_start += push.sum() if by_start.ndim == 0 else push
+        return None, None, None, costate + by_xs[0], by_start, by_targets, by_ts, *totals
+
+
+def _times(t: Tensor, x: Tensor) -> Tensor:
+    return t.expand(x.shape[:-1])
+
+
+def _fixed_steps(problem: Problem) -> Tensor:
+    t, x = problem.grid.start.detach(), problem.x0
+    xs = [x]
+    for leg, output in enumerate(problem.grid.at_target):
+        target = problem.grid.targets[leg].detach()
+        x = problem.method.step(problem.f, t, x, problem.held(leg), problem.p, target - t)
+        t = target
+        if output >= 0:
+            xs.append(x)
+    return torch.stack(xs)
+
+
+class _Backwards:
+    """The augmented equation of [x, λ] in the time -t, under one held control."""
+
+    def __init__(
+        self, problem: Problem, leaves: Leaves, index: int | None, totals: list[Tensor], resting: Tensor | None
+    ) -> None:
+        self.problem, self.leaves, self.index = problem, leaves, index
+        self.totals, self.resting = totals, resting
+        self.u, self.p, self.own = leaves.detached(index)
+
+    def __call__(self, minus_t: Tensor, z: Tensor, u: Any, p: Any) -> Tensor:
+        with torch.enable_grad():
+            x, costate = z.detach().chunk(2, dim=-1)
+            x = x.requires_grad_(True)
+            slope = self.problem.f(-minus_t, x, self.u, self.p)
+            pulled = None
+            if slope.requires_grad:
+                (pulled,) = torch.autograd.grad(slope, x, costate, allow_unused=True)
+        return torch.cat((-slope.detach(), torch.zeros_like(x) if pulled is None else pulled), dim=-1)
+
+    @torch.no_grad()
+    def solve(self, end: Tensor, begin: Tensor, x: Tensor, costate: Tensor) -> tuple[Tensor, Tensor]:
+        """From ``end`` back to ``begin``; adds ``∫ λᵀ df/dp dt`` to the totals."""
+        z = torch.cat((x, costate), dim=-1)
+        ts = torch.stack((-end, -begin))
+        back = replace(
+            self.problem,
+            f=Counted(self),
+            x0=z,
+            ts=ts,
+            grid=Grid(ts[0], ts[1:], [0], [1], [[]]),
+            holds_controls=False,
+            events=(),
+        )
+        track = march(back, keep_states=True, stop_at_failure=True, resting=self.resting)
+        if bool((track.status != 0).any()):
+            where = "in the backward solve of adjoint='adjoint' (the equation may be stiffer backwards; adjoint="
+            where += "'checkpoint' needs no backward solve): "
+            raise SolveError(
+                describe(track.status, -track.t, track.last_step, adaptive=back.controller is not None, where=where),
+                track.status,
+            )
+        if self.own:
+            for stride in track.strides:
+                assert stride.t is not None and stride.x is not None
+                h = torch.where(stride.to_target, ts[1] - stride.t, stride.h)
+                self._quadrature(back.method, back.f, stride.t, stride.x, h)
+        x, costate = track.x.chunk(2, dim=-1)
+        return x, costate
+
+    def _quadrature(self, method: Any, f: Callable[..., Tensor], t: Tensor, z: Tensor, h: Tensor) -> None:
+        """The method's own quadrature ``h Σ b_i λ_iᵀ df/dp(t_i, x_i)``."""
+        table = method.tableau
+        stages = method.stages(f, t, z, None, None, h)[0]
+        for weight, c, stage in zip(table.b, table.c, stages, strict=True):
+            if weight == 0.0:
+                continue
+            x, costate = stage.chunk(2, dim=-1)
+            with torch.enable_grad():
+                slope = self.problem.f(-(t + c * h), x, self.u, self.p)
+                if not slope.requires_grad:
+                    continue
+                gradients = torch.autograd.grad(
+                    slope, self.own, weight * h.unsqueeze(-1) * costate, allow_unused=True
+                )
+            self.leaves.add(self.totals, list(gradients), self.index)

@@ -1,0 +1,191 @@
+"""Events: where a function of time and state crosses zero, located rollout by rollout.
+
+What counts as an event is defined on samples: the start of a step, a point just after it, and
+``samples`` equally spaced points up to its end.
+
+- It *fires* where the function passes from strictly one side of zero to the other or onto zero, in the
+  event's direction.
+- An event that *holds at the start* (the function is zero there, or the event has just fired) does not
+  fire; it can fire again once the function has left zero.
+- *Grazing* (zero is touched and not crossed) does not fire, nor do two crossings between two neighbouring
+  samples.  A gradient through an event grows as one over the speed of the crossing.
+- Of *several in one step* the earliest fires; the step ends there and the others are found in the steps that
+  follow.  Of several at the same time the first in the list fires, and the others hold at the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.base import Solver, State, VectorField, over_components
+
+_JUST_AFTER = 1e-3
+_LOCATING = 100  # bisections alone would take 60 in float64
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happens when ``function(t, x, u, p)`` crosses zero.
+
+    Attributes:
+        function: ``(t [*batch], x [*batch, n], u, p) -> [*batch]``, continuous; it may depend on u and p.
+        jump: ``(t, x, u, p) -> x`` after the event; None leaves the state as it is.  It is evaluated for
+            all rollouts and used where the event fired.
+        terminal: whether the rollout ends there.
+        direction: +1 fires where the function rises through zero, -1 where it falls, 0 both ways.
+    """
+
+    function: Callable[[Tensor, Tensor, Any, Any], Tensor]
+    jump: Callable[[Tensor, Tensor, Any, Any], Tensor] | None = None
+    terminal: bool = False
+    direction: int = 0
+
+    def __post_init__(self) -> None:
+        if self.direction not in (-1, 0, 1):
+            raise ValueError(f"an event's direction is -1, 0 or 1, got {self.direction!r}")
+        if not callable(self.function) or not (self.jump is None or callable(self.jump)):
+            raise TypeError("an event's function and jump must be callable (t, x, u, p)")
+
+    def value(self, t: Tensor, x: State, u: Any, p: Any) -> Tensor:
+        """The function's value, its shape checked."""
+        value = self.function(t, x, u, p)
+        if not isinstance(value, Tensor) or value.shape != x.shape[:-1]:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"an event's function must return one value a rollout, {tuple(x.shape[:-1])}, got {got}; "
+                "index components with x[..., i]"
+            )
+        return value
+
+    def after(self, t: Tensor, x: State, u: Any, p: Any) -> State:
+        """The state after the event, its shape checked."""
+        if self.jump is None:
+            return x
+        jumped = self.jump(t, x, u, p)
+        if not isinstance(jumped, Tensor) or jumped.shape != x.shape:
+            got = tuple(jumped.shape) if isinstance(jumped, Tensor) else type(jumped).__name__
+            raise ValueError(f"an event's jump must return states {tuple(x.shape)}, got {got}")
+        return jumped
+
+
+class EventFinder:
+    """Finds the first event in a step, for every rollout."""
+
+    def __init__(self, events: tuple[Event, ...], samples: int) -> None:
+        self.events = events
+        self.samples = samples
+
+    def first_crossing(
+        self,
+        method: Solver,
+        f: VectorField,
+        t: Tensor,
+        x: State,
+        u: Any,
+        p: Any,
+        h: Tensor,
+        x_new: State,
+        slope: State,
+        held: Tensor,
+        candidates: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The event that fires first in the step, ``[*batch]`` (-1 for none), and how long after t, ``[*batch]``.
+
+        Args:
+            slope: ``f`` at the start of the step.
+            held: for every event which rollouts it holds for at the start, ``[events, *batch]``.
+            candidates: rollouts whose step stands.
+        """
+        theta = torch.tensor(
+            [_JUST_AFTER, *(k / self.samples for k in range(1, self.samples + 1))], dtype=x.dtype
+        ).to(x.device)
+        end_slope = f(t + h, x_new, u, p)
+        wide = over_components(h)
+        which = torch.full_like(t, -1, dtype=torch.int64)
+        when = torch.full_like(t, torch.inf)
+        # Sampled on the cubic Hermite interpolant, which every method has; located on the step itself.
+        sampled = [
+            (1 + 2 * s) * (1 - s) ** 2 * x
+            + s * (1 - s) ** 2 * wide * slope
+            + s * s * (3 - 2 * s) * x_new
+            + s * s * (s - 1) * wide * end_slope
+            for s in theta[:-1]
+        ] + [x_new]
+        for index, event in enumerate(self.events):
+            before = torch.where(held[index], 0.0, event.value(t, x, u, p))
+            low = torch.zeros_like(t)
+            found = torch.zeros_like(candidates)
+            bracket = (torch.zeros_like(t), torch.zeros_like(t), torch.zeros_like(t))
+            for s, state in zip(theta, sampled, strict=True):
+                after = event.value(t + s * h, state, u, p)
+                crossing = candidates & ~found & _crosses(before, after, event.direction)
+                bracket = tuple(  # type: ignore[assignment]
+                    torch.where(crossing, new, old)
+                    for new, old in zip((low, s * h, before), bracket, strict=True)
+                )
+                found = found | crossing
+                before, low = after, s * h
+            if bool(found.any()):
+                root = self._locate(event, method, f, t, x, u, p, *bracket, found)
+                earlier = found & (root < when)
+                which = torch.where(earlier, index, which)
+                when = torch.where(earlier, root, when)
+        return which, when
+
+    def _locate(
+        self,
+        event: Event,
+        method: Solver,
+        f: VectorField,
+        t: Tensor,
+        x: State,
+        u: Any,
+        p: Any,
+        low: Tensor,
+        high: Tensor,
+        sign_low: Tensor,
+        found: Tensor,
+    ) -> Tensor:
+        """The root of ``h -> function(t + h, step(h))`` between low and high: Illinois regula falsi, safeguarded."""
+
+        def value(h: Tensor) -> Tensor:
+            return event.value(t + h, method.attempt(f, t, x, u, p, h).x, u, p)
+
+        side = torch.sign(sign_low)  # the function's sign before the crossing
+        f_low, f_high = value(low), value(high)
+        # The interpolant and the step may disagree by their error: then the crossing is at the bracket's end.
+        f_low = torch.where(f_low * side > 0, f_low, side * torch.finfo(x.dtype).tiny)
+        settled = ~found | (f_high * side > 0) | (f_high == 0)
+        resolution = 2 * torch.finfo(x.dtype).eps
+        last_side = torch.zeros_like(t)
+        for k in range(_LOCATING):
+            settled = settled | ((high - low) <= resolution * (t.abs() + high))
+            if bool(settled.all()):
+                break
+            denominator = torch.where(settled | (f_high == f_low), 1.0, f_high - f_low)
+            middle = high - f_high * (high - low) / denominator
+            half = 0.5 * (low + high)
+            inside = (middle > low) & (middle < high)
+            # Every third try halves the bracket, which regula falsi alone may not.
+            middle = torch.where(inside, middle, half) if k % 3 != 2 else half
+            f_middle = value(middle)
+            before = (f_middle * side) > 0
+            move_low, move_high = ~settled & before, ~settled & ~before
+            f_high = torch.where(move_low & (last_side > 0), 0.5 * f_high, f_high)
+            f_low = torch.where(move_high & (last_side < 0), 0.5 * f_low, f_low)
+            low, f_low = torch.where(move_low, middle, low), torch.where(move_low, f_middle, f_low)
+            high, f_high = torch.where(move_high, middle, high), torch.where(move_high, f_middle, f_high)
+            last_side = torch.where(move_low, 1.0, torch.where(move_high, -1.0, last_side))
+            settled = settled | (f_middle == 0)
+        return high
+
+
+def _crosses(before: Tensor, after: Tensor, direction: int) -> Tensor:
+    falls = (before > 0) & (after <= 0)
+    rises = (before < 0) & (after >= 0)
+    return falls if direction < 0 else rises if direction > 0 else falls | rises

@@ -1,0 +1,387 @@
+"""``solve``: an initial-value problem for a batch, differentiable in everything that enters it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from solvers.base import Solver, VectorField
+from solvers.checkpoint import CheckpointedMarch, CheckpointedSteps, output_rows
+from solvers.continuous import ContinuousAdjoint
+from solvers.events import Event
+from solvers.failure import SolveError, describe
+from solvers.grid import make_grid
+from solvers.march import Track, march
+from solvers.problem import Counted, Leaves, Problem, captured_tensor
+from solvers.replay import replay, still
+from solvers.solution import EventLog, Solution, Statistics, no_steps
+from solvers.step_size import StepSizeController
+
+
+def solve(
+    f: VectorField,
+    x0: Tensor,
+    ts: Tensor | Sequence[float],
+    u: Any = None,
+    p: Any = None,
+    *,
+    solver: str | Solver = "tsit5",
+    adjoint: str | None = None,
+    dt: float | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    control_times: Tensor | Sequence[float] | None = None,
+    events: Event | Sequence[Event] = (),
+    on_failure: str = "raise",
+    max_steps: int | None = None,
+    controller: StepSizeController | None = None,
+    event_samples: int = 8,
+    max_events: int = 100,
+) -> Solution:
+    """Solve ``dx/dt = f(t, x, u, p)`` from ``x0`` at ``ts[0]`` to ``ts[-1]``.
+
+    ``solve(lambda t, x, u, p: -x, torch.ones(3, 1), [0.0, 1.0]).xs[-1]`` is ``exp(-1)`` for three rollouts.
+
+    Args:
+        f: the vector field ``(t, x [*batch, n], u, p) -> [*batch, n]``.  It must not mix rollouts.  t is a scalar or,
+            where every rollout has its own time, ``[*batch]``: write ``x[..., i]`` with t, not ``x`` with t.
+        x0: initial states ``[*batch, n]``, float32 or float64.  It fixes dtype and device of the solve.
+        ts: times of the outputs ``[T]``, T >= 2, strictly increasing or strictly decreasing; the first is the
+            initial time.  For adaptive methods also ``[T, *batch]``, a row of times for every rollout.
+        u: controls, passed to f.  With ``control_times`` a tensor (or a tree of tensors) ``[K, ...]``, of which
+            ``u[k]`` is held from ``control_times[k]`` to the next; no step crosses a switch.
+        p: parameters, passed to f: a tensor, any tree of tensors, modules.
+        solver: a name of :data:`solvers.SOLVERS`, ``"module:Class"`` or a :class:`~solvers.base.Solver`.
+        adjoint: how it is differentiated, one of the method's ``adjoints``; the default is the first of them.
+            ``backprop`` and ``implicit`` record the steps (memory: a graph a step); ``checkpoint`` keeps the states and
+            repeats the steps, with the same gradient; ``adjoint`` solves the continuous adjoint equation
+            backwards (memory: the outputs; gradient: to the tolerance).  See docs/solvers.md for measurements.
+        dt: the longest step, for steps of fixed length.  Adaptive methods choose their own without it.
+        rtol, atol: tolerances of an adaptive step; 1e-6 each by default, 1e-4 in float32.
+        control_times: ``[K]``, strictly increasing; the first must not be after the start.
+        events: see :mod:`solvers.events`.
+        on_failure: "raise" a :class:`~solvers.failure.SolveError` or "mark" failed rollouts in ``status``: their states
+            are NaN from the failure on, nothing of them enters a gradient, and the good ones are kept.
+        max_steps: attempted steps of a rollout; by default 100,000 for adaptive methods and no limit with dt.
+        controller: a :class:`~solvers.step_size.StepSizeController` for more than rtol and atol.
+        event_samples: points in a step at which events are looked for.
+        max_events: events of one rollout.
+
+    Raises:
+        ValueError, TypeError: an argument cannot be right; the message says which and why.
+        SolveError: some rollout failed; the message says when, which, and what to change.
+    """
+    from solvers import make_solver
+
+    method = make_solver(solver) if isinstance(solver, str) else solver
+    if not isinstance(method, Solver):
+        raise TypeError(f"solver must be a name or a Solver, got {type(method).__name__}")
+    x0 = _checked_state(x0)
+    ts = _checked_times("ts", ts, x0, minimum=2)
+    name = solver if isinstance(solver, str) else type(method).__name__
+    adjoint = method.adjoints[0] if adjoint is None else adjoint
+    if adjoint not in method.adjoints:
+        raise ValueError(
+            f"solver {name!r} cannot be differentiated by adjoint={adjoint!r}; it can by: {', '.join(method.adjoints)}"
+        )
+    if on_failure not in ("raise", "mark"):
+        raise ValueError(f"on_failure must be 'raise' or 'mark', got {on_failure!r}")
+    events = (events,) if isinstance(events, Event) else tuple(events)
+    if any(not isinstance(event, Event) for event in events):
+        raise TypeError("events must be solvers.Event objects")
+    if events and adjoint == "adjoint":
+        raise ValueError("adjoint='adjoint' does not carry gradients through events; use 'checkpoint'")
+    held_times = None
+    if control_times is not None:
+        held_times = _checked_controls(control_times, u, ts, x0)
+    controller = _checked_steps(name, method, x0, ts, dt, rtol, atol, controller)
+    if max_steps is None:
+        max_steps = 100_000 if controller is not None else torch.iinfo(torch.int64).max
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps!r}")
+
+    sign = 1.0
+    requested = ts
+    if bool((ts[-1] < ts[0]).any()):
+        # Backwards in time: the same equation in -t.
+        sign, ts, forward = -1.0, -ts, f
+        held_times = None if held_times is None else -held_times
+        f = lambda t, x, u, p: -forward(-t, x, u, p)  # noqa: E731
+        events = tuple(_reversed(event) for event in events)
+    grid = make_grid(ts, held_times, dt if controller is None else None, sign)
+    problem = Problem(
+        f=Counted(f),
+        method=method,
+        x0=x0,
+        u=u,
+        p=p,
+        ts=ts,
+        grid=grid,
+        holds_controls=held_times is not None,
+        controller=controller,
+        events=events,
+        event_samples=event_samples,
+        max_events=max_events,
+        max_steps=max_steps,
+    )
+    leaves = Leaves.of(forward if sign < 0 else f, u, p)
+    _check_field(name, problem, leaves, adjoint)
+    per_rollout = controller is not None or bool(events) or on_failure == "mark"
+    if per_rollout or max_steps <= len(grid.controls):
+        return _solve_per_rollout(problem, leaves, adjoint, on_failure, requested, sign)
+    return _solve_fixed(problem, leaves, adjoint, requested, sign)
+
+
+def _solve_fixed(problem: Problem, leaves: Leaves, adjoint: str, requested: Tensor, sign: float) -> Solution:
+    """All rollouts take the same steps: nothing to find out beforehand."""
+    grid, method = problem.grid, problem.method
+    problem.f.calls = 0
+    try:
+        if adjoint == "checkpoint":
+            xs = CheckpointedSteps.apply(
+                problem, leaves, problem.x0, grid.start, grid.targets, *leaves.tensors()
+            )
+        elif adjoint == "adjoint":
+            xs = ContinuousAdjoint.apply(
+                problem, None, leaves, problem.x0, grid.start, grid.targets, problem.ts, *leaves.tensors()
+            )
+        else:
+            t, x = grid.start, problem.x0
+            states = [x]
+            for leg, output in enumerate(grid.at_target):
+                target = grid.targets[leg]
+                x = method.step(problem.f, t, x, problem.held(leg), problem.p, target - t)
+                t = target
+                if output >= 0:
+                    states.append(x)
+            xs = torch.stack(states)
+        healthy = bool(torch.isfinite(xs[-1]).all())
+    except SolveError:
+        healthy = False
+    calls = problem.f.calls
+    if not healthy:
+        track = march(problem, keep_states=False, stop_at_failure=True)
+        raise _failure(problem, track, sign)
+    batch = problem.x0.shape[:-1]
+    none = no_steps(batch, problem.x0.device)
+    statistics = Statistics(calls, none + len(grid.controls), none)
+    return Solution(requested, xs, none, none.bool(), None, statistics)
+
+
+def _solve_per_rollout(
+    problem: Problem, leaves: Leaves, adjoint: str, on_failure: str, requested: Tensor, sign: float
+) -> Solution:
+    """Every rollout has its own steps: find them without a graph, then repeat them with one."""
+    problem.f.calls = 0
+    track = march(problem, keep_states=adjoint == "checkpoint", stop_at_failure=on_failure == "raise")
+    calls = problem.f.calls
+    failed = track.status != 0
+    any_failed = bool(failed.any())
+    if any_failed and on_failure == "raise":
+        raise _failure(problem, track, sign)
+    wants_gradient = torch.is_grad_enabled() and any(
+        q.requires_grad for q in (problem.x0, problem.ts, problem.grid.targets, *leaves.tensors(), *_probe(problem))
+    )
+    values = xs, times, states = track.outputs.tensors()
+    if wants_gradient:
+        quiet = still(track)
+        if adjoint == "checkpoint":
+            xs, times, states = CheckpointedMarch.apply(
+                problem, quiet, leaves, problem.x0, problem.grid.start, problem.grid.targets, problem.ts,
+                *leaves.tensors(),
+            )  # fmt: skip
+        elif adjoint == "adjoint":
+            xs = ContinuousAdjoint.apply(
+                problem, quiet, leaves, problem.x0, problem.grid.start, problem.grid.targets, problem.ts,
+                *leaves.tensors(),
+            )  # fmt: skip
+        else:
+            xs, times, states = replay(problem, quiet).tensors()
+    each = problem.ts.detach().reshape(len(problem.ts), *([1] * failed.ndim) if problem.ts.ndim == 1 else failed.shape)
+    beyond = (each > track.t).unsqueeze(-1)
+    if problem.events:
+        xs = torch.where(beyond & track.stopped.unsqueeze(-1), xs[-1], xs)
+    if any_failed:
+        lost = failed.unsqueeze(-1)
+        xs = torch.where(lost, torch.where(beyond, torch.nan, values[0]), xs)
+        if len(times):
+            times, states = torch.where(failed, values[1], times), torch.where(lost, values[2], states)
+    log = None
+    if problem.events:
+        which = track.outputs.event_which
+        batch = failed.shape
+        numbers = torch.stack(which) if which else no_steps(batch, xs.device).new_zeros((0, *batch))
+        log = EventLog(torch.where(torch.isfinite(times), sign * times, times), states, numbers)
+    statistics = Statistics(calls, track.accepted, track.rejected)
+    return Solution(requested, xs, track.status, track.stopped, log, statistics)
+
+
+def _failure(problem: Problem, track: Track, sign: float) -> SolveError:
+    message = describe(
+        track.status, sign * track.t, track.last_step, adaptive=problem.controller is not None
+    )
+    return SolveError(message, track.status)
+
+
+def _reversed(event: Event) -> Event:
+    jump = event.jump
+    return Event(
+        lambda t, x, u, p: event.function(-t, x, u, p),
+        None if jump is None else lambda t, x, u, p: jump(-t, x, u, p),
+        event.terminal,
+        event.direction,
+    )
+
+
+def _probe(problem: Problem) -> list[Tensor]:
+    """``f`` at the start, which requires a gradient where f holds a tensor that does."""
+    t = problem.grid.start.expand(problem.x0.shape[:-1])
+    return [problem.f(t, problem.x0, problem.held(0), problem.p)]
+
+
+def _checked_state(x0: Tensor) -> Tensor:
+    if not isinstance(x0, Tensor):
+        raise TypeError(f"x0 must be a tensor [*batch, n], got {type(x0).__name__}")
+    if x0.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x0 must be float32 or float64, got {x0.dtype}; convert it with .to(torch.float64)")
+    if x0.ndim == 0 or x0.numel() == 0:
+        raise ValueError(f"x0 must be [*batch, n] with at least one entry, got shape {tuple(x0.shape)}")
+    if not bool(torch.isfinite(x0).all()):
+        raise ValueError("x0 holds values that are not finite")
+    return x0
+
+
+def _checked_times(name: str, ts: Any, x0: Tensor, minimum: int) -> Tensor:
+    try:
+        times = torch.as_tensor(ts)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a tensor or a list of numbers: {error}") from None
+    if times.is_complex() or times.dtype == torch.bool:
+        raise TypeError(f"{name} must be real times, got {times.dtype}")
+    times = times.to(x0)
+    if times.ndim == 0 or len(times) < minimum:
+        raise ValueError(f"{name} needs at least {minimum} times, got shape {tuple(times.shape)}")
+    if times.ndim > 1 and (name != "ts" or times.shape[1:] != x0.shape[:-1]):
+        raise ValueError(
+            f"{name} must be [T] or, per rollout, [T, *batch] = [T, {', '.join(map(str, x0.shape[:-1]))}], "
+            f"got {tuple(times.shape)}"
+        )
+    if not bool(torch.isfinite(times).all()):
+        raise ValueError(f"{name} holds times that are not finite")
+    steps = times.detach().diff(dim=0)
+    if not (bool((steps > 0).all()) or (name == "ts" and bool((steps < 0).all()))):
+        either = "strictly increasing" + (" or strictly decreasing" if name == "ts" else "")
+        raise ValueError(f"{name} must be {either} (in {x0.dtype}), got {_few(times)}")
+    return times
+
+
+def _few(times: Tensor) -> str:
+    values = times.detach().reshape(-1)[:6].tolist()
+    return "[" + ", ".join(f"{v:.6g}" for v in values) + (", …]" if times.numel() > 6 else "]")
+
+
+def _checked_controls(control_times: Any, u: Any, ts: Tensor, x0: Tensor) -> Tensor:
+    times = _checked_times("control_times", control_times, x0, minimum=1)
+    if ts.ndim > 1:
+        raise ValueError("control_times are shared by all rollouts and cannot be used with times per rollout")
+    earliest = float(ts.detach().min())
+    if float(times[0]) > earliest:
+        raise ValueError(
+            f"control_times[0] = {float(times[0]):.6g} is after the earliest time {earliest:.6g}: "
+            "no control is given for the time between"
+        )
+    for leaf in tree_leaves(u):
+        length = len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else None
+        if length != len(times):
+            got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise ValueError(f"u must hold one control for each of {len(times)} control_times, [K, ...]; got {got}")
+    if not tree_leaves(u):
+        raise ValueError("control_times are given but u is None")
+    return times
+
+
+def _checked_steps(
+    name: str,
+    method: Solver,
+    x0: Tensor,
+    ts: Tensor,
+    dt: float | None,
+    rtol: float | None,
+    atol: float | None,
+    controller: StepSizeController | None,
+) -> StepSizeController | None:
+    """The step-size controller; None for steps of fixed length."""
+    tolerances = {"rtol": rtol, "atol": atol, "controller": controller}
+    given = [key for key, value in tolerances.items() if value is not None]
+    if dt is not None:
+        if isinstance(dt, Tensor) or not dt > 0 or dt == float("inf"):
+            raise ValueError(f"dt must be a positive number, got {dt!r}; the length of the solve comes from ts")
+        if given:
+            raise ValueError(f"dt asks for steps of fixed length, which {', '.join(given)} cannot control; give one")
+        if ts.ndim > 1:
+            raise ValueError("times per rollout need an adaptive method without dt")
+        return None
+    if not method.adaptive:
+        raise ValueError(f"solver {name!r} takes steps of fixed length: give dt")
+    if controller is not None:
+        if len(given) > 1:
+            raise ValueError("rtol and atol belong to the controller when one is given")
+        return controller
+    default = 1e-6 if x0.dtype == torch.float64 else 1e-4
+    return StepSizeController(rtol=default if rtol is None else rtol, atol=default if atol is None else atol)
+
+
+def _check_field(name: str, problem: Problem, leaves: Leaves, adjoint: str) -> None:
+    """One evaluation at the start, to say early what is wrong with f."""
+    x, grid, method = problem.x0.detach(), problem.grid, problem.method
+    batch = x.shape[:-1]
+    per_rollout = problem.controller is not None or bool(problem.events)
+    t = grid.start.detach().expand(batch) if per_rollout else grid.start.detach()
+    with torch.no_grad():
+        slope = problem.f(t, x, problem.held(0), problem.p)
+    if not isinstance(slope, Tensor):
+        raise TypeError(f"f must return a tensor {tuple(x.shape)}, got {type(slope).__name__}")
+    if slope.shape != x.shape:
+        hint = ""
+        if per_rollout and batch:
+            hint = f"; t is {tuple(t.shape)}, a time for every rollout: combine it with x[..., i] or use t.unsqueeze(-1)"
+        raise ValueError(f"f must return dx/dt of the state's shape {tuple(x.shape)}, got {tuple(slope.shape)}{hint}")
+    if slope.dtype != x.dtype or slope.device != x.device:
+        raise ValueError(
+            f"f must return {x.dtype} on {x.device} like x0, got {slope.dtype} on {slope.device}; "
+            "convert u and p to the state's dtype and device"
+        )
+    if method.velocity_form:
+        half = x.shape[-1] // 2
+        if x.shape[-1] % 2 or not torch.equal(slope[..., :half], x[..., half:]):
+            raise ValueError(f"solver {name!r} is for x = [q, v] with dq/dt = v; this f has another dq/dt or an odd n")
+    if per_rollout and batch and batch[-1] == x.shape[-1] > 1:
+        _check_times_broadcast(problem, t, x)
+    if adjoint in ("checkpoint", "adjoint"):
+        index = grid.controls[0] if problem.holds_controls else None
+        if captured_tensor(problem.f, t, x, leaves, index):
+            raise ValueError(
+                f"f uses a tensor that requires a gradient and is neither in u nor in p: with adjoint={adjoint!r} "
+                "its gradient would be lost. Pass it through u or p (modules may be passed whole), or use a "
+                "method's 'backprop'"
+            )
+
+
+def _check_times_broadcast(problem: Problem, t: Tensor, x: Tensor) -> None:
+    """As many rollouts as components: ``t * x`` has the right shape and the wrong meaning. Find that out."""
+    first = problem.grid.targets[0].detach().expand(t.shape)
+    spread = t + (first - t) * torch.linspace(0.1, 0.2, t.shape[-1], dtype=t.dtype, device=t.device)
+    u = problem.held(0)
+    with torch.no_grad():
+        together = problem.f(spread, x, u, problem.p)
+        for b in (0, t.shape[-1] - 1):
+            alone = problem.f(spread[..., b : b + 1].expand(t.shape), x, u, problem.p)
+            if not torch.allclose(together[..., b, :], alone[..., b, :], rtol=1e-4, atol=1e-6, equal_nan=True):
+                raise ValueError(
+                    f"f mixes rollouts, or combines t {tuple(t.shape)} (a time for every rollout) with components: "
+                    "use t with x[..., i], or t.unsqueeze(-1) with x"
+                )
