@@ -16,10 +16,14 @@ from solvers.events import Event
 from solvers.failure import SolveError, describe
 from solvers.grid import make_grid
 from solvers.march import Track, march
+from solvers.native.adaptive import NativeMarch, Run, kernel_for, logger
+from solvers.native.trace import NativeUnsupportedError
 from solvers.problem import Counted, Leaves, Problem, captured_tensor
 from solvers.replay import replay, still
+from solvers.runge_kutta import ExplicitRungeKutta
 from solvers.solution import EventLog, Solution, Statistics, no_steps
 from solvers.step_size import StepSizeController
+from solvers.torchdiffeq_methods import TorchdiffeqSolver, integrate_legs
 
 
 def solve(
@@ -41,6 +45,7 @@ def solve(
     controller: StepSizeController | None = None,
     event_samples: int = 8,
     max_events: int = 100,
+    backend: str = "eager",
 ) -> Solution:
     """Solve ``dx/dt = f(t, x, u, p)`` from ``x0`` at ``ts[0]`` to ``ts[-1]``.
 
@@ -70,6 +75,9 @@ def solve(
         controller: a :class:`~solvers.step_size.StepSizeController` for more than rtol and atol.
         event_samples: points in a step at which events are looked for.
         max_events: events of one rollout.
+        backend: "eager", or "native": tsit5 and dopri5 on a CPU run in C++ made from f (see
+            :mod:`solvers.native.adaptive` for what is frozen by tracing), differentiated by ``checkpoint``.  Where f
+            cannot be translated, or there is no compiler, it falls back to eager and logs why, once.
 
     Raises:
         ValueError, TypeError: an argument cannot be right; the message says which and why.
@@ -83,7 +91,12 @@ def solve(
     x0 = _checked_state(x0)
     ts = _checked_times("ts", ts, x0, minimum=2)
     name = solver if isinstance(solver, str) else type(method).__name__
-    adjoint = method.adjoints[0] if adjoint is None else adjoint
+    if backend not in ("eager", "native"):
+        raise ValueError(f"backend must be 'eager' or 'native', got {backend!r}")
+    if backend == "native" and adjoint not in (None, "checkpoint"):
+        raise ValueError(f"backend='native' is differentiated by 'checkpoint', not by {adjoint!r}")
+    if adjoint is None:
+        adjoint = "checkpoint" if backend == "native" and "checkpoint" in method.adjoints else method.adjoints[0]
     if adjoint not in method.adjoints:
         raise ValueError(
             f"solver {name!r} cannot be differentiated by adjoint={adjoint!r}; it can by: {', '.join(method.adjoints)}"
@@ -93,12 +106,23 @@ def solve(
     events = (events,) if isinstance(events, Event) else tuple(events)
     if any(not isinstance(event, Event) for event in events):
         raise TypeError("events must be solvers.Event objects")
+    foreign = isinstance(method, TorchdiffeqSolver)
+    if foreign:
+        refused = {"events": events, "controller": controller, "max_steps": max_steps}
+        given = [key for key, value in refused.items() if value not in (None, ())]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} do not apply to torchdiffeq's methods; pass torchdiffeq's own options "
+                f"through make_solver({name!r}, ...), or take one of our methods"
+            )
     if events and adjoint == "adjoint":
         raise ValueError("adjoint='adjoint' does not carry gradients through events; use 'checkpoint'")
     held_times = None
     if control_times is not None:
         held_times = _checked_controls(control_times, u, ts, x0)
     controller = _checked_steps(name, method, x0, ts, dt, rtol, atol, controller)
+    if ts.ndim > 1 and foreign:
+        raise ValueError("torchdiffeq's methods share their times; use one of our adaptive methods")
     if max_steps is None:
         max_steps = 100_000 if controller is not None else torch.iinfo(torch.int64).max
     if max_steps < 1:
@@ -112,7 +136,7 @@ def solve(
         held_times = None if held_times is None else -held_times
         f = lambda t, x, u, p: -forward(-t, x, u, p)  # noqa: E731
         events = tuple(_reversed(event) for event in events)
-    grid = make_grid(ts, held_times, dt if controller is None else None, sign)
+    grid = make_grid(ts, held_times, dt if controller is None and not foreign else None, sign)
     problem = Problem(
         f=Counted(f),
         method=method,
@@ -129,7 +153,14 @@ def solve(
         max_steps=max_steps,
     )
     leaves = Leaves.of(forward if sign < 0 else f, u, p)
+    if backend == "native":
+        try:
+            return _solve_native(problem, leaves, on_failure, requested, sign)
+        except NativeUnsupportedError as error:
+            logger.debug("eager instead of native: %s", error)
     _check_field(name, problem, leaves, adjoint)
+    if foreign:
+        return _solve_foreign(problem, leaves, adjoint, on_failure, requested, rtol, atol, dt)
     per_rollout = controller is not None or bool(events) or on_failure == "mark"
     if per_rollout or max_steps <= len(grid.controls):
         return _solve_per_rollout(problem, leaves, adjoint, on_failure, requested, sign)
@@ -220,6 +251,59 @@ def _solve_per_rollout(
     return Solution(requested, xs, track.status, track.stopped, log, statistics)
 
 
+def _solve_foreign(
+    problem: Problem,
+    leaves: Leaves,
+    adjoint: str,
+    on_failure: str,
+    requested: Tensor,
+    rtol: float | None,
+    atol: float | None,
+    dt: float | None,
+) -> Solution:
+    """torchdiffeq does the work; a failure is the whole batch's."""
+    problem.f.calls = 0
+    method, x0 = problem.method, problem.x0
+    assert isinstance(method, TorchdiffeqSolver)
+    tolerances: dict[str, float] = {}
+    if method.takes_tolerances:
+        default = 1e-6 if x0.dtype == torch.float64 else 1e-4
+        tolerances = {"rtol": default if rtol is None else rtol, "atol": default if atol is None else atol}
+    none = no_steps(x0.shape[:-1], x0.device)
+    status, counts = none, {}
+    try:
+        xs, counts = integrate_legs(problem, leaves, adjoint, tolerances, dt)
+    except SolveError as error:
+        if on_failure == "raise":
+            raise
+        status = error.status
+        xs = torch.full((len(problem.ts), *x0.shape), torch.nan, dtype=x0.dtype, device=x0.device)
+    statistics = Statistics(
+        problem.f.calls, none + counts.get("accepted", 0), none + counts.get("rejected", 0)
+    )
+    return Solution(requested, xs, status, none.bool(), None, statistics)
+
+
+def _solve_native(
+    problem: Problem, leaves: Leaves, on_failure: str, requested: Tensor, sign: float
+) -> Solution:
+    """The whole solve in compiled code."""
+    run = Run(problem, leaves, kernel_for(problem, leaves))
+    tensors = (problem.x0, problem.grid.start, problem.grid.targets, problem.ts, *leaves.tensors())
+    wants_gradient = torch.is_grad_enabled() and any(q.requires_grad for q in tensors)
+    xs = run.forward(wants_gradient)
+    if on_failure == "raise" and bool((run.status != 0).any()):
+        message = describe(run.status, sign * run.failed_at, run.last_step, adaptive=True)
+        raise SolveError(message, run.status)
+    if wants_gradient:
+        xs = NativeMarch.apply(run, leaves, xs, *tensors)
+    attempts = int((run.accepted + run.rejected).max())
+    assert isinstance(problem.method, ExplicitRungeKutta)
+    calls = 2 + attempts * (len(problem.method.tableau.b) - 1)
+    statistics = Statistics(calls, run.accepted, run.rejected)
+    return Solution(requested, xs, run.status, torch.zeros_like(run.status).bool(), None, statistics)
+
+
 def _failure(problem: Problem, track: Track, sign: float) -> SolveError:
     message = describe(
         track.status, sign * track.t, track.last_step, adaptive=problem.controller is not None
@@ -289,9 +373,9 @@ def _checked_controls(control_times: Any, u: Any, ts: Tensor, x0: Tensor) -> Ten
     if ts.ndim > 1:
         raise ValueError("control_times are shared by all rollouts and cannot be used with times per rollout")
     earliest = float(ts.detach().min())
-    if float(times[0]) > earliest:
+    if float(times[0].detach()) > earliest:
         raise ValueError(
-            f"control_times[0] = {float(times[0]):.6g} is after the earliest time {earliest:.6g}: "
+            f"control_times[0] = {float(times[0].detach()):.6g} is after the earliest time {earliest:.6g}: "
             "no control is given for the time between"
         )
     for leaf in tree_leaves(u):
@@ -314,19 +398,24 @@ def _checked_steps(
     atol: float | None,
     controller: StepSizeController | None,
 ) -> StepSizeController | None:
-    """The step-size controller; None for steps of fixed length."""
+    """The step-size controller; None for steps of fixed length and for torchdiffeq's methods."""
+    foreign = isinstance(method, TorchdiffeqSolver)
     tolerances = {"rtol": rtol, "atol": atol, "controller": controller}
     given = [key for key, value in tolerances.items() if value is not None]
     if dt is not None:
         if isinstance(dt, Tensor) or not dt > 0 or dt == float("inf"):
             raise ValueError(f"dt must be a positive number, got {dt!r}; the length of the solve comes from ts")
-        if given:
+        if foreign and method.adaptive:
+            raise ValueError(f"solver {name!r} chooses its own steps: give rtol and atol instead of dt")
+        if given and not (foreign and method.takes_tolerances):
             raise ValueError(f"dt asks for steps of fixed length, which {', '.join(given)} cannot control; give one")
         if ts.ndim > 1:
             raise ValueError("times per rollout need an adaptive method without dt")
         return None
     if not method.adaptive:
         raise ValueError(f"solver {name!r} takes steps of fixed length: give dt")
+    if foreign:
+        return None
     if controller is not None:
         if len(given) > 1:
             raise ValueError("rtol and atol belong to the controller when one is given")

@@ -1,0 +1,67 @@
+"""Compiling C++ to a shared library, once for every source, compiler and processor."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from solvers.native.trace import NativeUnsupportedError
+
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
+"""No -ffast-math: a NaN must stay one, and results must not depend on the order of rollouts."""
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: ``$DIFFSIM_CACHE``, or ``diffsim`` in the user's cache folder."""
+    named = os.environ.get("DIFFSIM_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffsim"
+
+
+@functools.cache
+def _toolchain() -> tuple[str, str]:
+    """The compiler, and a text that changes with its version and with the processor it compiles for."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise NativeUnsupportedError("there is no C++ compiler (g++, clang++ or $CXX)")
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NativeUnsupportedError(f"the C++ compiler {compiler} does not run: {error}") from error
+    processor = platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        processor += platform.processor()
+    return compiler, version + processor
+
+
+@functools.lru_cache(maxsize=256)
+def load(source: str) -> ctypes.CDLL:
+    """The compiled source; from the cache if it, the compiler and the processor are the same."""
+    compiler, about = _toolchain()
+    key = hashlib.sha256("\0".join((source, about, *FLAGS)).encode()).hexdigest()[:32]
+    folder = cache_folder()
+    library = folder / f"{key}.so"
+    if not library.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                text, built = Path(scratch, "kernel.cpp"), Path(scratch, "kernel.so")
+                text.write_text(source)
+                done = subprocess.run(
+                    [compiler, *FLAGS, str(text), "-o", str(built), "-lm"], capture_output=True, text=True
+                )
+                if done.returncode:
+                    raise NativeUnsupportedError(f"the C++ compiler failed:\n{done.stderr[:2000]}")
+                built.replace(library)  # whole or not at all, also for another process that builds the same
+        except OSError as error:
+            raise NativeUnsupportedError(f"the library could not be written to {folder}: {error}") from error
+    return ctypes.CDLL(str(library))
