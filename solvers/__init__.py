@@ -5,14 +5,41 @@ Importing this package loads no torch; a solver's module is imported when its na
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from solvers.catalogue import Catalogue, UnknownNameError, unknown
 
 if TYPE_CHECKING:
     from solvers.base import Solver
+    from solvers.events import Event
+    from solvers.failure import Failure, SolveError
+    from solvers.ivp import solve
+    from solvers.solution import Solution
+    from solvers.step_size import StepSizeController
 
-__all__ = ["SOLVERS", "Catalogue", "UnknownNameError", "make_solver", "unknown"]
+__all__ = [
+    "SOLVERS",
+    "Catalogue",
+    "Event",
+    "Failure",
+    "Solution",
+    "SolveError",
+    "StepSizeController",
+    "UnknownNameError",
+    "make_solver",
+    "solve",
+    "unknown",
+]
+
+_LAZY = {
+    "Event": "solvers.events",
+    "Failure": "solvers.failure",
+    "Solution": "solvers.solution",
+    "SolveError": "solvers.failure",
+    "StepSizeController": "solvers.step_size",
+    "solve": "solvers.ivp",
+}
 
 SOLVERS = Catalogue(
     "solver",
@@ -51,3 +78,13 @@ SOLVERS = Catalogue(
 def make_solver(name: str, **options: Any) -> Solver:
     """A solver by its catalogue name or as ``"module:Class"``; ``options`` go to its constructor."""
     return SOLVERS.load(name)(**options)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'solvers' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,12 +1,12 @@
 """Events: where a function of time and state crosses zero, located rollout by rollout.
 
-What counts as an event is defined on samples: the start of a step, a point just after it, and
-``samples`` equally spaced points up to its end.
+What counts as an event is defined on samples: the start of a step and ``samples`` equally spaced points up to
+its end.
 
 - It *fires* where the function passes from strictly one side of zero to the other or onto zero, in the
   event's direction.
 - An event that *holds at the start* (the function is zero there, or the event has just fired) does not
-  fire; it can fire again once the function has left zero.
+  fire there.  Its rate decides on which side it leaves zero, so that a return, however soon, is seen.
 - *Grazing* (zero is touched and not crossed) does not fire, nor do two crossings between two neighbouring
   samples.  A gradient through an event grows as one over the speed of the crossing.
 - Of *several in one step* the earliest fires; the step ends there and the others are found in the steps that
@@ -24,7 +24,6 @@ from torch import Tensor
 
 from solvers.base import Solver, State, VectorField, over_components
 
-_JUST_AFTER = 1e-3
 _LOCATING = 100  # bisections alone would take 60 in float64
 
 
@@ -61,6 +60,17 @@ class Event:
                 "index components with x[..., i]"
             )
         return value
+
+    def rate(self, t: Tensor, x: State, slope: State, u: Any, p: Any) -> Tensor:
+        """The function's total time derivative along the solution, ``[*batch]``."""
+        with torch.enable_grad():
+            t, x = t.detach().clone().requires_grad_(True), x.detach().requires_grad_(True)
+            value = self.value(t, x, u, p)
+            if not value.requires_grad:
+                return torch.zeros_like(t)
+            by_t, by_x = torch.autograd.grad(value.sum(), (t, x), allow_unused=True)
+        rate = torch.zeros_like(value) if by_t is None else by_t
+        return (rate if by_x is None else rate + (by_x * slope).sum(-1)).detach()
 
     def after(self, t: Tensor, x: State, u: Any, p: Any) -> State:
         """The state after the event, its shape checked."""
@@ -101,9 +111,7 @@ class EventFinder:
             held: for every event which rollouts it holds for at the start, ``[events, *batch]``.
             candidates: rollouts whose step stands.
         """
-        theta = torch.tensor(
-            [_JUST_AFTER, *(k / self.samples for k in range(1, self.samples + 1))], dtype=x.dtype
-        ).to(x.device)
+        theta = torch.arange(1, self.samples + 1, dtype=x.dtype, device=x.device) / self.samples
         end_slope = f(t + h, x_new, u, p)
         wide = over_components(h)
         which = torch.full_like(t, -1, dtype=torch.int64)
@@ -117,7 +125,10 @@ class EventFinder:
             for s in theta[:-1]
         ] + [x_new]
         for index, event in enumerate(self.events):
-            before = torch.where(held[index], 0.0, event.value(t, x, u, p))
+            before = event.value(t, x, u, p)
+            holds = held[index] | (before == 0)
+            if bool((holds & candidates).any()):
+                before = torch.where(holds, event.rate(t, x, slope, u, p), before)
             low = torch.zeros_like(t)
             found = torch.zeros_like(candidates)
             bracket = (torch.zeros_like(t), torch.zeros_like(t), torch.zeros_like(t))
@@ -131,7 +142,7 @@ class EventFinder:
                 found = found | crossing
                 before, low = after, s * h
             if bool(found.any()):
-                root = self._locate(event, method, f, t, x, u, p, *bracket, found)
+                root = self._locate(event, method, f, t, x, u, p, *bracket, found, holds)
                 earlier = found & (root < when)
                 which = torch.where(earlier, index, which)
                 when = torch.where(earlier, root, when)
@@ -150,6 +161,7 @@ class EventFinder:
         high: Tensor,
         sign_low: Tensor,
         found: Tensor,
+        holds: Tensor,
     ) -> Tensor:
         """The root of ``h -> function(t + h, step(h))`` between low and high: Illinois regula falsi, safeguarded."""
 
@@ -158,8 +170,9 @@ class EventFinder:
 
         side = torch.sign(sign_low)  # the function's sign before the crossing
         f_low, f_high = value(low), value(high)
-        # The interpolant and the step may disagree by their error: then the crossing is at the bracket's end.
-        f_low = torch.where(f_low * side > 0, f_low, side * torch.finfo(x.dtype).tiny)
+        # From an event that holds, the function starts at a zero that is not the one wanted: halve until it is left.
+        # (Nor is a low end that the interpolant put on the wrong side to be trusted.)
+        left = ~(holds & (low == 0)) & (f_low * side > 0)
         settled = ~found | (f_high * side > 0) | (f_high == 0)
         resolution = 2 * torch.finfo(x.dtype).eps
         last_side = torch.zeros_like(t)
@@ -172,7 +185,7 @@ class EventFinder:
             half = 0.5 * (low + high)
             inside = (middle > low) & (middle < high)
             # Every third try halves the bracket, which regula falsi alone may not.
-            middle = torch.where(inside, middle, half) if k % 3 != 2 else half
+            middle = torch.where(inside & left, middle, half) if k % 3 != 2 else half
             f_middle = value(middle)
             before = (f_middle * side) > 0
             move_low, move_high = ~settled & before, ~settled & ~before
@@ -180,6 +193,7 @@ class EventFinder:
             f_low = torch.where(move_high & (last_side < 0), 0.5 * f_low, f_low)
             low, f_low = torch.where(move_low, middle, low), torch.where(move_low, f_middle, f_low)
             high, f_high = torch.where(move_high, middle, high), torch.where(move_high, f_middle, f_high)
+            left = left | move_low
             last_side = torch.where(move_low, 1.0, torch.where(move_high, -1.0, last_side))
             settled = settled | (f_middle == 0)
         return high

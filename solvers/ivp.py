@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -341,7 +342,8 @@ def _checked_state(x0: Tensor) -> Tensor:
 
 def _checked_times(name: str, ts: Any, x0: Tensor, minimum: int) -> Tensor:
     try:
-        times = torch.as_tensor(ts)
+        # Python's numbers are doubles: as_tensor alone would round them to float32.
+        times = ts if isinstance(ts, Tensor) else torch.as_tensor(np.asarray(ts))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a tensor or a list of numbers: {error}") from None
     if times.is_complex() or times.dtype == torch.bool:
@@ -383,8 +385,6 @@ def _checked_controls(control_times: Any, u: Any, ts: Tensor, x0: Tensor) -> Ten
         if length != len(times):
             got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
             raise ValueError(f"u must hold one control for each of {len(times)} control_times, [K, ...]; got {got}")
-    if not tree_leaves(u):
-        raise ValueError("control_times are given but u is None")
     return times
 
 

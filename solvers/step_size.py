@@ -13,12 +13,13 @@ from solvers.base import State, VectorField, over_components
 
 @dataclass(frozen=True)
 class StepSizeController:
-    """A PI controller: ``h' = h · clip(safety · e^-(a - b) · (e_before / e)^b ...)`` on the scaled error e.
+    """A PI controller of the step size: ``h' = h · factor``.
 
-    With k the order of the error estimate, ``factor = safety · e^(-integral/k) · e_before^(proportional/k)``
-    (Hairer, Wanner, Solving Ordinary Differential Equations II, §IV.2, eq. (2.43c), written for e <= 1 accepted), and after
-    a rejected step the factor is at most 1.  The scaled error is the root mean square over a rollout's
-    components of ``error / (atol + rtol · max(|x|, |x_new|))``; no quantity is shared between rollouts.
+    With e the scaled error and k the order of its estimate, ``factor = safety · e^(-integral/k) ·
+    e_before^(proportional/k)`` (Hairer, Wanner, Solving Ordinary Differential Equations II, §IV.2, eq. (2.43c)); after a
+    rejected step the factor is at most 1.  The scaled error is the root mean square over a rollout's components
+    of ``error / (atol + rtol · max(|x|, |x_new|))``; no quantity is shared between rollouts.  The defaults keep a steady
+    error of about 0.17 of the tolerance: more steps than an I controller, fewer rejections, smaller errors.
 
     Attributes:
         rtol, atol: relative and absolute tolerance of a step.
@@ -67,7 +68,9 @@ class StepSizeController:
         """
         tiny = 1e-10  # an error of zero asks for the largest factor, not for an infinite one
         error, before = error.clamp_min(tiny), before.clamp_min(tiny)
-        raw = self.safety * error ** (-self.integral / order) * before ** (self.proportional / order)
+        # By exp and log: torch's pow rounds the last few elements of a tensor differently from the others.
+        power = (self.proportional * torch.log(before) - self.integral * torch.log(error)) / order
+        raw = self.safety * torch.exp(power)
         raw = raw.clamp(self.smallest, self.largest)
         raw = torch.where(error <= 1.0, raw, raw.clamp_max(1.0))
         return torch.where(torch.isfinite(error), raw, self.smallest)
@@ -85,9 +88,8 @@ class StepSizeController:
         ahead = f(t + h0, x + over_components(h0) * slope, u, p)
         d2 = root_mean_square((ahead - slope) / scale) / h0
         largest = torch.maximum(d1, d2)
-        h1 = torch.where(
-            largest <= 1e-15, torch.clamp_min(1e-3 * h0, 1e-6), (0.01 / largest) ** (1.0 / order)
-        )
+        rest = torch.exp(torch.log(0.01 / largest) / order)
+        h1 = torch.where(largest <= 1e-15, torch.clamp_min(1e-3 * h0, 1e-6), rest)
         h = torch.minimum(100.0 * h0, h1)
         return torch.where(torch.isfinite(h) & (h > 0), h, 1e-3 * span)
 

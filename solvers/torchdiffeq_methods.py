@@ -31,7 +31,8 @@ class TorchdiffeqSolver(Solver):
     """A method of torchdiffeq; ``options`` are torchdiffeq's, its ``adjoint_*`` arguments included.
 
     ``rtol``, ``atol`` and ``dt`` come from :func:`solvers.solve`; methods of fixed step divide the time between
-    control switches into equal steps of at most dt and interpolate outputs cubically (``interp``).
+    control switches into equal steps of at most dt and interpolate outputs cubically (``interp``); adaptive ones end a
+    step at every output (``step_t``).
 
     Raises:
         ValueError: an option that this method does not know; torchdiffeq itself would only warn.
@@ -86,6 +87,9 @@ class TorchdiffeqSolver(Solver):
             # and its linear interpolation costs every method's outputs theirs.
             options.setdefault("grid_constructor", _EqualSteps(steps))
             options.setdefault("interp", "cubic")
+        elif "step_t" in self.option_names:
+            # End a step at every output: torchdiffeq's interpolation is of order 4 at best, for dopri8 too.
+            options.setdefault("step_t", ts[1:].detach())
         arguments: dict[str, Any] = {"method": self.method, "options": options, **tolerances}
         try:
             with warnings.catch_warnings():
@@ -113,9 +117,10 @@ class TorchdiffeqSolver(Solver):
         elif "max_num_steps" in what:
             failure = Failure.MAX_STEPS
         status = torch.full(x.shape[:-1], failure, dtype=torch.int64, device=x.device)
+        where = "before" if failure is Failure.NOT_FINITE else "near"
         step = "" if counts["step"] is None else f", last step size {float(counts['step']):.3g}"
         return SolveError(
-            f"torchdiffeq's {self.method} failed near t = {float(counts['t']):.6g}{step}: {what}. All {status.numel()} "
+            f"torchdiffeq's {self.method} failed {where} t = {float(counts['t']):.6g}{step}: {what}. All {status.numel()} "
             "rollouts share its step size, so all have failed. Remedy: a method with a step size per rollout "
             "(solver='tsit5', or 'rodas5p' if the problem is stiff), or looser tolerances.",
             status,
@@ -136,13 +141,22 @@ class _Field:
 
     def __init__(self, f: VectorField, u: Any, p: Any, counts: dict[str, Any], callbacks: set[str]) -> None:
         self.f, self.u, self.p, self.counts = f, u, p, counts
+        self.on_scipy, self.furthest, self.waited = not callbacks, math.inf, 0
         for name in ("callback_step", "callback_accept_step", "callback_reject_step"):
             if name in callbacks:
                 setattr(self, name, getattr(self, "_" + name))
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        if self.on_scipy:
+            self._watch(float(t.detach()), x.numel())
         self.counts["t"] = t.detach()
         return self.f(t.to(x.dtype), x, self.u, self.p)
+
+    def _watch(self, t: float, numbers: int) -> None:
+        """SciPy's LSODA goes on for ever where no step is short enough."""
+        moved = abs(t - self.furthest) > 1e-13 * abs(t)
+        self.furthest, self.waited = (t, 0) if moved else (self.furthest, self.waited + 1)
+        assert self.waited <= 1000 + 100 * numbers, "underflow in dt: the time no longer advances"
 
     def _callback_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
         self.counts["step"] = dt.detach()
@@ -244,15 +258,27 @@ class RK4(TorchdiffeqSolver):
 
 
 class ExplicitAdams(TorchdiffeqSolver):
-    """Adams–Bashforth, started by rk4; ``max_order`` limits its order."""
+    """Adams–Bashforth of order ``max_order - 1``, started by rk4.
+
+    ``max_order`` is 5 unless given: torchdiffeq's 12 is hardly ever stable.
+    """
 
     method, order, option_names, takes_tolerances = "explicit_adams", 4, _ADAMS_OPTIONS, True
 
+    default_max_order: ClassVar[int] = 5
 
-class ImplicitAdams(TorchdiffeqSolver):
-    """Adams–Bashforth–Moulton, started by rk4; the tolerances end its corrector's iterations."""
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"max_order": self.default_max_order, **options})
 
-    method, order, option_names, takes_tolerances = "implicit_adams", 4, _ADAMS_OPTIONS, True
+
+class ImplicitAdams(ExplicitAdams):
+    """Adams–Bashforth–Moulton of order ``max_order``, 4 unless given, started by rk4.
+
+    The tolerances end its corrector's iterations, of which ``max_iters`` are made at most.
+    """
+
+    method = "implicit_adams"
+    default_max_order = 4
 
 
 class FixedAdams(ImplicitAdams):

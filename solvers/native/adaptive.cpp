@@ -141,12 +141,10 @@ static inline V norm(const V* e, const V* scale) {
   return v_sqrt(total / T(N));
 }
 
-// Stage slopes k[first..STAGES) of the step (t, x, h); k[0] is given when first is 1.
-static inline void stages(const Values& values, V t, V h, const V* x, V (*k)[N], V* last, int first, int count) {
-  if (first == 0) field(values, t, x, k[0]);
+// Stage slopes of the step (t, x, h), k[0] being given; `last` is the state of the last stage.
+static inline void stages(const Values& values, V t, V h, const V* x, V (*k)[N], V* last) {
 #pragma GCC unroll 8
   for (int i = 1; i < STAGES; i++) {
-    if (i >= count) break;
     V z[N];
     for (int c = 0; c < N; c++) {
       V rise = A[i][0] * k[0][c];
@@ -218,7 +216,7 @@ static void forward_block(const Settings& s, const Grid& grid, const Leaf* leave
           field(values, t + h0, y, ahead);
           for (int c = 0; c < N; c++) ahead[c] = ahead[c] - k[0][c];
           const V largest = v_max(d1, norm(ahead, scale) / h0);
-          const V rest = v_exp(v_log(T(0.01) / v_max(largest, splat(T(1e-30)))) * (T(1) / ERROR_ORDER));
+          const V rest = v_exp(v_log(T(0.01) / v_max(largest, splat(T(1e-30)))) / T(ERROR_ORDER));
           const V h1 = largest <= T(1e-15) ? v_max(T(1e-3) * h0, splat(T(1e-6))) : rest;
           const V h = v_min(T(100) * h0, h1);
           proposal = (finite(h) & (h > 0)) ? h : T(1e-3) * remaining;
@@ -227,7 +225,7 @@ static void forward_block(const Settings& s, const Grid& grid, const Leaf* leave
       if (s.max_step > 0) proposal = v_min(proposal, splat(s.max_step));
       const M to_target = active & (proposal >= remaining);
       V h = active ? (to_target ? remaining : proposal) : splat(0);
-      stages(values, t, h, x, k, x_new, 1, STAGES);
+      stages(values, t, h, x, k, x_new);
       V total = splat(0);
       M good = active;
       for (int c = 0; c < N; c++) {
@@ -242,7 +240,7 @@ static void forward_block(const Settings& s, const Grid& grid, const Leaf* leave
       good = good & finite(error);
       const M stands = good & (error <= 1);
       const V small = v_max(error, splat(T(1e-10))), small_before = v_max(before, splat(T(1e-10)));
-      V factor = s.safety * v_exp((v_log(small) * -s.integral + v_log(small_before) * s.proportional) / T(ERROR_ORDER));
+      V factor = s.safety * v_exp((s.proportional * v_log(small_before) - s.integral * v_log(small)) / T(ERROR_ORDER));
       factor = v_min(v_max(factor, splat(s.smallest)), splat(s.largest));
       factor = error <= 1 ? factor : v_min(factor, splat(1));
       factor = good ? factor : splat(s.smallest);
@@ -369,7 +367,8 @@ static void backward_block(const Settings& s, const Grid& grid, const Leaf* leav
     const int64_t begin = leg ? tape.leg_ends[leg - 1] : 0;
     for (int64_t e = tape.leg_ends[leg] - 1; e >= begin; e--) {
       const Entry& entry = tape.entries[e];
-      V t = entry.t, h = entry.h, x[N], k[STAGES][N], bar[STAGES][N], unused[N];
+      V t = entry.t, h = entry.h, x[N], k[STAGES][N], bar[STAGES][N], z[STAGES][N];
+      V saved[STAGES][SAVED > 0 ? SAVED : 1];
       for (int c = 0; c < N; c++) x[c] = entry.x[c];
       if (any(failed)) {
         // A rollout that failed waits, with weight zero, where its neighbour's field is finite.
@@ -394,7 +393,15 @@ static void backward_block(const Settings& s, const Grid& grid, const Leaf* leav
         dense = any(moved & (when > t) & ((when <= t + h) | last));
       }
       const int count = dense ? STAGES : USED;
-      stages(values, t, h, x, k, unused, 0, count);
+      for (int i = 0; i < count; i++) {
+        for (int c = 0; c < N; c++) {
+          V rise = splat(0);
+          for (int j = 0; j < i; j++)
+            if (A[i][j] != 0) rise = rise + A[i][j] * k[j][c];
+          z[i][c] = i ? x[c] + h * rise : x[c];
+        }
+        field_keeping(values, t + C[i] * h, z[i], k[i], saved[i]);
+      }
       V by_h = splat(0), by_now = splat(0);
       for (int i = 0; i < count; i++)
         for (int c = 0; c < N; c++) {
@@ -426,14 +433,8 @@ static void backward_block(const Settings& s, const Grid& grid, const Leaf* leav
           by_ts[block * s.outputs + output] += total;
         }
       for (int i = count - 1; i >= 0; i--) {
-        V z[N], gx[N], gt = splat(0);
-        for (int c = 0; c < N; c++) {
-          V rise = splat(0);
-          for (int j = 0; j < i; j++)
-            if (A[i][j] != 0) rise = rise + A[i][j] * k[j][c];
-          z[c] = i ? x[c] + h * rise : x[c];
-        }
-        field_vjp(values, t + C[i] * h, z, bar[i], gx, gt, own, shared);
+        V gx[N], gt = splat(0);
+        field_vjp(values, t + C[i] * h, z[i], saved[i], bar[i], gx, gt, own, shared);
         for (int c = 0; c < N; c++) {
           lambda[c] = lambda[c] + gx[c];
           for (int j = 0; j < i; j++)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
 from solvers.native import build
-from solvers.native.expressions import Graph, Node, in_order, to_cpp
+from solvers.native.expressions import EXPENSIVE, Graph, Node, in_order, to_cpp
 from solvers.native.trace import NativeUnsupportedError, interpret, trace
 from solvers.problem import Leaves, Problem
 from solvers.runge_kutta import ExplicitRungeKutta
@@ -278,7 +278,11 @@ def _source(
         f"constexpr T E[STAGES] = {numbers(table.b_error)};",
         f"constexpr T DENSE[STAGES][4] = {{{', '.join(map(numbers, table.dense))}}};",
     ]
-    field = to_cpp([(f"dx[{i}] =", node) for i, node in enumerate(outputs)])
+    slopes: list[tuple[str, Node | float]] = [(f"dx[{i}] =", node) for i, node in enumerate(outputs)]
+    costly = [q for q in in_order([o for o in outputs if isinstance(o, Node)]) if q.op in EXPENSIVE]
+    kept = {node: f"saved[{k}]" for k, node in enumerate(costly)}
+    head.append(f"constexpr int SAVED = {len(kept)};")
+    keep: list[tuple[str, Node | float]] = [(f"{name} =", node) for node, name in kept.items()]
     results: list[tuple[str, Node | float]] = [("gt =", gradients[0])]
     results += [(f"gx[{i}] =", node) for i, node in enumerate(gradients[1 : n + 1])]
     for (k, j, _), node in zip(wanted, gradients[n + 1 :], strict=True):
@@ -286,9 +290,11 @@ def _source(
         results.append((f"{name}[{sum(sizes[:k]) + j}] +=", node))
     body = (
         "static inline void field(const Values& values, V t, const V* x, V* dx) {\n"
-        f"{field}\n}}\n"
-        "static inline void field_vjp(const Values& values, V t, const V* x, const V* bar, V* gx, V& gt, V* own,"
-        f" V* shared) {{\n{to_cpp(results)}\n}}"
+        f"{to_cpp(slopes)}\n}}\n"
+        "static inline void field_keeping(const Values& values, V t, const V* x, V* dx, V* saved) {\n"
+        f"{to_cpp([*slopes, *keep])}\n}}\n"
+        "static inline void field_vjp(const Values& values, V t, const V* x, const V* saved, const V* bar, V* gx,"
+        f" V& gt, V* own, V* shared) {{\n{to_cpp(results, kept)}\n}}"
     )
     return "\n".join(head) + "\n" + _template().replace("// FIELD", body)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 Operand = "Node | float"
@@ -79,8 +79,8 @@ class Graph:
         return [total.get(id(node), 0.0) for node in inputs]
 
 
-def in_order(roots: Sequence[Node]) -> list[Node]:
-    """All nodes below the roots, arguments before their users."""
+def in_order(roots: Sequence[Node], stop: Container[Node] = ()) -> list[Node]:
+    """All nodes below the roots, arguments before their users; nothing below the nodes in ``stop``."""
     order: list[Node] = []
     seen: set[int] = set()
     stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(roots)]
@@ -91,20 +91,31 @@ def in_order(roots: Sequence[Node]) -> list[Node]:
         elif id(node) not in seen:
             seen.add(id(node))
             stack.append((node, True))
-            stack.extend((a, False) for a in reversed(node.args) if isinstance(a, Node))
+            if node not in stop:
+                stack.extend((a, False) for a in reversed(node.args) if isinstance(a, Node))
     return order
 
 
-def to_cpp(results: Sequence[tuple[str, Node | float]]) -> str:
-    """Statements that assign every result to its C++ name (``"gx[0] ="`` or ``"gp[0] +="``)."""
-    nodes = in_order([node for _, node in results if isinstance(node, Node)])
-    names: dict[int, str] = {}
+EXPENSIVE = ("sin", "cos", "tan", "exp", "log", "sqrt", "tanh", "atan", "pow", "div")
+"""Operations whose result is worth keeping for the backward pass."""
+
+
+def to_cpp(results: Sequence[tuple[str, Node | float]], known: Mapping[Node, str] | None = None) -> str:
+    """Statements that assign every result to its C++ name (``"gx[0] ="`` or ``"gp[0] +="``).
+
+    ``known`` nodes are read by their names instead of being computed.
+    """
+    known = known or {}
+    nodes = in_order([node for _, node in results if isinstance(node, Node)], stop=known)
+    names: dict[int, str] = {id(node): name for node, name in known.items()}
     lines: list[str] = []
 
     def text(value: Node | float) -> str:
         return names[id(value)] if isinstance(value, Node) else literal(value)
 
     for node in nodes:
+        if id(node) in names:
+            continue
         if node.op == "input":
             names[id(node)] = node.name
             continue

@@ -1,0 +1,214 @@
+"""Events: when they fire, what they leave behind, and gradients through their times against formulas."""
+
+import pytest
+import torch
+
+from solvers import Event, Failure, SolveError, solve
+
+F64 = torch.float64
+METHODS = [
+    ("tsit5", {"rtol": 1e-10, "atol": 1e-10}),
+    ("dopri5", {}),
+    ("rodas5p", {}),
+    ("rk4", {"dt": 0.01}),
+    ("stormer_verlet", {"dt": 0.01}),
+    ("implicit_midpoint", {"dt": 0.02}),
+]
+
+
+def ball(t, x, u, p):
+    """A ball in free fall, x = [height m, velocity m/s], p = [gravity m/s², restitution]."""
+    return torch.stack((x[..., 1], -p[0].expand(x.shape[:-1])), -1)
+
+
+BOUNCE = Event(
+    lambda t, x, u, p: x[..., 0], lambda t, x, u, p: torch.stack((x[..., 0], -p[1] * x[..., 1]), -1), direction=-1
+)
+
+
+def bounces(x0, p, end):
+    """The same by formulas: states at the end and the first impact times of all balls."""
+    states, impacts = [], []
+    for q, v in x0:
+        t, first = torch.zeros((), dtype=F64), None
+        while True:
+            fall = (v + torch.sqrt(v * v + 2 * p[0] * q)) / p[0]
+            if t + fall > end:
+                break
+            t, v, q = t + fall, -p[1] * (v - p[0] * fall), torch.zeros((), dtype=F64)
+            first = t if first is None else first
+        r = end - t
+        states.append(torch.stack((q + v * r - 0.5 * p[0] * r * r, v - p[0] * r)))
+        impacts.append(first)
+    return torch.stack(states), torch.stack(impacts)
+
+
+@pytest.mark.parametrize(("solver", "how"), METHODS)
+@pytest.mark.parametrize("adjoint", [None, "checkpoint"])
+def test_a_bouncing_ball_has_the_gradients_of_its_formula(solver, how, adjoint):
+    """Three balls, up to six impacts each: by heights, speeds, gravity, restitution and the end, to 1e-8."""
+    gradients = []
+    for formula in (False, True):
+        x0 = torch.tensor([[1.0, 0.0], [2.0, 0.3], [0.1, -0.2]], dtype=F64, requires_grad=True)
+        p = torch.tensor([9.81, 0.8], dtype=F64, requires_grad=True)
+        end = torch.tensor(0.9, dtype=F64, requires_grad=True)
+        if formula:
+            states, impacts = bounces(x0, p, end)
+        else:
+            ts = torch.cat((torch.tensor([0.0, 0.35], dtype=F64), end[None]))
+            done = solve(ball, x0, ts, None, p, solver=solver, adjoint=adjoint, events=BOUNCE, **how)
+            states, impacts = done.xs[-1], done.events.times[0]
+            assert int((done.events.which[:, 2] == 0).sum()) == 6
+        loss = (states * torch.tensor([1.0, 2.0], dtype=F64)).sum() + impacts.square().sum()
+        gradients.append((states.detach(), impacts.detach(), *torch.autograd.grad(loss, (x0, p, end))))
+    for got, right in zip(*gradients, strict=True):
+        assert torch.allclose(got, right, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("solver", "how"), METHODS)
+def test_release_at_an_angle_that_is_a_parameter(solver, how):
+    """A stone on a spinning arm, released where the arm points to p: the range by formula and its gradients.
+
+    x = [x, y, vx, vy]; held on a circle of radius 1 at angular velocity w until the angle is p, then free flight.
+    """
+    g, w = 9.81, 4.0
+
+    def thrown(t, x, u, p):
+        # [position, velocity], the third half says whether the stone flies
+        flies = x[..., 4]
+        ax = -(w**2) * x[..., 0] * (1 - flies)
+        ay = -(w**2) * x[..., 1] * (1 - flies) - g * flies
+        return torch.stack((x[..., 2], x[..., 3], ax, ay, torch.zeros_like(ax)), -1)
+
+    if solver == "stormer_verlet":
+        pytest.skip("the state is not [q, v]")
+    release = Event(
+        lambda t, x, u, p: torch.atan2(x[..., 1], x[..., 0]) - p,
+        lambda t, x, u, p: torch.cat((x[..., :4], torch.ones_like(x[..., :1])), -1),
+        direction=1,
+    )
+    angle = torch.tensor([0.5, 0.9, 1.2], dtype=F64, requires_grad=True)
+    x0 = torch.tensor([[1.0, 0.0, 0.0, w, 0.0]], dtype=F64).expand(3, 5)
+    how = {**how, "rtol": 1e-12, "atol": 1e-12} if "dt" not in how else {**how, "dt": 0.001}
+    done = solve(thrown, x0, [0.0, 0.6], None, angle, solver=solver, events=release, **how)
+    (got,) = torch.autograd.grad(done.xs[-1, :, :2].sum() + done.events.times[0].sum(), angle)
+
+    free = torch.tensor([0.5, 0.9, 1.2], dtype=F64, requires_grad=True)
+    t = free / w
+    r = 0.6 - t
+    x = torch.cos(free) - w * torch.sin(free) * r
+    y = torch.sin(free) + w * torch.cos(free) * r - 0.5 * g * r * r
+    (right,) = torch.autograd.grad((x + y + t).sum(), free)
+    accuracy = 1e-8 if solver in ("tsit5", "dopri5", "rodas5p", "rk4") else 1e-4
+    assert torch.allclose(done.events.times[0], free / w, atol=accuracy)
+    assert torch.allclose(done.xs[-1, :, 0], x, atol=accuracy)
+    assert torch.allclose(got, right, atol=10 * accuracy if accuracy > 1e-8 else 1e-8)
+
+
+RISE = lambda t, x, u, p: torch.ones_like(x)  # noqa: E731
+ZERO = torch.zeros(3, 1, dtype=F64)
+
+
+def levels(*values, **options):
+    return [Event(lambda t, x, u, p, v=v: x[..., 0] - v, **options) for v in values]
+
+
+@pytest.mark.parametrize("how", [{}, {"solver": "rk4", "dt": 0.25}])
+def test_a_terminal_event_ends_its_rollout_only(how):
+    stop = Event(lambda t, x, u, p: x[..., 0] - p, terminal=True)
+    p = torch.tensor([0.3, 5.0, 0.7], dtype=F64, requires_grad=True)
+    done = solve(RISE, ZERO, [0.0, 0.25, 0.5, 1.0], None, p, events=stop, **how)
+    assert done.stopped.tolist() == [True, False, True]
+    assert done.xs[:, 0, 0].tolist() == pytest.approx([0.0, 0.25, 0.3, 0.3])
+    assert done.xs[:, 1, 0].tolist() == pytest.approx([0.0, 0.25, 0.5, 1.0])
+    assert done.events.times[0].tolist() == pytest.approx([0.3, float("inf"), 0.7])
+    assert done.events.which[0].tolist() == [0, -1, 0]
+    assert torch.isnan(done.events.states[0, 1])
+    assert done.ok.all()
+    (by_p,) = torch.autograd.grad(done.xs[2].sum() + done.xs[3].sum(), p)
+    assert by_p.tolist() == pytest.approx([2.0, 0.0, 1.0])
+
+
+def test_several_events_in_one_step_fire_in_order():
+    done = solve(RISE, ZERO, [0.0, 1.0], solver="rk4", dt=1.0, events=levels(0.7, 0.2, 0.5))
+    assert done.events.times[:, 0].tolist() == pytest.approx([0.2, 0.5, 0.7])
+    assert done.events.which[:, 0].tolist() == [1, 2, 0]
+
+
+def test_of_events_at_the_same_time_the_first_in_the_list_fires():
+    done = solve(RISE, ZERO, [0.0, 1.0], events=levels(0.5, 0.5))
+    assert done.events.which[:, 0].tolist() == [0]
+
+
+def test_an_event_that_holds_at_the_start_does_not_fire_until_it_has_left_zero():
+    sine = lambda t, x, u, p: torch.stack((x[..., 1], -x[..., 0]), -1)  # noqa: E731
+    x0 = torch.tensor([[0.0, 1.0]], dtype=F64)
+    done = solve(sine, x0, [0.0, 7.0], events=Event(lambda t, x, u, p: x[..., 0]), rtol=1e-10, atol=1e-10)
+    assert done.events.times[:, 0].tolist() == pytest.approx([torch.pi, 2 * torch.pi], abs=1e-8)
+    falling = solve(sine, x0, [0.0, 7.0], events=Event(lambda t, x, u, p: x[..., 0], direction=-1))
+    assert falling.events.times[:, 0].tolist() == pytest.approx([torch.pi], abs=1e-5)
+    rising = solve(sine, x0, [0.0, 7.0], events=Event(lambda t, x, u, p: x[..., 0], direction=1))
+    assert rising.events.times[:, 0].tolist() == pytest.approx([2 * torch.pi], abs=1e-5)
+
+
+def test_a_grazing_event_does_not_fire():
+    """(t - 0.5)² touches zero; lowered a little it crosses twice."""
+    touch = Event(lambda t, x, u, p: (x[..., 0] - 0.5) ** 2 - p)
+    grazed = solve(RISE, ZERO, [0.0, 1.0], None, torch.tensor(0.0, dtype=F64), events=touch, solver="rk4", dt=0.3)
+    assert len(grazed.events.times) == 0
+    crossed = solve(RISE, ZERO, [0.0, 1.0], None, torch.tensor(0.01, dtype=F64), events=touch, solver="rk4", dt=0.3)
+    assert crossed.events.times[:, 0].tolist() == pytest.approx([0.4, 0.6])
+
+
+def test_two_crossings_in_a_step_are_seen_if_a_sample_lies_between():
+    band = Event(lambda t, x, u, p: (x[..., 0] - 0.5) ** 2 - 0.01)  # crosses at 0.4 and 0.6
+    seen = solve(RISE, ZERO, [0.0, 1.0], solver="rk4", dt=1.0, events=band)
+    assert seen.events.times[:, 0].tolist() == pytest.approx([0.4, 0.6])
+    missed = solve(RISE, ZERO, [0.0, 1.0], solver="rk4", dt=1.0, events=band, event_samples=1)
+    assert len(missed.events.times) == 0
+
+
+def test_events_look_at_the_control_that_acts():
+    drive = lambda t, x, u, p: u.expand_as(x)  # noqa: E731
+    u = torch.tensor([[1.0], [-1.0]], dtype=F64)
+    done = solve(drive, ZERO, [0.0, 1.0], u, control_times=[0.0, 0.5], events=levels(0.4))
+    assert done.events.times[:, 0].tolist() == pytest.approx([0.4, 0.6])
+
+
+def test_a_ball_that_comes_to_rest_is_an_error_that_says_so():
+    p = torch.tensor([9.81, 0.5], dtype=F64)
+    x0 = torch.tensor([[1.0, 0.0], [100.0, 0.0]], dtype=F64)
+    with pytest.raises(SolveError, match=r"more events than max_events for 1 of 2 rollouts \(number 0\): t = 1\.3"):
+        solve(ball, x0, [0.0, 3.0], None, p, events=BOUNCE, max_events=12)
+    done = solve(ball, x0, [0.0, 1.0, 3.0], None, p, events=BOUNCE, max_events=12, on_failure="mark")
+    assert done.status.tolist() == [Failure.MAX_EVENTS, Failure.NONE]
+    assert torch.isnan(done.xs[2, 0]).all()
+    assert torch.isfinite(done.xs[1]).all()
+    assert torch.isfinite(done.xs[:, 1]).all()
+
+
+def test_batched_events_equal_single_ones():
+    x0 = torch.rand(16, 2, dtype=F64, generator=torch.Generator().manual_seed(0)) + 0.2
+    p = torch.tensor([9.81, 0.7], dtype=F64)
+    together = solve(ball, x0, [0.0, 1.0], None, p, events=BOUNCE)
+    for b in range(16):
+        alone = solve(ball, x0[b : b + 1], [0.0, 1.0], None, p, events=BOUNCE)
+        count = len(alone.events.times)
+        assert torch.equal(together.xs[:, b], alone.xs[:, 0])
+        assert torch.equal(together.events.times[:count, b], alone.events.times[:, 0])
+
+
+def test_events_backwards_in_time():
+    done = solve(RISE, torch.ones(2, 1, dtype=F64), [1.0, 0.0], events=levels(0.25))
+    assert done.events.times[0].tolist() == pytest.approx([0.25, 0.25])
+
+
+def test_bad_events_are_named():
+    with pytest.raises(ValueError, match="direction is -1, 0 or 1, got 2"):
+        Event(lambda t, x, u, p: x, direction=2)
+    with pytest.raises(TypeError, match="must be callable"):
+        Event(3.0)
+    with pytest.raises(ValueError, match=r"one value a rollout, \(3,\), got \(3, 1\)"):
+        solve(RISE, ZERO, [0.0, 1.0], events=Event(lambda t, x, u, p: x))
+    with pytest.raises(ValueError, match=r"must return states \(3, 1\), got \(3,\)"):
+        solve(RISE, ZERO, [0.0, 1.0], events=levels(0.5, jump=lambda t, x, u, p: x[..., 0]))
