@@ -2,12 +2,14 @@
 
     python benchmarks/adaptive_solvers.py --out benchmarks/results/adaptive_solvers.json
 
-1024 rollouts of the van der Pol oscillator and of the double pendulum from spread initial states, equal tolerances
-(1e-6), float64, one thread; the gradient of the sum of squares of the final states by the initial states and a parameter.
+1024 rollouts of the van der Pol oscillator and of the double pendulum from spread initial states, equal
+tolerances (1e-6), float64, one thread; the gradient of the sum of squares of the final states by the initial
+states and a parameter.
 The peers run interleaved in one process, and after their compilation.  Errors are against diffrax's
 Dopri8 at 1e-13 for the solution and its gradient.  Needs the extra ``bench``.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import os
@@ -70,11 +72,20 @@ def numpy_pair(x, by_x, by_p):
 def ours(field, x0, end, parameter, backend: str, solver: str) -> Callable[[], tuple]:
     x0 = torch.tensor(x0, requires_grad=True)
     p = torch.tensor(parameter, requires_grad=True)
-    f = lambda t, x, u, p: field(torch, x, p)  # noqa: E731
+    f = lambda t, x, u, p: field(torch, x, p)
 
     def run():
         xs = solve(
-            f, x0, [0.0, end], None, p, solver=solver, adjoint="checkpoint", rtol=TOLERANCE, atol=TOLERANCE, backend=backend
+            f,
+            x0,
+            [0.0, end],
+            None,
+            p,
+            solver=solver,
+            adjoint="checkpoint",
+            rtol=TOLERANCE,
+            atol=TOLERANCE,
+            backend=backend,
         ).xs[-1]
         by_x, by_p = torch.autograd.grad((xs**2).sum(), (x0, p))
         return numpy_pair(xs.detach(), by_x, by_p)
@@ -85,7 +96,7 @@ def ours(field, x0, end, parameter, backend: str, solver: str) -> Callable[[], t
 def with_torchdiffeq(field, x0, end, parameter, adjoint: bool) -> Callable[[], tuple]:
     x0 = torch.tensor(x0, requires_grad=True)
     p = torch.tensor(parameter, requires_grad=True)
-    f = lambda t, x: field(torch, x, p)  # noqa: E731
+    f = lambda t, x: field(torch, x, p)
     ts = torch.tensor([0.0, end])
 
     def run():
@@ -117,7 +128,9 @@ def with_torchode(field, x0, end, parameter) -> Callable[[], tuple]:
     return run
 
 
-def with_diffrax(field, x0, end, parameter, adjoint=None, solver=None, tolerance=TOLERANCE) -> Callable[[], tuple]:
+def with_diffrax(
+    field, x0, end, parameter, adjoint=None, solver=None, tolerance=TOLERANCE
+) -> Callable[[], tuple]:
     term = diffrax.ODETerm(lambda t, x, p: field(jnp, x, p))
     adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
     solver = diffrax.Tsit5() if solver is None else solver
@@ -126,7 +139,16 @@ def with_diffrax(field, x0, end, parameter, adjoint=None, solver=None, tolerance
         def one(x):
             controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
             return diffrax.diffeqsolve(
-                term, solver, 0.0, end, None, x, p, stepsize_controller=controller, adjoint=adjoint, max_steps=4096
+                term,
+                solver,
+                0.0,
+                end,
+                None,
+                x,
+                p,
+                stepsize_controller=controller,
+                adjoint=adjoint,
+                max_steps=4096,
             ).ys[-1]
 
         xs = jax.vmap(one)(x0)
@@ -196,7 +218,7 @@ def measure(name: str, rounds: int) -> dict:
             times = sorted(row["ms"])
             row["ms"] = [round(v, 3) for v in times]
             row["median ms"] = statistics.median(times)
-            row["times the native time"] = statistics.median(times) / fastest
+            row["ratio"] = statistics.median(times) / fastest
     return table
 
 
@@ -210,12 +232,16 @@ def report(results: dict) -> None:
             span = f"({row['ms'][0]:.1f}..{row['ms'][-1]:.1f})"
             state = f"{row['state median']:.1e} {row['state worst']:.1e}"
             gradient = f"{row['gradient median']:.1e} {row['gradient worst']:.1e}"
-            print(f"{way:28s}{row['median ms']:9.2f}{span:>20s}{row['times the native time']:8.1f}{state:>20s}{gradient:>20s}")
+            print(
+                f"{way:28s}{row['median ms']:9.2f}{span:>20s}{row['ratio']:8.1f}{state:>20s}{gradient:>20s}"
+            )
     print("\nstate, gradient: relative error, median and worst of the rollouts")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--report", type=Path, help="print a committed result instead of measuring")
@@ -227,7 +253,11 @@ def main() -> None:
     results = {
         "command": "python benchmarks/adaptive_solvers.py --out benchmarks/results/adaptive_solvers.json",
         "provenance": describe("cpu"),
-        "versions": {"diffrax": diffrax.__version__, "jax": jax.__version__, "torchode": torchode.__version__},
+        "versions": {
+            "diffrax": diffrax.__version__,
+            "jax": jax.__version__,
+            "torchode": torchode.__version__,
+        },
         "rollouts": ROLLOUTS,
         "tolerance": TOLERANCE,
         "problems": {name: measure(name, arguments.rounds) for name in PROBLEMS},

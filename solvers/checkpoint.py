@@ -44,7 +44,8 @@ class CheckpointedMarch(torch.autograd.Function):
                 by_x = by_x + by_xs[grid.at_target[stride.leg]]
             index = grid.controls[stride.leg] if problem.holds_controls else None
             with torch.enable_grad():
-                assert stride.t is not None and stride.x is not None
+                assert stride.t is not None
+                assert stride.x is not None
                 t, x = stride.t.detach().requires_grad_(True), stride.x.detach().requires_grad_(True)
                 target = grid.targets[stride.leg].detach().requires_grad_(True)
                 u, p, own = leaves.detached(index)

@@ -1,7 +1,7 @@
 """The adjoint ``adjoint``: solve the continuous adjoint equation backwards, from output to output.
 
 With ``dλ/dt = -λᵀ df/dx`` and a jump by the incoming gradient at every output, the gradients are λ at the
-start and ``∫ λᵀ df/dp dt`` (Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, 2018, app. B).
+start and ``∫ λᵀ df/dp dt`` (Chen et al., Neural Ordinary Differential Equations, 2018, appendix B).
 The state is solved backwards along with λ and set right at every output, so the memory is the outputs
 alone; the gradient is that of the exact solution, which the discrete one approaches with the tolerance or dt.
 A solution that forgets its past (damping, stiffness) blows up backwards: then use ``checkpoint``.
@@ -52,7 +52,7 @@ class ContinuousAdjoint(torch.autograd.Function):
             backwards = _Backwards(problem, leaves, index, totals, resting)
             end = grid.targets[leg].detach()
             output = grid.at_target[leg]
-            field = lambda t, x, backwards=backwards: problem.f(t, x, backwards.u, backwards.p)  # noqa: E731
+            field = lambda t, x, backwards=backwards: problem.f(t, x, backwards.u, backwards.p)
             if leg + 1 < len(grid.controls) and grid.controls[leg + 1] != grid.controls[leg]:
                 after = problem.f(_times(end, x), x, problem.held(leg + 1), problem.p)
                 jump = (costate * (field(_times(end, x), x) - after)).sum(-1)
@@ -98,7 +98,12 @@ class _Backwards:
     """The augmented equation of [x, λ] in the time -t, under one held control."""
 
     def __init__(
-        self, problem: Problem, leaves: Leaves, index: int | None, totals: list[Tensor], resting: Tensor | None
+        self,
+        problem: Problem,
+        leaves: Leaves,
+        index: int | None,
+        totals: list[Tensor],
+        resting: Tensor | None,
     ) -> None:
         self.problem, self.leaves, self.index = problem, leaves, index
         self.totals, self.resting = totals, resting
@@ -130,15 +135,20 @@ class _Backwards:
         )
         track = march(back, keep_states=True, stop_at_failure=True, resting=self.resting)
         if bool((track.status != 0).any()):
-            where = "in the backward solve of adjoint='adjoint' (the equation may be stiffer backwards; adjoint="
+            where = (
+                "in the backward solve of adjoint='adjoint' (the equation may be stiffer backwards; adjoint="
+            )
             where += "'checkpoint' needs no backward solve): "
             raise SolveError(
-                describe(track.status, -track.t, track.last_step, adaptive=back.controller is not None, where=where),
+                describe(
+                    track.status, -track.t, track.last_step, adaptive=back.controller is not None, where=where
+                ),
                 track.status,
             )
         if self.own:
             for stride in track.strides:
-                assert stride.t is not None and stride.x is not None
+                assert stride.t is not None
+                assert stride.x is not None
                 h = torch.where(stride.to_target, ts[1] - stride.t, stride.h)
                 self._quadrature(back.method, back.f, stride.t, stride.x, h)
         x, costate = track.x.chunk(2, dim=-1)

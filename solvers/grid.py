@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ def make_grid(ts: Tensor, control_times: Tensor | None, dt: float | None, sign: 
 
     sources, ends_of, shares, controls, at_target, inside = [], [], [], [], [], []
     output_of = {value: i for i, value in enumerate(values)}
-    for (a, source_a), (b, source_b) in zip(stops, stops[1:], strict=False):
+    for (a, source_a), (b, source_b) in itertools.pairwise(stops):
         count = 1 if dt is None else max(1, math.ceil((b - a) / dt - 1e-6))
         control = bisect.bisect_right(forward, sign * 0.5 * (a + b)) - 1 if switches else 0
         for i in range(count):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from solvers.base import Solver, VectorField
-from solvers.checkpoint import CheckpointedMarch, CheckpointedSteps, output_rows
+from solvers.checkpoint import CheckpointedMarch, CheckpointedSteps
 from solvers.continuous import ContinuousAdjoint
 from solvers.events import Event
 from solvers.failure import SolveError, describe
@@ -97,7 +97,9 @@ def solve(
     if backend == "native" and adjoint not in (None, "checkpoint"):
         raise ValueError(f"backend='native' is differentiated by 'checkpoint', not by {adjoint!r}")
     if adjoint is None:
-        adjoint = "checkpoint" if backend == "native" and "checkpoint" in method.adjoints else method.adjoints[0]
+        adjoint = (
+            "checkpoint" if backend == "native" and "checkpoint" in method.adjoints else method.adjoints[0]
+        )
     if adjoint not in method.adjoints:
         raise ValueError(
             f"solver {name!r} cannot be differentiated by adjoint={adjoint!r}; it can by: {', '.join(method.adjoints)}"
@@ -135,7 +137,7 @@ def solve(
         # Backwards in time: the same equation in -t.
         sign, ts, forward = -1.0, -ts, f
         held_times = None if held_times is None else -held_times
-        f = lambda t, x, u, p: -forward(-t, x, u, p)  # noqa: E731
+        f = lambda t, x, u, p: -forward(-t, x, u, p)
         events = tuple(_reversed(event) for event in events)
     grid = make_grid(ts, held_times, dt if controller is None and not foreign else None, sign)
     problem = Problem(
@@ -216,7 +218,8 @@ def _solve_per_rollout(
     if any_failed and on_failure == "raise":
         raise _failure(problem, track, sign)
     wants_gradient = torch.is_grad_enabled() and any(
-        q.requires_grad for q in (problem.x0, problem.ts, problem.grid.targets, *leaves.tensors(), *_probe(problem))
+        q.requires_grad
+        for q in (problem.x0, problem.ts, problem.grid.targets, *leaves.tensors(), *_probe(problem))
     )
     values = xs, times, states = track.outputs.tensors()
     if wants_gradient:
@@ -233,7 +236,9 @@ def _solve_per_rollout(
             )  # fmt: skip
         else:
             xs, times, states = replay(problem, quiet).tensors()
-    each = problem.ts.detach().reshape(len(problem.ts), *([1] * failed.ndim) if problem.ts.ndim == 1 else failed.shape)
+    each = problem.ts.detach().reshape(
+        len(problem.ts), *([1] * failed.ndim) if problem.ts.ndim == 1 else failed.shape
+    )
     beyond = (each > track.t).unsqueeze(-1)
     if problem.events:
         xs = torch.where(beyond & track.stopped.unsqueeze(-1), xs[-1], xs)
@@ -271,7 +276,8 @@ def _solve_foreign(
         default = 1e-6 if x0.dtype == torch.float64 else 1e-4
         tolerances = {"rtol": default if rtol is None else rtol, "atol": default if atol is None else atol}
     none = no_steps(x0.shape[:-1], x0.device)
-    status, counts = none, {}
+    status = none
+    counts: dict[str, Any] = {}
     try:
         xs, counts = integrate_legs(problem, leaves, adjoint, tolerances, dt)
     except SolveError as error:
@@ -306,9 +312,7 @@ def _solve_native(
 
 
 def _failure(problem: Problem, track: Track, sign: float) -> SolveError:
-    message = describe(
-        track.status, sign * track.t, track.last_step, adaptive=problem.controller is not None
-    )
+    message = describe(track.status, sign * track.t, track.last_step, adaptive=problem.controller is not None)
     return SolveError(message, track.status)
 
 
@@ -384,7 +388,9 @@ def _checked_controls(control_times: Any, u: Any, ts: Tensor, x0: Tensor) -> Ten
         length = len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else None
         if length != len(times):
             got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise ValueError(f"u must hold one control for each of {len(times)} control_times, [K, ...]; got {got}")
+            raise ValueError(
+                f"u must hold one control for each of {len(times)} control_times, [K, ...]; got {got}"
+            )
     return times
 
 
@@ -404,11 +410,15 @@ def _checked_steps(
     given = [key for key, value in tolerances.items() if value is not None]
     if dt is not None:
         if isinstance(dt, Tensor) or not dt > 0 or dt == float("inf"):
-            raise ValueError(f"dt must be a positive number, got {dt!r}; the length of the solve comes from ts")
+            raise ValueError(
+                f"dt must be a positive number, got {dt!r}; the length of the solve comes from ts"
+            )
         if foreign and method.adaptive:
             raise ValueError(f"solver {name!r} chooses its own steps: give rtol and atol instead of dt")
-        if given and not (foreign and method.takes_tolerances):
-            raise ValueError(f"dt asks for steps of fixed length, which {', '.join(given)} cannot control; give one")
+        if given and not (isinstance(method, TorchdiffeqSolver) and method.takes_tolerances):
+            raise ValueError(
+                f"dt asks for steps of fixed length, which {', '.join(given)} cannot control; give one"
+            )
         if ts.ndim > 1:
             raise ValueError("times per rollout need an adaptive method without dt")
         return None
@@ -437,8 +447,10 @@ def _check_field(name: str, problem: Problem, leaves: Leaves, adjoint: str) -> N
     if slope.shape != x.shape:
         hint = ""
         if per_rollout and batch:
-            hint = f"; t is {tuple(t.shape)}, a time for every rollout: combine it with x[..., i] or use t.unsqueeze(-1)"
-        raise ValueError(f"f must return dx/dt of the state's shape {tuple(x.shape)}, got {tuple(slope.shape)}{hint}")
+            hint = f"; t is {tuple(t.shape)}, a time for every rollout: use it with x[..., i], or t.unsqueeze(-1)"
+        raise ValueError(
+            f"f must return dx/dt of the state's shape {tuple(x.shape)}, got {tuple(slope.shape)}{hint}"
+        )
     if slope.dtype != x.dtype or slope.device != x.device:
         raise ValueError(
             f"f must return {x.dtype} on {x.device} like x0, got {slope.dtype} on {slope.device}; "
@@ -447,7 +459,9 @@ def _check_field(name: str, problem: Problem, leaves: Leaves, adjoint: str) -> N
     if method.velocity_form:
         half = x.shape[-1] // 2
         if x.shape[-1] % 2 or not torch.equal(slope[..., :half], x[..., half:]):
-            raise ValueError(f"solver {name!r} is for x = [q, v] with dq/dt = v; this f has another dq/dt or an odd n")
+            raise ValueError(
+                f"solver {name!r} is for x = [q, v] with dq/dt = v; this f has another dq/dt or an odd n"
+            )
     if per_rollout and batch and batch[-1] == x.shape[-1] > 1:
         _check_times_broadcast(problem, t, x)
     if adjoint in ("checkpoint", "adjoint"):
@@ -469,7 +483,9 @@ def _check_times_broadcast(problem: Problem, t: Tensor, x: Tensor) -> None:
         together = problem.f(spread, x, u, problem.p)
         for b in (0, t.shape[-1] - 1):
             alone = problem.f(spread[..., b : b + 1].expand(t.shape), x, u, problem.p)
-            if not torch.allclose(together[..., b, :], alone[..., b, :], rtol=1e-4, atol=1e-6, equal_nan=True):
+            if not torch.allclose(
+                together[..., b, :], alone[..., b, :], rtol=1e-4, atol=1e-6, equal_nan=True
+            ):
                 raise ValueError(
                     f"f mixes rollouts, or combines t {tuple(t.shape)} (a time for every rollout) with components: "
                     "use t with x[..., i], or t.unsqueeze(-1) with x"

@@ -34,7 +34,12 @@ def linearize(
             basis = torch.eye(n, dtype=x.dtype, device=x.device)
             basis = basis.reshape(n, *([1] * (x.ndim - 1)), n).expand(n, *slope.shape)
             by_x, by_t = torch.autograd.grad(
-                slope, (x, times), basis, create_graph=differentiable, allow_unused=True, is_grads_batched=True
+                slope,
+                (x, times),
+                basis,
+                create_graph=differentiable,
+                allow_unused=True,
+                is_grads_batched=True,
             )
     jacobian = x.new_zeros(*x.shape, x.shape[-1]) if by_x is None else by_x.movedim(0, -2)
     rate = torch.zeros_like(x) if by_t is None else by_t.movedim(0, -1)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from solvers.base import over_components
 from solvers.events import EventFinder
 from solvers.failure import Failure
 from solvers.outputs import Outputs, output_times
@@ -131,7 +130,9 @@ def march(
                 error = controller.scaled_error(attempt.error, x, attempt.x)
                 finite = finite & torch.isfinite(error)
                 step_stands = active & finite & (error <= 1.0)
-                factor = controller.factor(torch.where(finite, error, torch.inf), last_error, method.error_order)
+                factor = controller.factor(
+                    torch.where(finite, error, torch.inf), last_error, method.error_order
+                )
                 last_error = torch.where(step_stands & ~to_target, error, last_error)
                 # A step cut short by the target says nothing against the longer one that was proposed.
                 grown = torch.where(to_target & step_stands, torch.maximum(h * factor, proposal), h * factor)
@@ -181,9 +182,7 @@ def march(
                         held[index] |= here
                         if one.terminal:
                             stopped = stopped | here
-                    x_new = torch.where(
-                        fired.unsqueeze(-1), after, torch.where(over.unsqueeze(-1), x, x_new)
-                    )
+                    x_new = torch.where(fired.unsqueeze(-1), after, torch.where(over.unsqueeze(-1), x, x_new))
                     outputs.event(event, slot, t_new, before)
                     count = count + fired
             h = torch.where(step_stands, h, 0.0)
@@ -194,7 +193,14 @@ def march(
                 outputs.inside(inside, t, h, attempt.dense)
             track.strides.append(
                 Stride(
-                    leg, t if keep_states else None, x if keep_states else None, h, to_target, event, slot, inside
+                    leg,
+                    t if keep_states else None,
+                    x if keep_states else None,
+                    h,
+                    to_target,
+                    event,
+                    slot,
+                    inside,
                 )
             )
             accepted = accepted + step_stands

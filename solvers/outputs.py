@@ -69,9 +69,7 @@ def output_times(ts: Tensor, outputs: list[int], t: Tensor) -> Tensor:
     return times.expand(len(outputs), *t.shape)
 
 
-def between(
-    times: Tensor, passed: Tensor, t: Tensor, h: Tensor, dense: Callable[[Tensor], Tensor]
-) -> Tensor:
+def between(times: Tensor, passed: Tensor, t: Tensor, h: Tensor, dense: Callable[[Tensor], Tensor]) -> Tensor:
     """The states at ``times [len, *batch]`` from a step's dense output; t itself for rollouts that did not pass."""
     length = torch.where(h > 0, h, 1.0)
     return dense(torch.where(passed, (times - t) / length, 0.0))

@@ -28,7 +28,14 @@ class Advanced:
 
 
 def advance(
-    problem: Problem, stride: Stride, t: Tensor, x: Tensor, target: Tensor, outputs: Tensor | None, u: Any, p: Any
+    problem: Problem,
+    stride: Stride,
+    t: Tensor,
+    x: Tensor,
+    target: Tensor,
+    outputs: Tensor | None,
+    u: Any,
+    p: Any,
 ) -> Advanced:
     """Repeat a stride from (t, x).
 
@@ -45,7 +52,8 @@ def advance(
     x_new = attempt.x
     inside = None
     if stride.inside is not None:
-        assert outputs is not None and attempt.dense is not None
+        assert outputs is not None
+        assert attempt.dense is not None
         inside = between(outputs, stride.inside[1], t, h, attempt.dense)
     event_state = None
     if stride.event is not None:
@@ -66,13 +74,14 @@ def _time_to_event(
     implicit function theorem.
     """
     assert stride.event is not None
-    fired = stride.event >= 0
+    which = stride.event
+    fired = which >= 0
 
     def value(t: Tensor, x: Tensor, h: Tensor) -> Tensor:
         end = problem.method.attempt(problem.f, t, x, u, p, h).x
         total = torch.zeros_like(h)
         for index, event in enumerate(problem.events):
-            total = torch.where(stride.event == index, event.value(t + h, end, u, p), total)
+            total = torch.where(torch.eq(which, index), event.value(t + h, end, u, p), total)
         return total
 
     if not torch.is_grad_enabled():
@@ -96,7 +105,8 @@ def replay(problem: Problem, track: Track) -> Outputs:
             assert step.inside is not None
             outputs.put(*stride.inside, step.inside)
         if stride.event is not None:
-            assert step.event_state is not None and stride.slot is not None
+            assert step.event_state is not None
+            assert stride.slot is not None
             outputs.event(stride.event, stride.slot, step.t, step.event_state)
         t, x = step.t, step.x
         if ends_leg(track, k):

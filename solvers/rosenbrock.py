@@ -135,7 +135,9 @@ class Rodas5P(Solver):
             right = h * slope + h * h * _TIME_WEIGHTS[i] * rate
             if increments:
                 right = right + combine(_C[i], increments)
-            increments.append(torch.linalg.lu_solve(factors, pivots, _GAMMA * right.unsqueeze(-1)).squeeze(-1))
+            increments.append(
+                torch.linalg.lu_solve(factors, pivots, _GAMMA * right.unsqueeze(-1)).squeeze(-1)
+            )
         x_new = state + increments[-1]
 
         def dense(theta: Tensor) -> Tensor:

@@ -36,9 +36,9 @@ class EventLog:
         which: index of the event that fired, ``[k, *batch]``; -1 where there was none.
     """
 
-    times: Float[Tensor, "k *batch"]
-    states: Float[Tensor, "k *batch n"]
-    which: Int[Tensor, "k *batch"]
+    times: Float[Tensor, "k ..."]
+    states: Float[Tensor, "k ... n"]
+    which: Int[Tensor, "k ..."]
 
 
 @dataclass(frozen=True)

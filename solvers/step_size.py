@@ -16,10 +16,11 @@ class StepSizeController:
     """A PI controller of the step size: ``h' = h · factor``.
 
     With e the scaled error and k the order of its estimate, ``factor = safety · e^(-integral/k) ·
-    e_before^(proportional/k)`` (Hairer, Wanner, Solving Ordinary Differential Equations II, §IV.2, eq. (2.43c)); after a
-    rejected step the factor is at most 1.  The scaled error is the root mean square over a rollout's components
-    of ``error / (atol + rtol · max(|x|, |x_new|))``; no quantity is shared between rollouts.  The defaults keep a steady
-    error of about 0.17 of the tolerance: more steps than an I controller, fewer rejections, smaller errors.
+    e_before^(proportional/k)`` (Hairer, Wanner, Solving Ordinary Differential Equations II, §IV.2, eq. (2.43c)); after
+    a rejected step the factor is at most 1.  The scaled error is the root mean square over a rollout's
+    components of ``error / (atol + rtol · max(|x|, |x_new|))``; no quantity is shared between rollouts.  The
+    defaults keep a steady error of about 0.17 of the tolerance: more steps than an I controller, fewer
+    rejections, smaller errors.
 
     Attributes:
         rtol, atol: relative and absolute tolerance of a step.
@@ -76,7 +77,15 @@ class StepSizeController:
         return torch.where(torch.isfinite(error), raw, self.smallest)
 
     def first(
-        self, f: VectorField, t: Tensor, x: State, u: object, p: object, slope: Tensor, span: Tensor, order: int
+        self,
+        f: VectorField,
+        t: Tensor,
+        x: State,
+        u: object,
+        p: object,
+        slope: Tensor,
+        span: Tensor,
+        order: int,
     ) -> Float[Tensor, "*batch"]:
         """A first step for every rollout: HNW I, §II.4, "Starting Step Size".  One evaluation of ``f``."""
         if self.first_step is not None:

@@ -109,7 +109,9 @@ class ButcherTableau:
             for k in range(1, order + 1):
                 for tree in rooted_trees(k):
                     left = float(weights @ elementary_weights(tree, a))
-                    checks.append((f"{label} order condition {tree} of order {k}", left, theta**k / density(tree)))
+                    checks.append(
+                        (f"{label} order condition {tree} of order {k}", left, theta**k / density(tree))
+                    )
 
         require("the", b, self.order)
         if self.b_error is not None:
@@ -117,7 +119,12 @@ class ButcherTableau:
         if self.dense is not None:
             for theta in (0.25, 0.5, 0.75):
                 powers = np.array([theta ** (k + 1) for k in range(len(self.dense[0]))])
-                require(f"at θ = {theta} the dense output's", np.array(self.dense) @ powers, self.dense_order, theta)
+                require(
+                    f"at θ = {theta} the dense output's",
+                    np.array(self.dense) @ powers,
+                    self.dense_order,
+                    theta,
+                )
             ends = np.array(self.dense).sum(axis=1)
             checks += [(f"b_{i}(1)", float(ends[i]), self.b[i]) for i in range(stages)]
         return checks
@@ -193,7 +200,10 @@ TSIT5 = ButcherTableau(
     error_order=5,
     dense=_polynomials(
         (
-            (-1.0530884977290216, ((1.0, -1.3299890189751412), (1.0, -1.4364028541716351, 0.7139816917074209))),
+            (
+                -1.0530884977290216,
+                ((1.0, -1.3299890189751412), (1.0, -1.4364028541716351, 0.7139816917074209)),
+            ),
             (0.1017, ((1.0, 0.0), (1.0, -2.1966568338249754, 1.2949852507374631))),
             (2.490627285651252793, ((1.0, 0.0), (1.0, -2.38535645472061657, 1.57803468208092486))),
             (-16.54810288924490272, ((1.0, 0.0), (1.0, -1.21712927295533244), (1.0, -0.61620406037800089))),

@@ -19,12 +19,24 @@ from solvers.failure import Failure, SolveError
 from solvers.problem import Leaves, Problem
 
 _ADAPTIVE_OPTIONS = frozenset(
-    "norm min_step max_step first_step step_t jump_t safety ifactor dfactor max_num_steps dtype".split()
+    [
+        "norm",
+        "min_step",
+        "max_step",
+        "first_step",
+        "step_t",
+        "jump_t",
+        "safety",
+        "ifactor",
+        "dfactor",
+        "max_num_steps",
+        "dtype",
+    ]
 )
-_FIXED_OPTIONS = frozenset("norm grid_constructor interp perturb".split())
+_FIXED_OPTIONS = frozenset(["norm", "grid_constructor", "interp", "perturb"])
 _ADAMS_OPTIONS = _FIXED_OPTIONS | {"max_iters", "max_order"}
 _SCIPY_OPTIONS = frozenset({"solver", "min_step", "max_step"})
-_ADJOINT_OPTIONS = frozenset("adjoint_rtol adjoint_atol adjoint_method adjoint_options".split())
+_ADJOINT_OPTIONS = frozenset(["adjoint_rtol", "adjoint_atol", "adjoint_method", "adjoint_options"])
 
 
 class TorchdiffeqSolver(Solver):
@@ -41,7 +53,7 @@ class TorchdiffeqSolver(Solver):
     method: ClassVar[str]
     option_names: ClassVar[frozenset[str]]
     takes_tolerances: ClassVar[bool] = False
-    adjoints = ("backprop", "adjoint")
+    adjoints: ClassVar[tuple[str, ...]] = ("backprop", "adjoint")
 
     def __init__(self, **options: Any) -> None:
         known = self.option_names | _ADJOINT_OPTIONS
@@ -94,7 +106,7 @@ class TorchdiffeqSolver(Solver):
         try:
             with warnings.catch_warnings():
                 # torchdiffeq hands SciPy every method's arguments; SciPy warns of those a method has no use for.
-                warnings.filterwarnings("ignore", "The following arguments have no relevance")
+                warnings.filterwarnings("ignore", "The following arguments have no effect")
                 if adjoint is None:
                     xs = torchdiffeq.odeint(field, x, ts, **arguments)
                 else:
@@ -120,9 +132,9 @@ class TorchdiffeqSolver(Solver):
         where = "before" if failure is Failure.NOT_FINITE else "near"
         step = "" if counts["step"] is None else f", last step size {float(counts['step']):.3g}"
         return SolveError(
-            f"torchdiffeq's {self.method} failed {where} t = {float(counts['t']):.6g}{step}: {what}. All {status.numel()} "
-            "rollouts share its step size, so all have failed. Remedy: a method with a step size per rollout "
-            "(solver='tsit5', or 'rodas5p' if the problem is stiff), or looser tolerances.",
+            f"torchdiffeq's {self.method} failed {where} t = {float(counts['t']):.6g}{step}: {what}. "
+            f"All {status.numel()} rollouts share its step size, so all have failed. "
+            "Remedy: a method with a step size per rollout (solver='tsit5', or 'rodas5p' if the problem is stiff), or looser tolerances.",
             status,
         )
 
@@ -224,7 +236,13 @@ class Fehlberg2(TorchdiffeqSolver):
 class AdaptiveHeun(TorchdiffeqSolver):
     """Heun–Euler of order 2, one step size for the batch."""
 
-    method, order, adaptive, option_names, takes_tolerances = "adaptive_heun", 2, True, _ADAPTIVE_OPTIONS, True
+    method, order, adaptive, option_names, takes_tolerances = (
+        "adaptive_heun",
+        2,
+        True,
+        _ADAPTIVE_OPTIONS,
+        True,
+    )
 
 
 class Euler(TorchdiffeqSolver):
@@ -294,4 +312,9 @@ class Scipy(TorchdiffeqSolver):
     """
 
     method, order, adaptive, option_names, takes_tolerances = "scipy_solver", 5, True, _SCIPY_OPTIONS, True
-    adjoints = ("adjoint",)
+    adjoints: ClassVar[tuple[str, ...]] = ("adjoint",)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if "min_step" in options and options.get("solver", "LSODA") != "LSODA":
+            raise ValueError(f"SciPy's {options['solver']} has no min_step; only LSODA has")

@@ -22,7 +22,9 @@ def ball(t, x, u, p):
 
 
 BOUNCE = Event(
-    lambda t, x, u, p: x[..., 0], lambda t, x, u, p: torch.stack((x[..., 0], -p[1] * x[..., 1]), -1), direction=-1
+    lambda t, x, u, p: x[..., 0],
+    lambda t, x, u, p: torch.stack((x[..., 0], -p[1] * x[..., 1]), -1),
+    direction=-1,
 )
 
 
@@ -105,7 +107,7 @@ def test_release_at_an_angle_that_is_a_parameter(solver, how):
     assert torch.allclose(got, right, atol=10 * accuracy if accuracy > 1e-8 else 1e-8)
 
 
-RISE = lambda t, x, u, p: torch.ones_like(x)  # noqa: E731
+RISE = lambda t, x, u, p: torch.ones_like(x)
 ZERO = torch.zeros(3, 1, dtype=F64)
 
 
@@ -141,7 +143,7 @@ def test_of_events_at_the_same_time_the_first_in_the_list_fires():
 
 
 def test_an_event_that_holds_at_the_start_does_not_fire_until_it_has_left_zero():
-    sine = lambda t, x, u, p: torch.stack((x[..., 1], -x[..., 0]), -1)  # noqa: E731
+    sine = lambda t, x, u, p: torch.stack((x[..., 1], -x[..., 0]), -1)
     x0 = torch.tensor([[0.0, 1.0]], dtype=F64)
     done = solve(sine, x0, [0.0, 7.0], events=Event(lambda t, x, u, p: x[..., 0]), rtol=1e-10, atol=1e-10)
     assert done.events.times[:, 0].tolist() == pytest.approx([torch.pi, 2 * torch.pi], abs=1e-8)
@@ -154,9 +156,13 @@ def test_an_event_that_holds_at_the_start_does_not_fire_until_it_has_left_zero()
 def test_a_grazing_event_does_not_fire():
     """(t - 0.5)² touches zero; lowered a little it crosses twice."""
     touch = Event(lambda t, x, u, p: (x[..., 0] - 0.5) ** 2 - p)
-    grazed = solve(RISE, ZERO, [0.0, 1.0], None, torch.tensor(0.0, dtype=F64), events=touch, solver="rk4", dt=0.3)
+    grazed = solve(
+        RISE, ZERO, [0.0, 1.0], None, torch.tensor(0.0, dtype=F64), events=touch, solver="rk4", dt=0.3
+    )
     assert len(grazed.events.times) == 0
-    crossed = solve(RISE, ZERO, [0.0, 1.0], None, torch.tensor(0.01, dtype=F64), events=touch, solver="rk4", dt=0.3)
+    crossed = solve(
+        RISE, ZERO, [0.0, 1.0], None, torch.tensor(0.01, dtype=F64), events=touch, solver="rk4", dt=0.3
+    )
     assert crossed.events.times[:, 0].tolist() == pytest.approx([0.4, 0.6])
 
 
@@ -169,7 +175,7 @@ def test_two_crossings_in_a_step_are_seen_if_a_sample_lies_between():
 
 
 def test_events_look_at_the_control_that_acts():
-    drive = lambda t, x, u, p: u.expand_as(x)  # noqa: E731
+    drive = lambda t, x, u, p: u.expand_as(x)
     u = torch.tensor([[1.0], [-1.0]], dtype=F64)
     done = solve(drive, ZERO, [0.0, 1.0], u, control_times=[0.0, 0.5], events=levels(0.4))
     assert done.events.times[:, 0].tolist() == pytest.approx([0.4, 0.6])
@@ -178,7 +184,9 @@ def test_events_look_at_the_control_that_acts():
 def test_a_ball_that_comes_to_rest_is_an_error_that_says_so():
     p = torch.tensor([9.81, 0.5], dtype=F64)
     x0 = torch.tensor([[1.0, 0.0], [100.0, 0.0]], dtype=F64)
-    with pytest.raises(SolveError, match=r"more events than max_events for 1 of 2 rollouts \(number 0\): t = 1\.3"):
+    with pytest.raises(
+        SolveError, match=r"more events than max_events for 1 of 2 rollouts \(number 0\): t = 1\.3"
+    ):
         solve(ball, x0, [0.0, 3.0], None, p, events=BOUNCE, max_events=12)
     done = solve(ball, x0, [0.0, 1.0, 3.0], None, p, events=BOUNCE, max_events=12, on_failure="mark")
     assert done.status.tolist() == [Failure.MAX_EVENTS, Failure.NONE]

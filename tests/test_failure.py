@@ -38,7 +38,14 @@ def test_a_step_that_underflows(name):
 def test_marked_failures_leave_the_others_alone(backend):
     rates = RATES.clone().requires_grad_()
     done = solve(
-        blow_up, X0, [0.0, 0.2, 0.9, 1.0], None, rates, on_failure="mark", adjoint="checkpoint", backend=backend
+        blow_up,
+        X0,
+        [0.0, 0.2, 0.9, 1.0],
+        None,
+        rates,
+        on_failure="mark",
+        adjoint="checkpoint",
+        backend=backend,
     )
     assert done.ok.tolist() == [True, False, True, False]
     exact = 1 / (1 - 0.9 * RATES[[0, 2]])
@@ -51,11 +58,14 @@ def test_marked_failures_leave_the_others_alone(backend):
     assert by_rates[[1, 3]].tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("how", [{}, {"adjoint": "checkpoint"}, {"adjoint": "adjoint"}, {"backend": "native"}])
+@pytest.mark.parametrize(
+    "how", [{}, {"adjoint": "checkpoint"}, {"adjoint": "adjoint"}, {"backend": "native"}]
+)
 def test_a_shared_parameter_gets_no_gradient_from_failed_rollouts(how):
     """A square root of a negative number in one rollout must not make the others' gradient NaN."""
     p = torch.tensor(0.5, dtype=F64, requires_grad=True)
     x0 = torch.tensor([[4.0], [0.01], [9.0]], dtype=F64)
+
     def drain(t, x, u, p):
         return -p * torch.sqrt(x) - 0.3
 
@@ -86,14 +96,17 @@ def test_a_nan_from_the_field(name):
 
 
 def test_a_field_that_is_nan_from_the_start():
-    with pytest.raises(SolveError, match=r"NaN or infinite for 3 of 3 rollouts \(numbers 0, 1, 2\): the first of them at t = 0"):
+    with pytest.raises(
+        SolveError,
+        match=r"NaN or infinite for 3 of 3 rollouts \(numbers 0, 1, 2\): the first of them at t = 0",
+    ):
         solve(lambda t, x, u, p: x / 0 - x / 0, torch.ones(3, 1, dtype=F64), [0.0, 1.0])
 
 
 @pytest.mark.parametrize("backend", ["eager", "native"])
 def test_too_many_steps(backend):
-    stiff = lambda t, x, u, p: -1e6 * (x - torch.cos(t).unsqueeze(-1))  # noqa: E731
-    with pytest.raises(SolveError, match="max_steps was reached .* for 2 of 2 .* use solver='rodas5p'"):
+    stiff = lambda t, x, u, p: -1e6 * (x - torch.cos(t).unsqueeze(-1))
+    with pytest.raises(SolveError, match=r"max_steps was reached .* for 2 of 2 .* use solver='rodas5p'"):
         solve(stiff, torch.zeros(2, 1, dtype=F64), [0.0, 10.0], max_steps=500, backend=backend)
     done = solve(stiff, torch.zeros(2, 1, dtype=F64), [0.0, 10.0], max_steps=500, solver="rodas5p")
     assert done.xs[-1, :, 0].tolist() == pytest.approx([torch.cos(torch.tensor(10.0)).item()] * 2, abs=1e-5)
@@ -102,18 +115,31 @@ def test_too_many_steps(backend):
 def test_steps_of_fixed_length_can_be_too_many_too():
     with pytest.raises(SolveError, match="max_steps was reached"):
         solve(lambda t, x, u, p: -x, torch.ones(1, 1), [0.0, 1.0], solver="rk4", dt=0.01, max_steps=99)
-    assert solve(lambda t, x, u, p: -x, torch.ones(1, 1), [0.0, 1.0], solver="rk4", dt=0.01, max_steps=100).ok.all()
+    assert solve(
+        lambda t, x, u, p: -x, torch.ones(1, 1), [0.0, 1.0], solver="rk4", dt=0.01, max_steps=100
+    ).ok.all()
 
 
 def test_newton_that_does_not_converge():
     """x = 1 + dt x² has no real solution for dt > 1/4."""
-    f = lambda t, x, u, p: p.unsqueeze(-1) * x**2  # noqa: E731
+    f = lambda t, x, u, p: p.unsqueeze(-1) * x**2
     p = torch.tensor([0.1, 1.0], dtype=F64)
-    with pytest.raises(SolveError, match=r"Newton.* 1 of 2 rollouts \(number 1\): t = 0, step size 0.5.*smaller dt"):
+    with pytest.raises(
+        SolveError, match=r"Newton.* 1 of 2 rollouts \(number 1\): t = 0, step size 0.5.*smaller dt"
+    ):
         solve(f, torch.ones(2, 1, dtype=F64), [0.0, 1.0], None, p, solver="backward_euler", dt=0.5)
     with pytest.raises(SolveError, match="Newton"):
         make_solver("backward_euler").step(f, 0.0, torch.ones(2, 1, dtype=F64), None, p, 0.5)
-    done = solve(f, torch.ones(2, 1, dtype=F64), [0.0, 1.0], None, p, solver="backward_euler", dt=0.5, on_failure="mark")
+    done = solve(
+        f,
+        torch.ones(2, 1, dtype=F64),
+        [0.0, 1.0],
+        None,
+        p,
+        solver="backward_euler",
+        dt=0.5,
+        on_failure="mark",
+    )
     assert done.status.tolist() == [Failure.NONE, Failure.NEWTON]
 
 
@@ -128,7 +154,7 @@ def test_a_backward_solve_that_fails_says_that_it_was_the_backward_one():
     """Strong damping forgets the past: backwards it explodes."""
     x0 = torch.ones(2, 1, dtype=F64, requires_grad=True)
     end = solve(lambda t, x, u, p: -20 * x**3 - 500 * x, x0, [0.0, 1.0], adjoint="adjoint").xs[-1]
-    with pytest.raises(SolveError, match="in the backward solve of adjoint='adjoint'.*adjoint='checkpoint'"):
+    with pytest.raises(SolveError, match=r"in the backward solve of adjoint='adjoint'.*adjoint='checkpoint'"):
         torch.autograd.grad((end * 1e3).sum(), x0)
 
 
@@ -142,7 +168,9 @@ def test_many_rollouts_are_counted_and_not_listed():
 @pytest.mark.parametrize("name", ["torchdiffeq.dopri5", "torchdiffeq.scipy_solver", "torchdiffeq.rk4"])
 def test_torchdiffeq_failures_are_the_batchs(name):
     how = {"dt": 0.01} if name.endswith("rk4") else {}
-    with pytest.raises(SolveError, match=r"torchdiffeq's .* failed (near t = 0\.2|before t = 1).* All 4 rollouts share"):
+    with pytest.raises(
+        SolveError, match=r"torchdiffeq's .* failed (near t = 0\.2|before t = 1).* All 4 rollouts share"
+    ):
         solve(blow_up, X0, [0.0, 1.0], None, RATES, solver=name, **how)
     done = solve(blow_up, X0, [0.0, 1.0], None, RATES, solver=name, on_failure="mark", **how)
     assert not done.ok.any()

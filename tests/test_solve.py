@@ -29,7 +29,7 @@ def field(t, x, u, p):
 
 
 def leaves():
-    new = lambda v: torch.tensor(v, dtype=F64, requires_grad=True)  # noqa: E731
+    new = lambda v: torch.tensor(v, dtype=F64, requires_grad=True)
     return new([[1.0, 0.5], [0.3, -0.2]]), new([[0.4], [-1.0], [0.7]]), new([2.0, 0.3]), new(0.78)
 
 
@@ -38,7 +38,9 @@ def keywords(name, dt=0.05):
     solver = make_solver(name)
     if not solver.adaptive:
         tight = {"rtol": 1e-12, "atol": 1e-12} if "adams" in name else {}
-        options = {"max_iters": 100} if name in ("torchdiffeq.implicit_adams", "torchdiffeq.fixed_adams") else {}
+        options = (
+            {"max_iters": 100} if name in ("torchdiffeq.implicit_adams", "torchdiffeq.fixed_adams") else {}
+        )
         return {"solver": make_solver(name, **options), "dt": dt, **tight}
     low_order = {"torchdiffeq.adaptive_heun": 1e-6, "torchdiffeq.fehlberg2": 1e-7, "torchdiffeq.bosh3": 1e-9}
     tolerance = low_order.get(name, 1e-11)
@@ -153,7 +155,9 @@ def test_controls_are_held_and_no_step_crosses_a_switch():
             seen.append((float(torch.as_tensor(t).detach().max()), float(u[0])))
             return u.expand_as(x)
 
-        xs = solve(rate, torch.zeros(2, 1, dtype=F64), [0.0, 0.3, 1.0], u, control_times=times, **keywords(name)).xs
+        xs = solve(
+            rate, torch.zeros(2, 1, dtype=F64), [0.0, 0.3, 1.0], u, control_times=times, **keywords(name)
+        ).xs
         # implicit Adams and SciPy stop at a tolerance
         assert xs[1, :, 0].tolist() == pytest.approx([0.3] * 2, rel=1e-7), name
         assert xs[2, :, 0].tolist() == pytest.approx([0.3 - 0.15 + 6.5] * 2, rel=1e-7), name
@@ -178,7 +182,11 @@ def test_a_rollout_does_not_depend_on_its_neighbours(name, dtype):
 
     tolerance = 1e-7 if dtype == F64 else 1e-4
     rates[5] = 300.0 if make_solver(name).adaptive or name == "sdirk3" else 30.0
-    how = {"dt": 0.01, "on_failure": "mark"} if not make_solver(name).adaptive else {"rtol": tolerance, "atol": tolerance}
+    how = (
+        {"dt": 0.01, "on_failure": "mark"}
+        if not make_solver(name).adaptive
+        else {"rtol": tolerance, "atol": tolerance}
+    )
 
     def solved(x0, rates):
         x0, rates = x0.clone().requires_grad_(), rates.clone().requires_grad_()
@@ -208,7 +216,9 @@ def test_times_of_their_own_for_every_rollout():
     ends = torch.tensor([0.5, 2.0, 1.0], dtype=F64, requires_grad=True)
     for adjoint in ("backprop", "checkpoint", "adjoint"):
         ts = torch.stack((torch.zeros(3, dtype=F64), 0.3 * ends, ends))
-        done = solve(lambda t, x, u, p: -x, torch.ones(3, 1, dtype=F64), ts, rtol=1e-10, atol=1e-10, adjoint=adjoint)
+        done = solve(
+            lambda t, x, u, p: -x, torch.ones(3, 1, dtype=F64), ts, rtol=1e-10, atol=1e-10, adjoint=adjoint
+        )
         assert torch.allclose(done.xs[..., 0], torch.exp(-ts), atol=1e-8)
         (by_ends,) = torch.autograd.grad(done.xs[1:].sum(), ends)
         assert torch.allclose(by_ends, -0.3 * torch.exp(-0.3 * ends) - torch.exp(-ends), atol=1e-7)
@@ -217,7 +227,7 @@ def test_times_of_their_own_for_every_rollout():
 @pytest.mark.parametrize("name", ["tsit5", "dopri5", "rodas5p"])
 def test_dense_outputs_are_as_accurate_as_the_steps_and_do_not_change_them(name):
     ts = torch.linspace(0, 5, 301, dtype=F64)
-    decay = lambda t, x, u, p: torch.stack((x[..., 1], -x[..., 0]), -1)  # noqa: E731
+    decay = lambda t, x, u, p: torch.stack((x[..., 1], -x[..., 0]), -1)
     x0 = torch.tensor([[1.0, 0.0], [3.0, 1.0]], dtype=F64)
     many = solve(decay, x0, ts, solver=name, rtol=1e-8, atol=1e-8)
     two = solve(decay, x0, [0.0, 5.0], solver=name, rtol=1e-8, atol=1e-8)
@@ -253,7 +263,9 @@ def test_a_state_without_a_batch():
 
 def test_a_batch_of_two_dimensions():
     x0 = torch.rand(2, 3, 2, dtype=F64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    done = solve(lambda t, x, u, p: -x * p, x0, [0.0, 0.5, 1.0], None, torch.tensor(2.0), adjoint="checkpoint")
+    done = solve(
+        lambda t, x, u, p: -x * p, x0, [0.0, 0.5, 1.0], None, torch.tensor(2.0), adjoint="checkpoint"
+    )
     assert torch.allclose(done.xs[-1], x0 * math.exp(-2), atol=1e-5)
     assert done.statistics.accepted.shape == (2, 3)
     (by_x0,) = torch.autograd.grad(done.xs[-1].sum(), x0)
@@ -270,7 +282,8 @@ class Network(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("how", "name"), [("f", "tsit5"), ("method", "tsit5"), ("p", "tsit5"), ("f", "rk4"), ("f", "torchdiffeq.dopri5")]
+    ("how", "name"),
+    [("f", "tsit5"), ("method", "tsit5"), ("p", "tsit5"), ("f", "rk4"), ("f", "torchdiffeq.dopri5")],
 )
 def test_parameters_of_modules_are_found(how, name):
     torch.manual_seed(0)
@@ -279,7 +292,9 @@ def test_parameters_of_modules_are_found(how, name):
     f = {"f": net, "method": net.forward, "p": lambda t, x, u, p: p(t, x, u, None)}[how]
     gradients = []
     for adjoint in make_solver(name).adjoints:
-        end = solve(f, x0, [0.0, 1.0], None, net if how == "p" else None, adjoint=adjoint, **keywords(name)).xs[-1]
+        end = solve(
+            f, x0, [0.0, 1.0], None, net if how == "p" else None, adjoint=adjoint, **keywords(name)
+        ).xs[-1]
         gradients.append(torch.autograd.grad(end.sum(), tuple(net.parameters())))
     for other in gradients[1:]:
         for a, b in zip(gradients[0], other, strict=True):
@@ -289,9 +304,15 @@ def test_parameters_of_modules_are_found(how, name):
 
 def test_parameters_in_a_tree():
     x0 = torch.ones(2, 1, dtype=F64)
-    p = {"rate": torch.tensor(1.0, dtype=F64, requires_grad=True), "name": "decay", "more": [torch.tensor(2.0, dtype=F64)]}
+    p = {
+        "rate": torch.tensor(1.0, dtype=F64, requires_grad=True),
+        "name": "decay",
+        "more": [torch.tensor(2.0, dtype=F64)],
+    }
     for adjoint in ("backprop", "checkpoint", "adjoint"):
-        end = solve(lambda t, x, u, p: -p["rate"] * p["more"][0] * x, x0, [0.0, 1.0], None, p, adjoint=adjoint).xs[-1]
+        end = solve(
+            lambda t, x, u, p: -p["rate"] * p["more"][0] * x, x0, [0.0, 1.0], None, p, adjoint=adjoint
+        ).xs[-1]
         (by_rate,) = torch.autograd.grad(end.sum(), p["rate"])
         assert by_rate.item() == pytest.approx(-2 * 2 * math.exp(-2), abs=1e-5)
 
@@ -300,7 +321,7 @@ def test_parameters_in_a_tree():
 @pytest.mark.parametrize("adjoint", ["checkpoint", "adjoint"])
 def test_a_captured_tensor_is_refused_where_its_gradient_would_be_lost(name, adjoint):
     rate = torch.tensor(2.0, dtype=F64, requires_grad=True)
-    f = lambda t, x, u, p: -rate * x  # noqa: E731
+    f = lambda t, x, u, p: -rate * x
     x0 = torch.ones(1, 1, dtype=F64)
     end = solve(f, x0, [0.0, 1.0], **keywords(name)).xs[-1]
     assert torch.autograd.grad(end.sum(), rate)[0].item() == pytest.approx(-math.exp(-2), abs=1e-5)
@@ -312,7 +333,8 @@ def test_second_derivatives_by_backprop():
     x0 = torch.tensor([[0.7]], dtype=F64, requires_grad=True)
     p = torch.tensor(1.3, dtype=F64, requires_grad=True)
     assert torch.autograd.gradgradcheck(
-        lambda x0, p: solve(lambda t, x, u, p: -p * x**2, x0, [0.0, 0.5], None, p, solver="rk4", dt=0.1).xs, (x0, p)
+        lambda x0, p: solve(lambda t, x, u, p: -p * x**2, x0, [0.0, 0.5], None, p, solver="rk4", dt=0.1).xs,
+        (x0, p),
     )
 
 
@@ -354,7 +376,7 @@ def test_times_in_a_list_are_doubles():
 
 
 ONE = torch.ones(2, 1, dtype=F64)
-DECAY = lambda t, x, u, p: -x  # noqa: E731
+DECAY = lambda t, x, u, p: -x
 
 
 @pytest.mark.parametrize(
@@ -386,7 +408,11 @@ DECAY = lambda t, x, u, p: -x  # noqa: E731
         ({"backend": "cuda"}, ValueError, "'eager' or 'native', got 'cuda'"),
         ({"backend": "native", "adjoint": "backprop"}, ValueError, "differentiated by 'checkpoint'"),
         ({"events": [lambda t, x, u, p: x]}, TypeError, "solvers.Event objects"),
-        ({"events": Event(lambda t, x, u, p: x[..., 0]), "adjoint": "adjoint"}, ValueError, "use 'checkpoint'"),
+        (
+            {"events": Event(lambda t, x, u, p: x[..., 0]), "adjoint": "adjoint"},
+            ValueError,
+            "use 'checkpoint'",
+        ),
         ({"control_times": [0.5]}, ValueError, "after the earliest time 0"),
         ({"control_times": [0.0, 0.5]}, ValueError, "each of 2 control_times.* got NoneType"),
         ({"control_times": [0.0, 0.5], "u": torch.ones(3, 1)}, ValueError, "each of 2 control_times"),
@@ -399,7 +425,11 @@ DECAY = lambda t, x, u, p: -x  # noqa: E731
         ({"solver": "stormer_verlet", "dt": 0.1}, ValueError, "odd n"),
         ({"solver": "stormer_verlet", "dt": 0.1, "x0": torch.ones(1, 2)}, ValueError, "another dq/dt"),
         ({"solver": "torchdiffeq.dopri5", "dt": 0.1}, ValueError, "chooses its own steps"),
-        ({"solver": "torchdiffeq.dopri5", "max_steps": 9}, ValueError, "max_steps do not apply to torchdiffeq"),
+        (
+            {"solver": "torchdiffeq.dopri5", "max_steps": 9},
+            ValueError,
+            "max_steps do not apply to torchdiffeq",
+        ),
         ({"solver": "torchdiffeq.rk4", "dt": 0.1, "rtol": 1.0}, ValueError, "rtol cannot control"),
     ],
 )

@@ -85,7 +85,7 @@ def test_observed_order_is_the_stated_order(name, field, exact):
 @pytest.mark.parametrize("name", OURS)
 def test_gradients_of_a_step(name):
     solver = make_solver(name)
-    leaf = lambda *v: torch.tensor(v, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    leaf = lambda *v: torch.tensor(v, dtype=torch.float64, requires_grad=True)
     x, u, p, dt = leaf([1.0, 0.5], [-0.3, 2.0]), leaf(0.3, -0.1), leaf(2.0, 1.0), leaf(0.1, 0.2)
     t = leaf(0.4, -0.3)
     assert torch.autograd.gradcheck(
@@ -123,7 +123,9 @@ def test_symplectic_methods_bound_the_energy_of_a_pendulum(name, bound):
     """Over 1e5 steps, about 1,000 periods; the worst error of the last tenth is that of the first."""
     solver, x = make_solver(name), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     # Traced: the same operations without Python between them.
-    step = torch.jit.trace(lambda x: solver.step(free_pendulum, 0.0, x, None, None, 0.05), x, check_trace=False)
+    step = torch.jit.trace(
+        lambda x: solver.step(free_pendulum, 0.0, x, None, None, 0.05), x, check_trace=False
+    )
     check_energy(step, x, 100_000, bound)
 
 
@@ -156,7 +158,9 @@ def test_euler_gains_energy_where_symplectic_methods_do_not():
 
 
 def test_implicit_midpoint_keeps_a_quadratic_invariant():
-    spin = lambda t, x, u, p: torch.stack((x[..., 1] * x[..., 2], -2 * x[..., 0] * x[..., 2], x[..., 0] * x[..., 1]), -1)  # noqa: E731, E501
+    spin = lambda t, x, u, p: torch.stack(
+        (x[..., 1] * x[..., 2], -2 * x[..., 0] * x[..., 2], x[..., 0] * x[..., 1]), -1
+    )
     x0 = torch.tensor([[0.3, 0.8, -0.5]], dtype=torch.float64)
     xs = solve(spin, x0, [0.0, 20.0], solver="implicit_midpoint", dt=0.2).xs
     assert torch.allclose((xs[-1] ** 2).sum(), (x0**2).sum(), rtol=1e-12)
@@ -164,7 +168,9 @@ def test_implicit_midpoint_keeps_a_quadratic_invariant():
 
 @pytest.mark.parametrize("name", ["backward_euler", "sdirk3", "rodas5p"])
 def test_l_stable_methods_damp_what_a_step_cannot_resolve(name):
-    x = make_solver(name).step(lambda t, x, u, p: -1e8 * x, 0.0, torch.ones(1, 1, dtype=torch.float64), 0, 0, 1.0)
+    x = make_solver(name).step(
+        lambda t, x, u, p: -1e8 * x, 0.0, torch.ones(1, 1, dtype=torch.float64), 0, 0, 1.0
+    )
     assert x.abs() < 1e-6
 
 
@@ -193,7 +199,12 @@ def test_newton_needs_an_iteration_for_a_linear_field():
 def test_semi_implicit_euler_moves_the_position_with_the_projected_velocity():
     solver = SemiImplicitEuler(project_velocity=lambda v: v.clamp(-1, 1))
     x = solver.step(
-        lambda t, x, u, p: torch.stack((x[..., 1], 0 * x[..., 0]), -1), 0.0, torch.tensor([[0.0, 5.0]]), 0.0, 0.0, 0.1
+        lambda t, x, u, p: torch.stack((x[..., 1], 0 * x[..., 0]), -1),
+        0.0,
+        torch.tensor([[0.0, 5.0]]),
+        0.0,
+        0.0,
+        0.1,
     )
     assert torch.equal(x, torch.tensor([[0.1, 1.0]]))
 
@@ -249,7 +260,10 @@ def test_dense_output_has_order_four(name, exact):
     errors, steps = [], (0.2, 0.1, 0.05)
     for h in steps:
         dense = solver.attempt(pendulum, torch.zeros(2, dtype=torch.float64), X0, 0.3, 4.0, h).dense(theta)
-        fine = [solve(pendulum, X0, [0.0, h * s], 0.3, 4.0, solver="dopri5", dt=h / 40).xs[-1] for s in (0.3, 0.5, 0.8)]
+        fine = [
+            solve(pendulum, X0, [0.0, h * s], 0.3, 4.0, solver="dopri5", dt=h / 40).xs[-1]
+            for s in (0.3, 0.5, 0.8)
+        ]
         errors.append(float((dense - torch.stack(fine)).abs().max()))
     assert np.polyfit(np.log(steps), np.log(errors), 1)[0] == pytest.approx(5, abs=0.4)
 
@@ -259,5 +273,7 @@ def test_an_own_tableau_is_a_solver():
         tableau = ButcherTableau("ralston", 2, ((), (2 / 3,)), (1 / 4, 3 / 4), (0.0, 2 / 3), "Ralston 1962")
 
     assert Ralston().order == 2
-    xs = solve(lambda t, x, u, p: -x, torch.ones(1, 1, dtype=torch.float64), [0.0, 1.0], solver=Ralston(), dt=1e-3).xs
+    xs = solve(
+        lambda t, x, u, p: -x, torch.ones(1, 1, dtype=torch.float64), [0.0, 1.0], solver=Ralston(), dt=1e-3
+    ).xs
     assert xs[-1] == pytest.approx(math.exp(-1), abs=1e-6)

@@ -135,7 +135,9 @@ def _fingerprint(value: Any, depth: int) -> Any:
         plain = isinstance(value, (int, float, str, bool, type(None)))
         return value if plain else _Held(value)
     bound = getattr(value, "__self__", None)
-    cells = tuple(_fingerprint(cell.cell_contents, depth + 1) for cell in getattr(value, "__closure__", None) or ())
+    cells = tuple(
+        _fingerprint(cell.cell_contents, depth + 1) for cell in getattr(value, "__closure__", None) or ()
+    )
     defaults = tuple(_fingerprint(d, depth + 1) for d in getattr(value, "__defaults__", None) or ())
     return code, cells, defaults, None if bound is None else _Held(bound)
 
@@ -218,7 +220,9 @@ def _compile(problem: Problem, leaves: Leaves, tensors: list[Tensor], own: list[
         if id(tensor) in parameters:
             return parameters[id(tensor)]
         if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
-            raise NativeUnsupportedError("the field holds a parameter of a module that was not found in f, u or p")
+            raise NativeUnsupportedError(
+                "the field holds a parameter of a module that was not found in f, u or p"
+            )
         constants.append(tensor.detach())
         return slot(tuple(tensor.shape), False, False, False)
 
@@ -231,7 +235,7 @@ def _compile(problem: Problem, leaves: Leaves, tensors: list[Tensor], own: list[
     with torch.no_grad():
         module = trace(field, examples)
     time = np.empty((), dtype=object)
-    time[()] = graph.input("t")
+    time[()] = clock = graph.input("t")
     state = np.empty(n, dtype=object)
     state[:] = state_nodes = [graph.input(f"x[{i}]") for i in range(n)]
     result = interpret(module, graph, [time.reshape(ones), state.reshape(*ones, n), *arrays], constant)
@@ -239,10 +243,10 @@ def _compile(problem: Problem, leaves: Leaves, tensors: list[Tensor], own: list[
         raise NativeUnsupportedError(f"the traced field returns {result.size} numbers, not {n}")
     outputs = [q if isinstance(q, Node) else float(q) for q in result.reshape(-1)]
     cotangents = [graph.input(f"bar[{i}]") for i in range(n)]
-    wanted = [(k, j, node) for k, nodes in enumerate(inputs) if slots[k].wanted for j, node in enumerate(nodes)]
-    gradients = graph.gradient(
-        outputs, cotangents, [time[()], *state_nodes, *(node for _, _, node in wanted)]
-    )
+    wanted = [
+        (k, j, node) for k, nodes in enumerate(inputs) if slots[k].wanted for j, node in enumerate(nodes)
+    ]
+    gradients = graph.gradient(outputs, cotangents, [clock, *state_nodes, *(node for _, _, node in wanted)])
     if len(in_order([q for q in gradients if isinstance(q, Node)])) > _MOST_NODES:
         raise NativeUnsupportedError(f"the field has more than {_MOST_NODES} scalar operations")
     source = _source(method.tableau, x0.dtype, n, slots, outputs, gradients, wanted)
@@ -259,7 +263,8 @@ def _source(
     wanted: list[tuple[int, int, Node]],
 ) -> str:
     stages = len(table.b)
-    assert table.dense is not None and table.b_error is not None
+    assert table.dense is not None
+    assert table.b_error is not None
 
     def numbers(values: Any) -> str:
         return "{" + ", ".join(repr(float(v)) for v in values) + "}"
@@ -311,7 +316,8 @@ class _Leaf(ctypes.Structure):
 
 class _Grid(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_void_p) for name in ("targets", "controls", "at_target", "inside", "inside_ends", "ts")
+        (name, ctypes.c_void_p)
+        for name in ("targets", "controls", "at_target", "inside", "inside_ends", "ts")
     ]
 
 
@@ -355,16 +361,24 @@ class Run:
         self.batch = max(1, x0.shape[:-1].numel())
         inside = [i for leg in grid.inside for i in leg]
         ends = np.cumsum([len(leg) for leg in grid.inside])
-        self.ints = [torch.tensor(v, dtype=torch.int64) for v in (grid.controls, grid.at_target, inside, ends.tolist())]
+        self.ints = [
+            torch.tensor(v, dtype=torch.int64) for v in (grid.controls, grid.at_target, inside, ends.tolist())
+        ]
         self.grid = _Grid(self.targets.data_ptr(), *(v.data_ptr() for v in self.ints), self.ts.data_ptr())
         c = problem.controller
         assert c is not None
         values = [getattr(c, name) for name in _CONTROLLER]
         self.settings = _SETTINGS[dtype](
-            self.batch, len(grid.controls), len(self.ts), min(problem.max_steps, 2**62), *(v or 0.0 for v in values)
+            self.batch,
+            len(grid.controls),
+            len(self.ts),
+            min(problem.max_steps, 2**62),
+            *(v or 0.0 for v in values),
         )
         tensors = [leaf for leaf in (*leaves.u_leaves, *leaves.p_leaves) if isinstance(leaf, Tensor)]
-        self.data = [q.detach().to(dtype).contiguous() for q in (*tensors, *leaves.parameters, *kernel.constants)]
+        self.data = [
+            q.detach().to(dtype).contiguous() for q in (*tensors, *leaves.parameters, *kernel.constants)
+        ]
         self.leaves = (_Leaf * max(1, len(self.data)))()
         for k, (slot, data) in enumerate(zip(kernel.slots, self.data, strict=True)):
             controls = len(data) if slot.held else 1
@@ -466,4 +480,3 @@ class NativeMarch(torch.autograd.Function):
         dtypes = [q.dtype for q in ctx.leaves.tensors()]
         moved = [g.to(d) for g, d in zip(gradients, dtypes, strict=True)]
         return None, None, None, by_x0, by_start, by_targets, by_ts, *moved
-

@@ -21,7 +21,9 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "
 def cache_folder() -> Path:
     """Where libraries are kept: ``$DIFFSIM_CACHE``, or ``diffsim`` in the user's cache folder."""
     named = os.environ.get("DIFFSIM_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffsim"
+    return (
+        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffsim"
+    )
 
 
 @functools.cache

@@ -11,11 +11,15 @@ Operand = "Node | float"
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """An operation on nodes and numbers; ``input`` nodes carry the C++ name they are read from."""
+    """An operation on nodes and numbers; ``input`` nodes carry the C++ name they are read from.
+
+    ``number`` counts the nodes of a graph as they are made.
+    """
 
     op: str
     args: tuple[Node | float, ...]
     name: str = ""
+    number: int = 0
 
 
 class Graph:
@@ -26,7 +30,7 @@ class Graph:
 
     def input(self, name: str) -> Node:
         """A value that the C++ code reads from ``name``."""
-        return self._intern(Node("input", (), name))
+        return self._intern("input", (), name)
 
     def apply(self, op: str, *args: Node | float) -> Node | float:
         """The operation's result, simplified where that changes no value."""
@@ -45,8 +49,9 @@ class Graph:
             case ("neg", (Node(op="neg", args=(a,)),)):
                 return a
         if op in ("add", "mul"):
-            args = tuple(sorted(args, key=lambda a: (isinstance(a, Node), id(a) if isinstance(a, Node) else 0)))
-        return self._intern(Node(op, args))
+            # In an order of its own, so that the same function always gives the same source and the same bits.
+            args = tuple(sorted(args, key=lambda a: a.number if isinstance(a, Node) else -1))
+        return self._intern(op, args)
 
     def zero_product(self, a: Node | float, b: Node | float) -> Node | float:
         """``a · b`` where a factor of exactly zero is known to be meant as "no term" (cotangents)."""
@@ -54,9 +59,11 @@ class Graph:
             return 0.0
         return self.apply("mul", a, b)
 
-    def _intern(self, node: Node) -> Node:
-        key = (node.op, node.name, *(id(a) if isinstance(a, Node) else a for a in node.args))
-        return self._known.setdefault(key, node)
+    def _intern(self, op: str, args: tuple[Node | float, ...], name: str = "") -> Node:
+        key = (op, name, *(("node", a.number) if isinstance(a, Node) else a for a in args))
+        if key not in self._known:
+            self._known[key] = Node(op, args, name, len(self._known))
+        return self._known[key]
 
     def gradient(
         self, outputs: Sequence[Node | float], cotangents: Sequence[Node], inputs: Sequence[Node]
@@ -167,7 +174,9 @@ _FOLD: dict[str, Callable[..., float]] = {
 _FLAT = ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "sign", "floor")
 
 
-def _d_extremum(g: Graph, bar: Node | float, out: Node, a: Node | float, b: Node | float) -> tuple[Node | float, ...]:
+def _d_extremum(
+    g: Graph, bar: Node | float, out: Node, a: Node | float, b: Node | float
+) -> tuple[Node | float, ...]:
     # As torch does: half to each where they are equal.
     half = g.apply("mul", 0.5, bar)
     tie = g.apply("eq", a, b)
@@ -178,7 +187,9 @@ def _d_extremum(g: Graph, bar: Node | float, out: Node, a: Node | float, b: Node
     return side(a), side(b)
 
 
-def _d_power(g: Graph, bar: Node | float, out: Node, a: Node | float, b: Node | float) -> tuple[Node | float, ...]:
+def _d_power(
+    g: Graph, bar: Node | float, out: Node, a: Node | float, b: Node | float
+) -> tuple[Node | float, ...]:
     by_a = g.zero_product(bar, g.apply("mul", b, g.apply("pow", a, g.apply("sub", b, 1.0))))
     if not isinstance(b, Node):
         return by_a, 0.0

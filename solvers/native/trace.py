@@ -29,7 +29,10 @@ def trace(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> fx.Gra
 
 
 def interpret(
-    module: fx.GraphModule, graph: Graph, arguments: Sequence[np.ndarray], constant: Callable[[Tensor], np.ndarray]
+    module: fx.GraphModule,
+    graph: Graph,
+    arguments: Sequence[np.ndarray],
+    constant: Callable[[Tensor], np.ndarray],
 ) -> np.ndarray:
     """The function's result as an array of nodes and numbers.
 
@@ -123,7 +126,9 @@ def _sum(g: Graph, a: Any, dims: Any = None, keepdim: bool = False, **_: Any) ->
     a = np.asarray(a, object)
     dims = tuple(range(a.ndim)) if dims is None or (not isinstance(dims, int) and not len(dims)) else dims
     axes = tuple(d % a.ndim for d in ((dims,) if isinstance(dims, int) else dims)) if a.ndim else ()
-    moved = np.moveaxis(a, axes, range(len(axes))).reshape(-1, *[s for i, s in enumerate(a.shape) if i not in axes])
+    moved = np.moveaxis(a, axes, range(len(axes))).reshape(
+        -1, *[s for i, s in enumerate(a.shape) if i not in axes]
+    )
     total = moved[0]
     for term in moved[1:]:
         total = _add(g, total, term)
@@ -262,6 +267,9 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.ones: _full(1.0),
     aten.full: _full(None),
     **{getattr(aten, op): _elementwise(op, 2) for op in ("lt", "le", "gt", "ge", "eq", "ne")},
-    **{getattr(aten, op): _elementwise(op, 1) for op in ("sin", "cos", "tan", "exp", "log", "tanh", "atan", "abs")},
+    **{
+        getattr(aten, op): _elementwise(op, 1)
+        for op in ("sin", "cos", "tan", "exp", "log", "tanh", "atan", "abs")
+    },
     aten.sign: _elementwise("sign", 1),
 }
