@@ -9,7 +9,7 @@ A solution that forgets its past (damping, stiffness) blows up backwards: then u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from solvers.failure import SolveError, describe
 from solvers.grid import Grid
-from solvers.march import Track, march
+from solvers.march import Stride, Track, march
 from solvers.problem import Counted, Leaves, Problem
 
 
@@ -78,6 +78,10 @@ class ContinuousAdjoint(torch.autograd.Function):
         return None, None, None, costate + by_xs[0], by_start, by_targets, by_ts, *totals
 
 
+def forget(stride: Stride) -> None:
+    """For a march whose strides nobody repeats."""
+
+
 def _times(t: Tensor, x: Tensor) -> Tensor:
     return t.expand(x.shape[:-1])
 
@@ -133,7 +137,8 @@ class _Backwards:
             holds_controls=False,
             events=(),
         )
-        track = march(back, keep_states=True, stop_at_failure=True, resting=self.resting)
+        quadrature = functools.partial(self._quadrature, back, ts[1]) if self.own else forget
+        track = march(back, keep_states=True, stop_at_failure=True, resting=self.resting, visit=quadrature)
         if bool((track.status != 0).any()):
             where = (
                 "in the backward solve of adjoint='adjoint' (the equation may be stiffer backwards; adjoint="
@@ -145,19 +150,18 @@ class _Backwards:
                 ),
                 track.status,
             )
-        if self.own:
-            for stride in track.strides:
-                assert stride.t is not None
-                assert stride.x is not None
-                h = torch.where(stride.to_target, ts[1] - stride.t, stride.h)
-                self._quadrature(back.method, back.f, stride.t, stride.x, h)
         x, costate = track.x.chunk(2, dim=-1)
         return x, costate
 
-    def _quadrature(self, method: Any, f: Callable[..., Tensor], t: Tensor, z: Tensor, h: Tensor) -> None:
-        """The method's own quadrature ``h Σ b_i λ_iᵀ df/dp(t_i, x_i)``."""
+    def _quadrature(self, back: Problem, target: Tensor, stride: Stride) -> None:
+        """The method's own quadrature of a stride, ``h Σ b_i λ_iᵀ df/dp(t_i, x_i)``, added to the totals."""
+        t, z = stride.t, stride.x
+        assert t is not None
+        assert z is not None
+        h = torch.where(stride.to_target, target - t, stride.h)
+        method: Any = back.method
         table = method.tableau
-        stages = method.stages(f, t, z, None, None, h)[0]
+        stages = method.stages(back.f, t, z, None, None, h)[0]
         for weight, c, stage in zip(table.b, table.c, stages, strict=True):
             if weight == 0.0:
                 continue

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from solvers.base import Solver, VectorField
 from solvers.checkpoint import CheckpointedMarch, CheckpointedSteps
-from solvers.continuous import ContinuousAdjoint
+from solvers.continuous import ContinuousAdjoint, forget
 from solvers.events import Event
 from solvers.failure import SolveError, describe
 from solvers.grid import make_grid
@@ -210,17 +210,20 @@ def _solve_per_rollout(
     problem: Problem, leaves: Leaves, adjoint: str, on_failure: str, requested: Tensor, sign: float
 ) -> Solution:
     """Every rollout has its own steps: find them without a graph, then repeat them with one."""
+    inputs = (problem.x0, problem.ts, problem.grid.targets, *leaves.tensors(), *_probe(problem))
+    wants_gradient = torch.is_grad_enabled() and any(q.requires_grad for q in inputs)
     problem.f.calls = 0
-    track = march(problem, keep_states=adjoint == "checkpoint", stop_at_failure=on_failure == "raise")
+    track = march(
+        problem,
+        keep_states=adjoint == "checkpoint",
+        stop_at_failure=on_failure == "raise",
+        visit=None if wants_gradient and adjoint != "adjoint" else forget,
+    )
     calls = problem.f.calls
     failed = track.status != 0
     any_failed = bool(failed.any())
     if any_failed and on_failure == "raise":
         raise _failure(problem, track, sign)
-    wants_gradient = torch.is_grad_enabled() and any(
-        q.requires_grad
-        for q in (problem.x0, problem.ts, problem.grid.targets, *leaves.tensors(), *_probe(problem))
-    )
     values = xs, times, states = track.outputs.tensors()
     if wants_gradient:
         quiet = still(track)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -61,18 +62,25 @@ class Track:
 
 @torch.no_grad()
 def march(
-    problem: Problem, *, keep_states: bool, stop_at_failure: bool, resting: Tensor | None = None
+    problem: Problem,
+    *,
+    keep_states: bool,
+    stop_at_failure: bool,
+    resting: Tensor | None = None,
+    visit: Callable[[Stride], object] | None = None,
 ) -> Track:
     """Go through the grid once, without a graph.
 
     Every rollout has its own time and step size; rollouts that are done wait with a step of length zero.
     Nothing is computed across rollouts but "is anyone still going?".  ``resting`` rollouts do not move.
+    Every stride goes to ``visit``; by default into the track.
     """
     method, grid, controller, f = problem.method, problem.grid, problem.controller, problem.f
     x = problem.x0.detach()
     batch = x.shape[:-1]
     t = grid.start.detach().to(x.dtype).expand(batch)
     track = Track()
+    visit = track.strides.append if visit is None else visit
     status, accepted, rejected = (no_steps(batch, x.device) for _ in range(3))
     resting = torch.zeros(batch, dtype=torch.bool, device=x.device) if resting is None else resting
     live = ~resting
@@ -191,18 +199,8 @@ def march(
             if inside is not None:
                 assert attempt.dense is not None
                 outputs.inside(inside, t, h, attempt.dense)
-            track.strides.append(
-                Stride(
-                    leg,
-                    t if keep_states else None,
-                    x if keep_states else None,
-                    h,
-                    to_target,
-                    event,
-                    slot,
-                    inside,
-                )
-            )
+            kept_t, kept_x = (t, x) if keep_states else (None, None)
+            visit(Stride(leg, kept_t, kept_x, h, to_target, event, slot, inside))
             accepted = accepted + step_stands
             rejected = rejected + (active & ~step_stands)
             live = (status == Failure.NONE) & ~stopped & ~resting

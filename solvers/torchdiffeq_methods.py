@@ -134,7 +134,8 @@ class TorchdiffeqSolver(Solver):
         return SolveError(
             f"torchdiffeq's {self.method} failed {where} t = {float(counts['t']):.6g}{step}: {what}. "
             f"All {status.numel()} rollouts share its step size, so all have failed. "
-            "Remedy: a method with a step size per rollout (solver='tsit5', or 'rodas5p' if the problem is stiff), or looser tolerances.",
+            "Remedy: a method with a step size per rollout (solver='tsit5', or 'rodas5p' if the problem is stiff), "
+            "or looser tolerances.",
             status,
         )
 
