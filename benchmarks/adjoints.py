@@ -3,9 +3,9 @@
     python benchmarks/adjoints.py --out benchmarks/results/adjoints.json
 
 2,000 lightly damped pendulums (float64) from 0 to 10; the gradient of the sum of squares at the end by the
-initial states.  Peak memory is the process's above what it had before, over the size of one batch of states times the
-steps; each row runs in a process of its own, one thread.  The error is the median of the rollouts' relative
-gradient errors against dopri5 at 1e-12 with recorded steps.
+initial states.  Peak memory is the process's above what it had before, also as a share of the size of the states
+of all steps; each row runs in a process of its own, one thread.  The error is the median of 200 rollouts' relative
+gradient errors against dopri5 at 1e-12.
 """
 
 from __future__ import annotations

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from solvers.arguments import check_field, checked_controller, checked_controls, checked_state, checked_times
 from solvers.base import Solver, VectorField
 from solvers.checkpoint import CheckpointedMarch, CheckpointedSteps
 from solvers.continuous import ContinuousAdjoint, forget
@@ -19,7 +18,7 @@ from solvers.grid import make_grid
 from solvers.march import Track, march
 from solvers.native.adaptive import NativeMarch, Run, kernel_for, logger
 from solvers.native.trace import NativeUnsupportedError
-from solvers.problem import Counted, Leaves, Problem, captured_tensor
+from solvers.problem import Counted, Leaves, Problem, functions_at
 from solvers.replay import replay, still
 from solvers.runge_kutta import ExplicitRungeKutta
 from solvers.solution import EventLog, Solution, Statistics, no_steps
@@ -89,8 +88,8 @@ def solve(
     method = make_solver(solver) if isinstance(solver, str) else solver
     if not isinstance(method, Solver):
         raise TypeError(f"solver must be a name or a Solver, got {type(method).__name__}")
-    x0 = _checked_state(x0)
-    ts = _checked_times("ts", ts, x0, minimum=2)
+    x0 = checked_state(x0)
+    ts = checked_times("ts", ts, x0, minimum=2)
     name = solver if isinstance(solver, str) else type(method).__name__
     if backend not in ("eager", "native"):
         raise ValueError(f"backend must be 'eager' or 'native', got {backend!r}")
@@ -122,8 +121,8 @@ def solve(
         raise ValueError("adjoint='adjoint' does not carry gradients through events; use 'checkpoint'")
     held_times = None
     if control_times is not None:
-        held_times = _checked_controls(control_times, u, ts, x0)
-    controller = _checked_steps(name, method, x0, ts, dt, rtol, atol, controller)
+        held_times = checked_controls(control_times, u, ts, x0)
+    controller = checked_controller(name, method, x0, ts, dt, rtol, atol, controller)
     if ts.ndim > 1 and foreign:
         raise ValueError("torchdiffeq's methods share their times; use one of our adaptive methods")
     if max_steps is None:
@@ -161,7 +160,7 @@ def solve(
             return _solve_native(problem, leaves, on_failure, requested, sign)
         except NativeUnsupportedError as error:
             logger.debug("eager instead of native: %s", error)
-    _check_field(name, problem, leaves, adjoint)
+    check_field(name, problem, leaves, adjoint)
     if foreign:
         return _solve_foreign(problem, leaves, adjoint, on_failure, requested, rtol, atol, dt)
     per_rollout = controller is not None or bool(events) or on_failure == "mark"
@@ -330,166 +329,6 @@ def _reversed(event: Event) -> Event:
 
 
 def _probe(problem: Problem) -> list[Tensor]:
-    """``f`` at the start, which requires a gradient where f holds a tensor that does."""
+    """The functions at the start: they require a gradient where they hold a tensor that does."""
     t = problem.grid.start.expand(problem.x0.shape[:-1])
-    return [problem.f(t, problem.x0, problem.held(0), problem.p)]
-
-
-def _checked_state(x0: Tensor) -> Tensor:
-    if not isinstance(x0, Tensor):
-        raise TypeError(f"x0 must be a tensor [*batch, n], got {type(x0).__name__}")
-    if x0.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x0 must be float32 or float64, got {x0.dtype}; convert it with .to(torch.float64)")
-    if x0.ndim == 0 or x0.numel() == 0:
-        raise ValueError(f"x0 must be [*batch, n] with at least one entry, got shape {tuple(x0.shape)}")
-    if not bool(torch.isfinite(x0).all()):
-        raise ValueError("x0 holds values that are not finite")
-    return x0
-
-
-def _checked_times(name: str, ts: Any, x0: Tensor, minimum: int) -> Tensor:
-    try:
-        # Python's numbers are doubles: as_tensor alone would round them to float32.
-        times = ts if isinstance(ts, Tensor) else torch.as_tensor(np.asarray(ts))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be a tensor or a list of numbers: {error}") from None
-    if times.is_complex() or times.dtype == torch.bool:
-        raise TypeError(f"{name} must be real times, got {times.dtype}")
-    times = times.to(x0)
-    if times.ndim == 0 or len(times) < minimum:
-        raise ValueError(f"{name} needs at least {minimum} times, got shape {tuple(times.shape)}")
-    if times.ndim > 1 and (name != "ts" or times.shape[1:] != x0.shape[:-1]):
-        raise ValueError(
-            f"{name} must be [T] or, per rollout, [T, *batch] = [T, {', '.join(map(str, x0.shape[:-1]))}], "
-            f"got {tuple(times.shape)}"
-        )
-    if not bool(torch.isfinite(times).all()):
-        raise ValueError(f"{name} holds times that are not finite")
-    steps = times.detach().diff(dim=0)
-    if not (bool((steps > 0).all()) or (name == "ts" and bool((steps < 0).all()))):
-        either = "strictly increasing" + (" or strictly decreasing" if name == "ts" else "")
-        raise ValueError(f"{name} must be {either} (in {x0.dtype}), got {_few(times)}")
-    return times
-
-
-def _few(times: Tensor) -> str:
-    values = times.detach().reshape(-1)[:6].tolist()
-    return "[" + ", ".join(f"{v:.6g}" for v in values) + (", …]" if times.numel() > 6 else "]")
-
-
-def _checked_controls(control_times: Any, u: Any, ts: Tensor, x0: Tensor) -> Tensor:
-    times = _checked_times("control_times", control_times, x0, minimum=1)
-    if ts.ndim > 1:
-        raise ValueError("control_times are shared by all rollouts and cannot be used with times per rollout")
-    earliest = float(ts.detach().min())
-    if float(times[0].detach()) > earliest:
-        raise ValueError(
-            f"control_times[0] = {float(times[0].detach()):.6g} is after the earliest time {earliest:.6g}: "
-            "no control is given for the time between"
-        )
-    for leaf in tree_leaves(u):
-        length = len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else None
-        if length != len(times):
-            got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise ValueError(
-                f"u must hold one control for each of {len(times)} control_times, [K, ...]; got {got}"
-            )
-    return times
-
-
-def _checked_steps(
-    name: str,
-    method: Solver,
-    x0: Tensor,
-    ts: Tensor,
-    dt: float | None,
-    rtol: float | None,
-    atol: float | None,
-    controller: StepSizeController | None,
-) -> StepSizeController | None:
-    """The step-size controller; None for steps of fixed length and for torchdiffeq's methods."""
-    foreign = isinstance(method, TorchdiffeqSolver)
-    tolerances = {"rtol": rtol, "atol": atol, "controller": controller}
-    given = [key for key, value in tolerances.items() if value is not None]
-    if dt is not None:
-        if isinstance(dt, Tensor) or not dt > 0 or dt == float("inf"):
-            raise ValueError(
-                f"dt must be a positive number, got {dt!r}; the length of the solve comes from ts"
-            )
-        if foreign and method.adaptive:
-            raise ValueError(f"solver {name!r} chooses its own steps: give rtol and atol instead of dt")
-        if given and not (isinstance(method, TorchdiffeqSolver) and method.takes_tolerances):
-            raise ValueError(
-                f"dt asks for steps of fixed length, which {', '.join(given)} cannot control; give one"
-            )
-        if ts.ndim > 1:
-            raise ValueError("times per rollout need an adaptive method without dt")
-        return None
-    if not method.adaptive:
-        raise ValueError(f"solver {name!r} takes steps of fixed length: give dt")
-    if foreign:
-        return None
-    if controller is not None:
-        if len(given) > 1:
-            raise ValueError("rtol and atol belong to the controller when one is given")
-        return controller
-    default = 1e-6 if x0.dtype == torch.float64 else 1e-4
-    return StepSizeController(rtol=default if rtol is None else rtol, atol=default if atol is None else atol)
-
-
-def _check_field(name: str, problem: Problem, leaves: Leaves, adjoint: str) -> None:
-    """One evaluation at the start, to say early what is wrong with f."""
-    x, grid, method = problem.x0.detach(), problem.grid, problem.method
-    batch = x.shape[:-1]
-    per_rollout = problem.controller is not None or bool(problem.events)
-    t = grid.start.detach().expand(batch) if per_rollout else grid.start.detach()
-    with torch.no_grad():
-        slope = problem.f(t, x, problem.held(0), problem.p)
-    if not isinstance(slope, Tensor):
-        raise TypeError(f"f must return a tensor {tuple(x.shape)}, got {type(slope).__name__}")
-    if slope.shape != x.shape:
-        hint = ""
-        if per_rollout and batch:
-            hint = f"; t is {tuple(t.shape)}, a time for every rollout: use it with x[..., i], or t.unsqueeze(-1)"
-        raise ValueError(
-            f"f must return dx/dt of the state's shape {tuple(x.shape)}, got {tuple(slope.shape)}{hint}"
-        )
-    if slope.dtype != x.dtype or slope.device != x.device:
-        raise ValueError(
-            f"f must return {x.dtype} on {x.device} like x0, got {slope.dtype} on {slope.device}; "
-            "convert u and p to the state's dtype and device"
-        )
-    if method.velocity_form:
-        half = x.shape[-1] // 2
-        if x.shape[-1] % 2 or not torch.equal(slope[..., :half], x[..., half:]):
-            raise ValueError(
-                f"solver {name!r} is for x = [q, v] with dq/dt = v; this f has another dq/dt or an odd n"
-            )
-    if per_rollout and batch and batch[-1] == x.shape[-1] > 1:
-        _check_times_broadcast(problem, t, x)
-    if adjoint in ("checkpoint", "adjoint"):
-        index = grid.controls[0] if problem.holds_controls else None
-        if captured_tensor(problem.f, t, x, leaves, index):
-            raise ValueError(
-                f"f uses a tensor that requires a gradient and is neither in u nor in p: with adjoint={adjoint!r} "
-                "its gradient would be lost. Pass it through u or p (modules may be passed whole), or use a "
-                "method's 'backprop'"
-            )
-
-
-def _check_times_broadcast(problem: Problem, t: Tensor, x: Tensor) -> None:
-    """As many rollouts as components: ``t * x`` has the right shape and the wrong meaning. Find that out."""
-    first = problem.grid.targets[0].detach().expand(t.shape)
-    spread = t + (first - t) * torch.linspace(0.1, 0.2, t.shape[-1], dtype=t.dtype, device=t.device)
-    u = problem.held(0)
-    with torch.no_grad():
-        together = problem.f(spread, x, u, problem.p)
-        for b in (0, t.shape[-1] - 1):
-            alone = problem.f(spread[..., b : b + 1].expand(t.shape), x, u, problem.p)
-            if not torch.allclose(
-                together[..., b, :], alone[..., b, :], rtol=1e-4, atol=1e-6, equal_nan=True
-            ):
-                raise ValueError(
-                    f"f mixes rollouts, or combines t {tuple(t.shape)} (a time for every rollout) with components: "
-                    "use t with x[..., i], or t.unsqueeze(-1) with x"
-                )
+    return functions_at(problem, t, problem.x0, problem.held(0), problem.p)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from solvers.base import Attempt
 from solvers.events import EventFinder
 from solvers.failure import Failure
 from solvers.outputs import Outputs, output_times
@@ -44,20 +45,26 @@ class Stride:
 class Track:
     """What a march leaves behind.
 
-    ``safe`` is a state at which every rollout's vector field is known to be finite: failed rollouts wait
-    there while the others' steps are repeated.
+    Attributes:
+        strides: the attempts in order.
+        status, stopped: outcome of every rollout, and whether a terminal event ended it.
+        t, x, last_step: where every rollout stands at last, and its last step size.
+        accepted, rejected: counts of steps.
+        outputs: the states at the outputs and the events, without a graph.
+        safe: a state at which every rollout's vector field is known to be finite: failed rollouts wait
+            there while the others' steps are repeated.
     """
 
-    strides: list[Stride] = field(default_factory=list)
-    status: Tensor = None  # type: ignore[assignment]
-    stopped: Tensor = None  # type: ignore[assignment]
-    t: Tensor = None  # type: ignore[assignment]
-    x: Tensor = None  # type: ignore[assignment]
-    last_step: Tensor = None  # type: ignore[assignment]
-    accepted: Tensor = None  # type: ignore[assignment]
-    rejected: Tensor = None  # type: ignore[assignment]
-    outputs: Outputs = None  # type: ignore[assignment]
-    safe: Tensor = None  # type: ignore[assignment]
+    strides: list[Stride]
+    status: Tensor
+    stopped: Tensor
+    t: Tensor
+    x: Tensor
+    last_step: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    outputs: Outputs
+    safe: Tensor
 
 
 @torch.no_grad()
@@ -75,147 +82,198 @@ def march(
     Nothing is computed across rollouts but "is anyone still going?".  ``resting`` rollouts do not move.
     Every stride goes to ``visit``; by default into the track.
     """
-    method, grid, controller, f = problem.method, problem.grid, problem.controller, problem.f
-    x = problem.x0.detach()
-    batch = x.shape[:-1]
-    t = grid.start.detach().to(x.dtype).expand(batch)
-    track = Track()
-    visit = track.strides.append if visit is None else visit
-    status, accepted, rejected = (no_steps(batch, x.device) for _ in range(3))
-    resting = torch.zeros(batch, dtype=torch.bool, device=x.device) if resting is None else resting
-    live = ~resting
-    stopped = torch.zeros_like(live)
-    count = no_steps(batch, x.device)
-    last_step = torch.zeros_like(t)
-    last_error = torch.ones_like(t)
-    proposal: Tensor | None = None
-    finder = EventFinder(problem.events, problem.event_samples) if problem.events else None
-    held = torch.zeros((len(problem.events), *batch), dtype=torch.bool, device=x.device)
-    # Asking whether anyone is still going waits for the device: on a GPU every eighth attempt will do.
-    patience = 1 if x.device.type == "cpu" else 8
-    resolution = 4 * torch.finfo(x.dtype).eps
-    previous_control = None
-    outputs = Outputs(problem, x)
+    strides: list[Stride] = []
+    walk = _March(problem, resting)
+    walk.run(keep_states, stop_at_failure, strides.append if visit is None else visit)
+    safe = _safe_states(problem.x0.detach(), walk.accepted > 0)
+    return Track(
+        strides, walk.status, walk.stopped, walk.t, walk.x, walk.last_step, walk.accepted, walk.rejected,
+        walk.outputs, safe,
+    )  # fmt: skip
 
-    for leg in range(len(grid.controls)):
-        target = grid.targets[leg].detach().to(x.dtype).expand(batch)
-        u = problem.held(leg)
-        if grid.controls[leg] != previous_control:
-            slope = None
-            previous_control = grid.controls[leg]
-        started = t
-        wants_slope = controller is not None or finder is not None
-        attempts = 0
-        while True:
-            active = live & (t < target)
-            if attempts % patience == 0:
-                failed_now = stop_at_failure and bool((status != Failure.NONE).any())
-                if failed_now or not bool(active.any()):
-                    break
-            attempts += 1
-            if slope is None and wants_slope:
-                slope = f(t, x, u, problem.p)
-            remaining = target - t
-            if controller is not None:
-                if proposal is None:
-                    assert slope is not None
-                    proposal = controller.first(f, t, x, u, problem.p, slope, remaining, method.error_order)
-                if controller.max_step is not None:
-                    proposal = proposal.clamp_max(controller.max_step)
-                to_target = active & (proposal >= remaining)
-                h = torch.where(active, torch.where(to_target, remaining, proposal), 0.0)
-            else:
-                to_target = active
-                h = torch.where(active, remaining, 0.0)
 
-            attempt = method.attempt(f, t, x, u, problem.p, h, slope)
-            finite = torch.isfinite(attempt.x).all(-1)
+class _March:
+    """The state of all rollouts between two attempts."""
+
+    def __init__(self, problem: Problem, resting: Tensor | None) -> None:
+        self.problem = problem
+        self.x = problem.x0.detach()
+        batch, device = self.x.shape[:-1], self.x.device
+        self.t = problem.grid.start.detach().to(self.x.dtype).expand(batch)
+        nobody = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.resting = nobody if resting is None else resting
+        self.stopped = nobody
+        self.status, self.accepted, self.rejected, self.fired = (no_steps(batch, device) for _ in range(4))
+        self.last_step, self.last_error = torch.zeros_like(self.t), torch.ones_like(self.t)
+        self.proposal: Tensor | None = None  # the next step's length, for adaptive methods
+        self.slope: Tensor | None = None  # f at the present state, where it is known
+        self.finder = EventFinder(problem.events, problem.event_samples) if problem.events else None
+        self.held = nobody.expand(len(problem.events), *batch)
+        self.outputs = Outputs(problem, self.x)
+
+    def run(self, keep_states: bool, stop_at_failure: bool, visit: Callable[[Stride], object]) -> None:
+        """Leg after leg, until every rollout has arrived, stopped or failed."""
+        grid = self.problem.grid
+        # Asking whether anyone is still going waits for the device: on a GPU every eighth attempt will do.
+        patience = 1 if self.x.device.type == "cpu" else 8
+        for leg, control in enumerate(grid.controls):
+            self.leg, self.u = leg, self.problem.held(leg)
+            self.target = grid.targets[leg].detach().to(self.x.dtype).expand(self.t.shape)
+            self.started = self.t
+            if leg and control != grid.controls[leg - 1]:
+                self.slope = None
+            attempts = 0
+            while True:
+                live = (self.status == Failure.NONE) & ~self.stopped & ~self.resting
+                active = live & (self.t < self.target)
+                if attempts % patience == 0:
+                    failed = stop_at_failure and bool((self.status != Failure.NONE).any())
+                    if failed or not bool(active.any()):
+                        break
+                attempts += 1
+                visit(self._stride(active, keep_states))
+            self.outputs.at_target(leg, self.x)
+
+    def _stride(self, active: Tensor, keep_states: bool) -> Stride:
+        """One attempt of all rollouts; moves those whose step stands."""
+        problem, t, x = self.problem, self.t, self.x
+        if self.slope is None and (problem.controller is not None or self.finder is not None):
+            self.slope = problem.f(t, x, self.u, problem.p)
+        h, to_target = self._length(active)
+        attempt = self._attempt(h, self.slope)
+        stands = self._judge(active, h, to_target, attempt)
+        self.last_step = torch.where(active, h, self.last_step)
+
+        t_new = torch.where(stands, torch.where(to_target, self.target, t + h), t)
+        x_new = torch.where(stands.unsqueeze(-1), attempt.x, x)
+        event = slot = None
+        end_slope = attempt.end_slope
+        if self.finder is not None:
+            which, when = self._first_events(h, attempt, stands)
+            if bool((which >= 0).any()):
+                fits = (which < 0) | (self.fired < problem.max_events)
+                self.status = torch.where(fits, self.status, Failure.MAX_EVENTS)
+                stands = stands & fits
+                fired = (which >= 0) & fits
+                event, slot, end_slope = torch.where(fired, which, -1), self.fired, None
+                h, to_target = torch.where(fired, when, h), to_target & ~fired
+                attempt = self._attempt(h)
+                t_new = torch.where(fits, torch.where(fired, t + when, t_new), t)
+                after = self._jump(event, t_new, attempt.x)
+                x_new = torch.where(fired.unsqueeze(-1), after, torch.where(fits.unsqueeze(-1), x_new, x))
+                self.outputs.event(event, slot, t_new, attempt.x)
+                self.fired = self.fired + fired
+        h, to_target = torch.where(stands, h, 0.0), to_target & stands
+        inside = _outputs_inside(problem, self.leg, t, t_new, stands)
+        if inside is not None:
+            assert attempt.dense is not None
+            self.outputs.inside(inside, t, h, attempt.dense)
+        self.accepted = self.accepted + stands
+        self.rejected = self.rejected + (active & ~stands)
+        if end_slope is None or self.slope is None:
+            self.slope = None
+        else:
+            self.slope = torch.where(stands.unsqueeze(-1), end_slope, self.slope)
+        self.t, self.x = t_new, x_new
+        return Stride(
+            self.leg,
+            t if keep_states else None,
+            x if keep_states else None,
+            h,
+            to_target,
+            event,
+            slot,
+            inside,
+        )
+
+    def _attempt(self, h: Tensor, slope: Tensor | None = None) -> Attempt:
+        problem = self.problem
+        return problem.method.attempt(problem.f, self.t, self.x, self.u, problem.p, h, slope)
+
+    def _length(self, active: Tensor) -> tuple[Tensor, Tensor]:
+        """How far every rollout tries to go, and which of them to the end of the leg."""
+        problem, remaining = self.problem, self.target - self.t
+        controller = problem.controller
+        if controller is None:
+            return torch.where(active, remaining, 0.0), active
+        if self.proposal is None:
+            assert self.slope is not None
+            order = problem.method.error_order
+            self.proposal = controller.first(
+                problem.f, self.t, self.x, self.u, problem.p, self.slope, remaining, order
+            )
+        if controller.max_step is not None:
+            self.proposal = self.proposal.clamp_max(controller.max_step)
+        to_target = active & (self.proposal >= remaining)
+        return torch.where(active, torch.where(to_target, remaining, self.proposal), 0.0), to_target
+
+    def _judge(self, active: Tensor, h: Tensor, to_target: Tensor, attempt: Attempt) -> Tensor:
+        """Whose step stands; sets the next proposal, and the status of those who fail."""
+        problem = self.problem
+        controller = problem.controller
+        good = torch.isfinite(attempt.x).all(-1)
+        if controller is None:
+            lost = torch.full_like(self.status, Failure.NOT_FINITE)
             if attempt.converged is not None:
-                finite = finite & attempt.converged
-            if controller is not None:
-                assert attempt.error is not None
-                assert proposal is not None
-                error = controller.scaled_error(attempt.error, x, attempt.x)
-                finite = finite & torch.isfinite(error)
-                step_stands = active & finite & (error <= 1.0)
-                factor = controller.factor(
-                    torch.where(finite, error, torch.inf), last_error, method.error_order
-                )
-                last_error = torch.where(step_stands & ~to_target, error, last_error)
-                # A step cut short by the target says nothing against the longer one that was proposed.
-                grown = torch.where(to_target & step_stands, torch.maximum(h * factor, proposal), h * factor)
-                proposal = torch.where(active, grown, proposal)
-                shortest = torch.maximum(resolution * t.abs(), 1e-25 * (target - started))
-                unresolved = active & ~step_stands & (proposal <= shortest)
-                status = torch.where(
-                    unresolved, torch.where(finite, Failure.STEP_UNDERFLOW, Failure.NOT_FINITE), status
-                )
-            else:
-                step_stands = active & finite
-                lost = torch.full_like(status, Failure.NOT_FINITE)
-                if attempt.converged is not None:
-                    lost = torch.where(attempt.converged, lost, Failure.NEWTON)
-                status = torch.where(active & ~finite, lost, status)
-            tried = accepted + rejected + active
-            there = step_stands & to_target & (leg == len(grid.controls) - 1)
-            exhausted = active & (tried >= problem.max_steps) & ~there & (status == Failure.NONE)
-            status = torch.where(exhausted, Failure.MAX_STEPS, status)
-            last_step = torch.where(active, h, last_step)
+                good, lost = good & attempt.converged, torch.where(attempt.converged, lost, Failure.NEWTON)
+            stands, failed = active & good, active & ~good
+        else:
+            assert attempt.error is not None
+            assert self.proposal is not None
+            error = controller.scaled_error(attempt.error, self.x, attempt.x)
+            good = good & torch.isfinite(error)
+            stands = active & good & (error <= 1.0)
+            error = torch.where(good, error, torch.inf)
+            factor = controller.factor(error, self.last_error, problem.method.error_order)
+            self.last_error = torch.where(stands & ~to_target, error, self.last_error)
+            # A step cut short by the target says nothing against the longer one that was proposed.
+            cut = to_target & stands
+            grown = torch.where(cut, torch.maximum(h * factor, self.proposal), h * factor)
+            self.proposal = torch.where(active, grown, self.proposal)
+            resolution = 4 * torch.finfo(self.x.dtype).eps * self.t.abs()
+            shortest = torch.maximum(resolution, 1e-25 * (self.target - self.started))
+            failed = active & ~stands & (self.proposal <= shortest)
+            lost = torch.where(good, Failure.STEP_UNDERFLOW, Failure.NOT_FINITE)
+        self.status = torch.where(failed, lost, self.status)
+        tried = self.accepted + self.rejected + active
+        arrived = stands & to_target & (self.leg == len(problem.grid.controls) - 1)
+        exhausted = active & (tried >= problem.max_steps) & ~arrived & (self.status == Failure.NONE)
+        self.status = torch.where(exhausted, Failure.MAX_STEPS, self.status)
+        return stands
 
-            t_new = torch.where(step_stands, torch.where(to_target, target, t + h), t)
-            x_new = torch.where(step_stands.unsqueeze(-1), attempt.x, x)
-            event = slot = None
-            if finder is not None:
-                assert slope is not None
-                which, when = finder.first_crossing(
-                    method, f, t, x, u, problem.p, h, attempt.x, slope, held, step_stands
-                )
-                held = held & ~step_stands
-                fired = which >= 0
-                if bool(fired.any()):
-                    over = fired & (count >= problem.max_events)
-                    status = torch.where(over, Failure.MAX_EVENTS, status)
-                    fired = fired & ~over
-                    step_stands = step_stands & ~over
-                    event, slot = torch.where(fired, which, -1), count
-                    h = torch.where(fired, when, h)
-                    to_target = to_target & ~fired
-                    t_new = torch.where(over, t, torch.where(fired, t + when, t_new))
-                    attempt = method.attempt(f, t, x, u, problem.p, h)
-                    before = after = attempt.x
-                    for index, one in enumerate(problem.events):
-                        here = fired & (which == index)
-                        jumped = one.after(t_new, before, u, problem.p)
-                        after = torch.where(here.unsqueeze(-1), jumped, after)
-                        held[index] |= here
-                        if one.terminal:
-                            stopped = stopped | here
-                    x_new = torch.where(fired.unsqueeze(-1), after, torch.where(over.unsqueeze(-1), x, x_new))
-                    outputs.event(event, slot, t_new, before)
-                    count = count + fired
-            h = torch.where(step_stands, h, 0.0)
-            to_target = to_target & step_stands
-            inside = _outputs_inside(problem, leg, t, t_new, step_stands)
-            if inside is not None:
-                assert attempt.dense is not None
-                outputs.inside(inside, t, h, attempt.dense)
-            kept_t, kept_x = (t, x) if keep_states else (None, None)
-            visit(Stride(leg, kept_t, kept_x, h, to_target, event, slot, inside))
-            accepted = accepted + step_stands
-            rejected = rejected + (active & ~step_stands)
-            live = (status == Failure.NONE) & ~stopped & ~resting
-            if event is not None or attempt.end_slope is None:
-                slope = None
-            elif slope is not None:
-                slope = torch.where(step_stands.unsqueeze(-1), attempt.end_slope, slope)
-            t, x = t_new, x_new
-        outputs.at_target(leg, x)
+    def _first_events(self, h: Tensor, attempt: Attempt, stands: Tensor) -> tuple[Tensor, Tensor]:
+        """The event that fires first in every rollout's step, -1 for none, and how long after its start."""
+        problem = self.problem
+        assert self.finder is not None
+        assert self.slope is not None
+        found = self.finder.first_crossing(
+            problem.method,
+            problem.f,
+            self.t,
+            self.x,
+            self.u,
+            problem.p,
+            h,
+            attempt.x,
+            self.slope,
+            self.held,
+            stands,
+        )
+        self.held = self.held & ~stands
+        return found
 
-    track.status, track.stopped, track.t, track.last_step = status, stopped, t, last_step
-    track.accepted, track.rejected, track.outputs = accepted, rejected, outputs
-    track.x = x
-    track.safe = _safe_states(problem.x0.detach(), accepted > 0)
-    return track
+    def _jump(self, event: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        """The states after the events; remembers that these events hold now, and who has stopped."""
+        after = x
+        held = []
+        for index, one in enumerate(self.problem.events):
+            here = event == index
+            after = torch.where(here.unsqueeze(-1), one.after(t, x, self.u, self.problem.p), after)
+            held.append(self.held[index] | here)
+            if one.terminal:
+                self.stopped = self.stopped | here
+        self.held = torch.stack(held)
+        return after
 
 
 def _outputs_inside(

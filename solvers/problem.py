@@ -128,16 +128,24 @@ class Leaves:
                 total += gradient
 
 
-def captured_tensor(f: VectorField, t: Tensor, x: Tensor, leaves: Leaves, index: int | None) -> bool:
-    """Whether ``f`` depends on a tensor that requires gradients and is not among the leaves.
+def functions_at(problem: Problem, t: Tensor, x: Tensor, u: Any, p: Any) -> list[Tensor]:
+    """The vector field, and the events' functions and jumps, at one point."""
+    values = [problem.f(t, x, u, p)]
+    for event in problem.events:
+        values += [event.value(t, x, u, p), event.after(t, x, u, p)]
+    return values
+
+
+def captured_tensor(problem: Problem, t: Tensor, x: Tensor, leaves: Leaves, index: int | None) -> bool:
+    """Whether f or an event depends on a tensor that requires gradients and is not among the leaves.
 
     Its gradient would silently be zero wherever steps are recomputed from u and p.
     """
     with torch.enable_grad():
         u, p, own = leaves.detached(index)
-        slope = f(t.detach(), x.detach(), u, p)
+        values = functions_at(problem, t.detach(), x.detach(), u, p)
     known = {id(leaf) for leaf in own}
-    stack, seen = [slope.grad_fn], set()
+    stack, seen = [value.grad_fn for value in values], set()
     while stack:
         node = stack.pop()
         if node is None or node in seen:
@@ -147,4 +155,4 @@ def captured_tensor(f: VectorField, t: Tensor, x: Tensor, leaves: Leaves, index:
         if variable is not None and id(variable) not in known:
             return True
         stack.extend(next_node for next_node, _ in node.next_functions)
-    return False
+    return any(value.requires_grad and value.is_leaf and id(value) not in known for value in values)

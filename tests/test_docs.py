@@ -9,6 +9,7 @@ from diffsim.algorithms import ALGORITHMS
 from diffsim.config import RunConfig, load_config
 from diffsim.config import tomllib as toml
 from diffsim.runfile import COLUMNS
+from solvers import SOLVERS, make_solver
 
 ROOT = Path(__file__).parent.parent
 ALGORITHM_PAGE = (ROOT / "docs" / "algorithms.md").read_text()
@@ -38,6 +39,24 @@ def test_the_documented_configuration_is_the_default_one():
 def test_every_column_of_the_history_is_documented():
     for column in COLUMNS:
         assert f"`{column}`" in RUN_PAGE
+
+
+def test_every_solver_is_documented_with_its_order_and_adjoints():
+    page = (ROOT / "docs" / "solvers.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| (\d+ \| \w+ \| [\w, ]+) \|", page, re.M))
+    stated = {}
+    for name in SOLVERS:
+        solver = make_solver(name)
+        adaptive = "yes" if solver.adaptive else "no"
+        stated[name] = f"{solver.order} | {adaptive} | {', '.join(solver.adjoints)}"
+    assert rows == stated
+
+
+def test_the_solvers_example_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "solvers.md").read_text(), re.S)
+    names: dict = {}
+    exec(code, names)
+    assert names["solution"].xs.shape == (3, 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -220,3 +220,13 @@ def test_bad_events_are_named():
         solve(RISE, ZERO, [0.0, 1.0], events=Event(lambda t, x, u, p: x))
     with pytest.raises(ValueError, match=r"must return states \(3, 1\), got \(3,\)"):
         solve(RISE, ZERO, [0.0, 1.0], events=levels(0.5, jump=lambda t, x, u, p: x[..., 0]))
+
+
+def test_a_tensor_that_an_event_captures_is_not_lost():
+    level = torch.tensor(0.5, dtype=F64, requires_grad=True)
+    event = Event(lambda t, x, u, p: x[..., 0] - level)
+    done = solve(RISE, ZERO, [0.0, 1.0], events=event)
+    (by_level,) = torch.autograd.grad(done.events.times.sum(), level)
+    assert by_level.item() == pytest.approx(3.0)
+    with pytest.raises(ValueError, match="neither in u nor in p"):
+        solve(RISE, ZERO, [0.0, 1.0], events=event, adjoint="checkpoint")

@@ -29,7 +29,7 @@ def test_the_wheel_holds_three_packages_and_no_module_julia(wheel):
 def test_every_source_file_ships(wheel):
     names = set(wheel.namelist())
     for package in ("diffsim", "robotics_envs", "solvers"):
-        for path in (ROOT / package).rglob("*.py"):
+        for path in (p for kind in ("*.py", "*.cpp") for p in (ROOT / package).rglob(kind)):
             assert str(path.relative_to(ROOT)) in names
     for path in [ROOT / "julia" / "Project.toml", *(ROOT / "julia").rglob("*.jl")]:
         assert f"robotics_envs/julia_sources/{path.relative_to(ROOT / 'julia')}" in names
@@ -48,5 +48,5 @@ def test_the_metadata_bound_torch_and_offer_extras(wheel):
     assert "Requires-Dist: torch<2.14,>=2.9\n" in metadata
     for required in ("numpy", "torchdiffeq", "h5py", "juliacall"):
         assert f"Requires-Dist: {required}>=" in metadata
-    for extra in ("gym", "plot", "rl", "ray", "slurm", "test", "all"):
+    for extra in ("bench", "gym", "plot", "rl", "ray", "slurm", "test", "all"):
         assert f"Provides-Extra: {extra}\n" in metadata
