@@ -154,9 +154,9 @@ def check_field(name: str, problem: Problem, leaves: Leaves, adjoint: str) -> No
         index = grid.controls[0] if problem.holds_controls else None
         if captured_tensor(problem, t, x, leaves, index):
             raise ValueError(
-                f"f or an event uses a tensor that requires a gradient and is neither in u nor in p: adjoint={adjoint!r} "
-                "would lose its gradient. Pass it through u or p (modules may be passed whole), or take a method's "
-                "'backprop'"
+                "f or an event uses a tensor that requires a gradient and is neither in u nor in p: "
+                f"adjoint={adjoint!r} would lose its gradient. Pass it through u or p (modules may be passed whole), "
+                "or take a method's 'backprop'"
             )
 
 

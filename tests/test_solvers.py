@@ -277,3 +277,13 @@ def test_an_own_tableau_is_a_solver():
         lambda t, x, u, p: -x, torch.ones(1, 1, dtype=torch.float64), [0.0, 1.0], solver=Ralston(), dt=1e-3
     ).xs
     assert xs[-1] == pytest.approx(math.exp(-1), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in OURS if "implicit" not in make_solver(n).adjoints])
+def test_a_step_stays_on_its_device_and_asks_for_no_value(name):
+    """On the meta device, where a value or a tensor made elsewhere is an error; Newton has to ask if it has converged."""
+    x, times = torch.zeros(4, 2, device="meta"), torch.zeros(4, device="meta")
+    free = lambda t, x, u, p: torch.stack((x[..., 1], -p * torch.sin(x[..., 0])), -1)
+    attempt = make_solver(name).attempt(free, times, x, None, torch.zeros((), device="meta"), times)
+    assert attempt.x.device.type == "meta"
+    assert attempt.x.shape == x.shape
