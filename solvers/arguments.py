@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from solvers.torchdiffeq_methods import TorchdiffeqSolver
 def checked_state(x0: Tensor) -> Tensor:
     """The initial states, if they can be solved from."""
     if not isinstance(x0, Tensor):
-        raise TypeError(f"x0 must be a tensor [*batch, n], got {type(x0).__name__}")
+        raise TypeError(
+            f"x0 must be a tensor [*batch, n], got {type(x0).__name__}; convert it with torch.as_tensor"
+        )
     if x0.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x0 must be float32 or float64, got {x0.dtype}; convert it with .to(torch.float64)")
     if x0.ndim == 0 or x0.numel() == 0:
@@ -32,6 +35,8 @@ def checked_times(name: str, ts: Any, x0: Tensor, minimum: int) -> Tensor:
     """Increasing or decreasing times in the states' dtype and on their device."""
     try:
         # Python's numbers are doubles: as_tensor alone would round them to float32.
+        if isinstance(ts, (list, tuple)) and any(isinstance(t, Tensor) for t in ts):
+            raise TypeError("a list holds tensors; give one tensor, by torch.stack, so that gradients arrive")
         times = ts if isinstance(ts, Tensor) else torch.as_tensor(np.asarray(ts))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a tensor or a list of numbers: {error}") from None
@@ -95,7 +100,7 @@ def checked_controller(
     tolerances = {"rtol": rtol, "atol": atol, "controller": controller}
     given = [key for key, value in tolerances.items() if value is not None]
     if dt is not None:
-        if isinstance(dt, Tensor) or not dt > 0 or dt == float("inf"):
+        if not isinstance(dt, numbers.Real) or not dt > 0 or dt == float("inf"):
             raise ValueError(
                 f"dt must be a positive number, got {dt!r}; the length of the solve comes from ts"
             )
@@ -105,6 +110,9 @@ def checked_controller(
             raise ValueError(
                 f"dt asks for steps of fixed length, which {', '.join(given)} cannot control; give one"
             )
+        steps = float((ts[-1] - ts[0]).detach().abs().max()) / dt
+        if steps > 1e8:
+            raise ValueError(f"dt = {dt!r} makes {steps:.3g} steps; give a longer dt")
         if ts.ndim > 1:
             raise ValueError("times per rollout need an adaptive method without dt")
         return None
@@ -126,8 +134,13 @@ def check_field(name: str, problem: Problem, leaves: Leaves, adjoint: str) -> No
     batch = x.shape[:-1]
     per_rollout = problem.controller is not None or bool(problem.events)
     t = grid.start.detach().expand(batch) if per_rollout else grid.start.detach()
+    probe = x.clone()
     with torch.no_grad():
-        slope = problem.f(t, x, problem.held(0), problem.p)
+        slope = problem.f(t, probe, problem.held(0), problem.p)
+    if probe._version:
+        raise ValueError(
+            "f changes x in place; let it return a new tensor (x.mul(...) instead of x.mul_(...))"
+        )
     if not isinstance(slope, Tensor):
         raise TypeError(f"f must return a tensor {tuple(x.shape)}, got {type(slope).__name__}")
     if slope.shape != x.shape:

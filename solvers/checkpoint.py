@@ -12,7 +12,7 @@ from torch import Tensor
 
 from solvers.march import Track
 from solvers.outputs import output_times
-from solvers.problem import Leaves, Problem
+from solvers.problem import Leaves, Problem, first_derivatives_only
 from solvers.replay import advance, ends_leg
 
 
@@ -27,7 +27,7 @@ class CheckpointedMarch(torch.autograd.Function):
         return xs, times, states
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only
     def backward(ctx: Any, by_xs: Tensor, by_times: Tensor, by_states: Tensor) -> Any:
         problem, track, leaves = ctx.problem, ctx.track, ctx.leaves
         _ = ctx.saved_tensors  # raises where a tensor was changed in place since
@@ -116,7 +116,7 @@ class CheckpointedSteps(torch.autograd.Function):
         return xs
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only
     def backward(ctx: Any, by_xs: Tensor) -> Any:
         problem, leaves, grid = ctx.problem, ctx.leaves, ctx.problem.grid
         states = ctx.saved_tensors[0]

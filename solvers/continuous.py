@@ -19,7 +19,7 @@ from torch import Tensor
 from solvers.failure import SolveError, describe
 from solvers.grid import Grid
 from solvers.march import Stride, Track, march
-from solvers.problem import Counted, Leaves, Problem
+from solvers.problem import Counted, Leaves, Problem, first_derivatives_only
 
 
 class ContinuousAdjoint(torch.autograd.Function):
@@ -33,7 +33,7 @@ class ContinuousAdjoint(torch.autograd.Function):
         return xs
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only
     def backward(ctx: Any, by_xs: Tensor) -> Any:
         problem, track, leaves = ctx.problem, ctx.track, ctx.leaves
         xs = ctx.saved_tensors[0]

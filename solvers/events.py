@@ -59,6 +59,11 @@ class Event:
                 f"an event's function must return one value a rollout, {tuple(x.shape[:-1])}, got {got}; "
                 "index components with x[..., i]"
             )
+        if not value.is_floating_point():
+            raise TypeError(
+                f"an event's function must be a real number that crosses zero, got {value.dtype}; "
+                "return x[..., 0] - limit instead of x[..., 0] > limit"
+            )
         return value
 
     def rate(self, t: Tensor, x: State, slope: State, u: Any, p: Any) -> Tensor:
@@ -72,6 +77,17 @@ class Event:
         rate = torch.zeros_like(value) if by_t is None else by_t
         return (rate if by_x is None else rate + (by_x * slope).sum(-1)).detach()
 
+    def after_those(self, here: Tensor, t: Tensor, x: State, u: Any, p: Any) -> State:
+        """:meth:`after`, of states and times at which the event did happen.
+
+        Elsewhere the jump may be undefined, and a NaN would enter the gradient though it is not used.
+        """
+        return self.after(*elsewhere(here, t, x), u, p)
+
+    def value_of_those(self, here: Tensor, t: Tensor, x: State, u: Any, p: Any) -> Tensor:
+        """:meth:`value`, likewise."""
+        return self.value(*elsewhere(here, t, x), u, p)
+
     def after(self, t: Tensor, x: State, u: Any, p: Any) -> State:
         """The state after the event, its shape checked."""
         if self.jump is None:
@@ -81,6 +97,14 @@ class Event:
             got = tuple(jumped.shape) if isinstance(jumped, Tensor) else type(jumped).__name__
             raise ValueError(f"an event's jump must return states {tuple(x.shape)}, got {got}")
         return jumped
+
+
+def elsewhere(here: Tensor, t: Tensor, x: State) -> tuple[Tensor, State]:
+    """Times and states with those of some rollout of ``here`` in the place of all others'."""
+    if bool(here.all()) or not bool(here.any()):
+        return t, x
+    some_t, some_x = t.detach()[here][0], x.detach()[here][0]
+    return torch.where(here, t, some_t), torch.where(here.unsqueeze(-1), x, some_x)
 
 
 class EventFinder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Grid:
         controls: which held control acts on every leg.
         at_target: for every leg the output that its end is, or -1.
         inside: for every leg the outputs strictly inside it.
+        on_switch: for every output at the very time of a switch inside the solve, the index of that switch.
     """
 
     start: Tensor
@@ -28,6 +29,7 @@ class Grid:
     controls: list[int]
     at_target: list[int]
     inside: list[list[int]]
+    on_switch: dict[int, int] = field(default_factory=dict)
 
 
 def make_grid(ts: Tensor, control_times: Tensor | None, dt: float | None, sign: float) -> Grid:
@@ -43,13 +45,13 @@ def make_grid(ts: Tensor, control_times: Tensor | None, dt: float | None, sign: 
     values = ts.tolist()
     switches = [] if control_times is None else control_times.tolist()
     forward = sorted(sign * c for c in switches)
-    # Of equal times the output comes first: its gradient is the one a user asks for.
-    inner = [(c, len(values) + k) for k, c in enumerate(switches) if values[0] < c < values[-1]]
-    inner += [(value, i) for i, value in enumerate(values)]
-    knots: list[tuple[float, int]] = []
-    for value, source in sorted(inner):
-        if not knots or value != knots[-1][0]:
-            knots.append((value, source))
+    output_of = {value: i for i, value in enumerate(values)}
+    inside_switches = {c: len(values) + k for k, c in enumerate(switches) if values[0] < c < values[-1]}
+    # Where a switch and an output have the same time, the solution turns at the switch.
+    knots = sorted((output_of | inside_switches).items())
+    on_switch = {
+        output_of[c]: source - len(values) for c, source in inside_switches.items() if c in output_of
+    }
     if dt is None:
         ends = {values[0], values[-1], *switches}
         stops = [knot for knot in knots if knot[0] in ends]
@@ -57,7 +59,6 @@ def make_grid(ts: Tensor, control_times: Tensor | None, dt: float | None, sign: 
         stops = knots
 
     sources, ends_of, shares, controls, at_target, inside = [], [], [], [], [], []
-    output_of = {value: i for i, value in enumerate(values)}
     for (a, source_a), (b, source_b) in itertools.pairwise(stops):
         count = 1 if dt is None else max(1, math.ceil((b - a) / dt - 1e-6))
         control = bisect.bisect_right(forward, sign * 0.5 * (a + b)) - 1 if switches else 0
@@ -71,4 +72,4 @@ def make_grid(ts: Tensor, control_times: Tensor | None, dt: float | None, sign: 
     times = ts if control_times is None else torch.cat((ts, control_times))
     share = torch.tensor(shares, dtype=ts.dtype, device=ts.device)
     targets = torch.lerp(times[sources], times[ends_of], share)
-    return Grid(ts[0], targets, controls, at_target, inside)
+    return Grid(ts[0], targets, controls, at_target, inside, on_switch)

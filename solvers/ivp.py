@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ def solve(
         control_times: ``[K]``, strictly increasing; the first must not be after the start.
         events: see :mod:`solvers.events`.
         on_failure: "raise" a :class:`~solvers.failure.SolveError` or "mark" failed rollouts in ``status``: their states
-            are NaN from the failure on, nothing of them enters a gradient, and the good ones are kept.
+            are NaN from the failure on, nothing of them enters a gradient, and the good ones are kept: ``ok`` is
+            the mask to use (states before a failure are finite, and constants).
         max_steps: attempted steps of a rollout; by default 100,000 for adaptive methods and no limit with dt.
         controller: a :class:`~solvers.step_size.StepSizeController` for more than rtol and atol.
         event_samples: points in a step at which events are looked for.
@@ -88,6 +90,8 @@ def solve(
     method = make_solver(solver) if isinstance(solver, str) else solver
     if not isinstance(method, Solver):
         raise TypeError(f"solver must be a name or a Solver, got {type(method).__name__}")
+    if not callable(f):
+        raise TypeError(f"f must be a function (t, x, u, p) -> dx/dt, got {type(f).__name__}")
     x0 = checked_state(x0)
     ts = checked_times("ts", ts, x0, minimum=2)
     name = solver if isinstance(solver, str) else type(method).__name__
@@ -105,9 +109,10 @@ def solve(
         )
     if on_failure not in ("raise", "mark"):
         raise ValueError(f"on_failure must be 'raise' or 'mark', got {on_failure!r}")
-    events = (events,) if isinstance(events, Event) else tuple(events)
-    if any(not isinstance(event, Event) for event in events):
+    listed = events if isinstance(events, (list, tuple)) else (events,)
+    if any(not isinstance(event, Event) for event in listed):
         raise TypeError("events must be solvers.Event objects")
+    events = tuple(listed)
     foreign = isinstance(method, TorchdiffeqSolver)
     if foreign:
         refused = {"events": events, "controller": controller, "max_steps": max_steps}
@@ -127,8 +132,13 @@ def solve(
         raise ValueError("torchdiffeq's methods share their times; use one of our adaptive methods")
     if max_steps is None:
         max_steps = 100_000 if controller is not None else torch.iinfo(torch.int64).max
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps!r}")
+    for count_name, count in (
+        ("max_steps", max_steps),
+        ("max_events", max_events),
+        ("event_samples", event_samples),
+    ):
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{count_name} must be at least 1 and an integer, got {count!r}")
 
     sign = 1.0
     requested = ts
@@ -155,18 +165,24 @@ def solve(
         max_steps=max_steps,
     )
     leaves = Leaves.of(forward if sign < 0 else f, u, p)
+    solution = None
     if backend == "native":
         try:
-            return _solve_native(problem, leaves, on_failure, requested, sign)
+            solution = _solve_native(problem, leaves, on_failure, requested, sign)
         except NativeUnsupportedError as error:
             logger.debug("eager instead of native: %s", error)
-    check_field(name, problem, leaves, adjoint)
-    if foreign:
-        return _solve_foreign(problem, leaves, adjoint, on_failure, requested, rtol, atol, dt)
-    per_rollout = controller is not None or bool(events) or on_failure == "mark"
-    if per_rollout or max_steps <= len(grid.controls):
-        return _solve_per_rollout(problem, leaves, adjoint, on_failure, requested, sign)
-    return _solve_fixed(problem, leaves, adjoint, requested, sign)
+    if solution is None:
+        check_field(name, problem, leaves, adjoint)
+        per_rollout = controller is not None or bool(events) or on_failure == "mark"
+        if foreign:
+            solution = _solve_foreign(problem, leaves, adjoint, on_failure, requested, rtol, atol, dt)
+        elif per_rollout or max_steps <= len(grid.controls):
+            solution = _solve_per_rollout(problem, leaves, adjoint, on_failure, requested, sign)
+        else:
+            solution = _solve_fixed(problem, leaves, adjoint, requested, sign)
+    if adjoint == "adjoint" and not foreign:
+        return solution  # its gradients by the times are formulas of their own
+    return replace(solution, xs=_read_at_switches(problem, held_times, solution.xs))
 
 
 def _solve_fixed(problem: Problem, leaves: Leaves, adjoint: str, requested: Tensor, sign: float) -> Solution:
@@ -286,7 +302,7 @@ def _solve_foreign(
         if on_failure == "raise":
             raise
         status = error.status
-        xs = torch.full((len(problem.ts), *x0.shape), torch.nan, dtype=x0.dtype, device=x0.device)
+        xs = torch.cat((x0.unsqueeze(0), x0.detach().new_full((len(problem.ts) - 1, *x0.shape), torch.nan)))
     statistics = Statistics(
         problem.f.calls, none + counts.get("accepted", 0), none + counts.get("rejected", 0)
     )
@@ -311,6 +327,28 @@ def _solve_native(
     calls = 2 + attempts * (len(problem.method.tableau.b) - 1)
     statistics = Statistics(calls, run.accepted, run.rejected)
     return Solution(requested, xs, run.status, torch.zeros_like(run.status).bool(), None, statistics)
+
+
+def _read_at_switches(problem: Problem, control_times: Tensor | None, xs: Tensor) -> Tensor:
+    """Outputs at the very time of a switch, made to depend on the output's time and not on the switch's.
+
+    Adds ``f (t_output - t_switch)``, which is zero, with the control before the switch.
+    """
+    grid = problem.grid
+    if (
+        not grid.on_switch
+        or control_times is None
+        or not (problem.ts.requires_grad or control_times.requires_grad)
+    ):
+        return xs
+    rows = list(xs)
+    for output, switch in grid.on_switch.items():
+        leg = grid.at_target.index(output)
+        t, x = grid.targets[leg].detach().expand(xs.shape[1:-1]), rows[output].detach()
+        with torch.no_grad():
+            slope = problem.f(t, x, problem.held(leg), problem.p)
+        rows[output] = rows[output] + slope * (problem.ts[output] - control_times[switch])
+    return torch.stack(rows)
 
 
 def _failure(problem: Problem, track: Track, sign: float) -> SolveError:

@@ -233,6 +233,7 @@ class _March:
             resolution = 4 * torch.finfo(self.x.dtype).eps * self.t.abs()
             shortest = torch.maximum(resolution, 1e-25 * (self.target - self.started))
             failed = active & ~stands & (self.proposal <= shortest)
+            failed = failed | (active & ~to_target & (self.t + h == self.t))
             lost = torch.where(good, Failure.STEP_UNDERFLOW, Failure.NOT_FINITE)
         self.status = torch.where(failed, lost, self.status)
         tried = self.accepted + self.rejected + active
@@ -263,13 +264,16 @@ class _March:
         return found
 
     def _jump(self, event: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        """The states after the events; remembers that these events hold now, and who has stopped."""
-        after = x
-        held = []
+        """The states after the events; remembers which of them hold now, and who has stopped."""
+        u, p = self.u, self.problem.p
+        after, held = x, []
         for index, one in enumerate(self.problem.events):
             here = event == index
-            after = torch.where(here.unsqueeze(-1), one.after(t, x, self.u, self.problem.p), after)
-            held.append(self.held[index] | here)
+            after = torch.where(here.unsqueeze(-1), one.after_those(here, t, x, u, p), after)
+            # It holds unless the jump has taken the function away from zero, by more than rounding.
+            scale = one.value(self.t, self.x, u, p).abs() * 64 * torch.finfo(x.dtype).eps
+            near = one.value(t, after, u, p).abs() <= 8 * one.value(t, x, u, p).abs() + scale
+            held.append(self.held[index] | (here & near))
             if one.terminal:
                 self.stopped = self.stopped | here
         self.held = torch.stack(held)

@@ -61,7 +61,9 @@ def advance(
         for index, event in enumerate(problem.events):
             here = stride.event == index
             if bool(here.any()):
-                x_new = torch.where(here.unsqueeze(-1), event.after(t_new, event_state, u, p), x_new)
+                x_new = torch.where(
+                    here.unsqueeze(-1), event.after_those(here, t_new, event_state, u, p), x_new
+                )
     return Advanced(t_new, x_new, inside, event_state)
 
 
@@ -81,7 +83,8 @@ def _time_to_event(
         end = problem.method.attempt(problem.f, t, x, u, p, h).x
         total = torch.zeros_like(h)
         for index, event in enumerate(problem.events):
-            total = torch.where(torch.eq(which, index), event.value(t + h, end, u, p), total)
+            here = torch.eq(which, index)
+            total = torch.where(here, event.value_of_those(here, t + h, end, u, p), total)
         return total
 
     if not torch.is_grad_enabled():

@@ -230,3 +230,36 @@ def test_a_tensor_that_an_event_captures_is_not_lost():
     assert by_level.item() == pytest.approx(3.0)
     with pytest.raises(ValueError, match="neither in u nor in p"):
         solve(RISE, ZERO, [0.0, 1.0], events=event, adjoint="checkpoint")
+
+
+@pytest.mark.parametrize("direction", [0, -1])
+def test_a_jump_away_from_zero_ends_the_event(direction):
+    """x falls through 0.5 and is lifted by 1: the function no longer holds, and fires again when it falls back."""
+    event = Event(lambda t, x, u, p: x[..., 0] - 0.5, lambda t, x, u, p: x + 1, direction=direction)
+    decay = lambda t, x, u, p: -x
+    done = solve(decay, torch.ones(1, 1, dtype=F64), [0.0, 2.0], events=event, rtol=1e-10, atol=1e-10)
+    first, second = torch.log(torch.tensor([2.0, 6.0], dtype=F64))
+    assert done.events.times[:, 0].tolist() == pytest.approx([first.item(), second.item()], abs=1e-8)
+
+
+@pytest.mark.parametrize("adjoint", ["backprop", "checkpoint"])
+def test_a_jump_that_is_undefined_elsewhere_spoils_no_gradient(adjoint):
+    """The jump's square root exists near the floor only; the second ball never gets there."""
+    jump = lambda t, x, u, p: -0.5 * x * torch.sqrt(3 - x[..., :1]) / 3**0.5
+    event = Event(lambda t, x, u, p: x[..., 0], jump, direction=-1)
+    p = torch.tensor([9.81, 0.0], dtype=F64, requires_grad=True)
+    x0 = torch.tensor([[1.0, 0.0], [20.0, 0.5]], dtype=F64, requires_grad=True)
+    xs = solve(ball, x0, [0.0, 0.3, 0.8], None, p, events=event, adjoint=adjoint, rtol=1e-10, atol=1e-10).xs
+    by_x0, by_p = torch.autograd.grad(xs[-1, :, 1].sum(), (x0, p))
+    # the first ball: v = v(impact)/-2 - g (0.8 - t), t = sqrt(2 q / g); the second: v0 - g
+    q, g = 1.0, 9.81
+    assert by_x0[1].tolist() == pytest.approx([0.0, 1.0])
+    assert by_x0[0, 0].item() == pytest.approx(
+        0.5 * (g / (2 * q)) ** 0.5 + g * (1 / (2 * g * q)) ** 0.5, rel=1e-7
+    )
+    assert torch.isfinite(by_p).all()
+
+
+def test_an_event_function_must_be_a_number():
+    with pytest.raises(TypeError, match=r"return x\[..., 0\] - limit instead"):
+        solve(RISE, ZERO, [0.0, 1.0], events=Event(lambda t, x, u, p: x[..., 0] > 0.5))

@@ -174,4 +174,5 @@ def test_torchdiffeq_failures_are_the_batchs(name):
         solve(blow_up, X0, [0.0, 1.0], None, RATES, solver=name, **how)
     done = solve(blow_up, X0, [0.0, 1.0], None, RATES, solver=name, on_failure="mark", **how)
     assert not done.ok.any()
-    assert torch.isnan(done.xs).all()
+    assert torch.equal(done.xs[0], X0)
+    assert torch.isnan(done.xs[1:]).all()

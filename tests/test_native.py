@@ -194,6 +194,20 @@ def test_new_values_are_used_and_new_numbers_trace_anew():
     assert value(2.0, 0.25) == pytest.approx(math.exp(-1.5), rel=1e-6)
 
 
+def test_a_changed_attribute_of_a_methods_object_is_seen():
+    class Decay:
+        rate = 1.0
+
+        def field(self, t, x, u, p):
+            return -self.rate * x
+
+    decay = Decay()
+    for rate in (1.0, 2.0):
+        decay.rate = rate
+        end = solve(decay.field, torch.ones(1, 1, dtype=F64), [0.0, 1.0], backend="native").xs[-1]
+        assert end.item() == pytest.approx(math.exp(-rate), abs=1e-5)
+
+
 def test_a_shared_leaf_as_long_as_the_batch_is_told_from_one_a_rollout():
     x0 = torch.ones(3, 1, dtype=F64)
     p = torch.tensor([1.0, 2.0, 3.0], dtype=F64, requires_grad=True)

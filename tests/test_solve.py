@@ -143,6 +143,34 @@ def test_gradients_by_the_start_and_by_the_switching_times():
         )
 
 
+@pytest.mark.parametrize("name", ["tsit5", "rk4", "sdirk3", "rodas5p", "torchdiffeq.dopri5"])
+def test_a_switch_at_an_output_has_the_gradient_of_the_switch(name):
+    """x' = u - x: the end depends on when the control switches, the output in between on when it is read."""
+    for adjoint in make_solver(name).adjoints:
+        c = torch.tensor([-1.0, 0.4], dtype=F64, requires_grad=True)
+        ts = torch.tensor([0.0, 0.4, 1.0], dtype=F64, requires_grad=True)
+        u = torch.tensor([1.0, 2.0], dtype=F64)
+        x0 = torch.tensor([[1.5], [2.0]], dtype=F64)
+        how = {**keywords(name, 0.005), "control_times": c, "adjoint": adjoint}
+        xs = solve(lambda t, x, u, p: u - x, x0, ts, u, **how).xs
+        by_c, by_ts = torch.autograd.grad(3 * xs[1].sum() + xs[2].sum(), (c, ts))
+        # closed form: x(0.4) = 1 + (x0 - 1) e^-0.4, x(1) = 2 + (x(0.4) - 2) e^-0.6
+        rate = -(x0 - 1).sum() * math.exp(-0.4)
+        last = -sum(1 + (v - 1) * math.exp(-0.4) - 2 for v in (1.5, 2.0)) * math.exp(-0.6)
+        tolerance = 1e-6 if adjoint != "adjoint" or name != "sdirk3" else 1e-4
+        assert by_c[1].item() == pytest.approx(2 * (1 - 2) * math.exp(-0.6), abs=tolerance), adjoint
+        assert by_ts[1].item() == pytest.approx(3 * rate.item(), abs=tolerance), adjoint
+        assert by_ts[2].item() == pytest.approx(last, abs=tolerance), adjoint
+
+
+@pytest.mark.parametrize("how", [{"adjoint": "checkpoint"}, {"adjoint": "adjoint"}, {"backend": "native"}])
+def test_second_derivatives_where_there_are_none_are_an_error(how):
+    p = torch.tensor(1.0, dtype=F64, requires_grad=True)
+    end = solve(lambda t, x, u, p: -p * x, torch.ones(1, 1, dtype=F64), [0.0, 1.0], None, p, **how).xs[-1]
+    with pytest.raises(RuntimeError, match="only adjoint='backprop'"):
+        torch.autograd.grad(end.sum(), p, create_graph=True)
+
+
 def test_controls_are_held_and_no_step_crosses_a_switch():
     """x' = u has the exact solution that any step gets right, unless it looks across a switch."""
     u, times = torch.tensor([[1.0], [-3.0], [10.0]], dtype=F64), [0.0, 0.3, 0.35]
@@ -403,6 +431,14 @@ DECAY = lambda t, x, u, p: -x
         ({"rtol": -1.0}, ValueError, "rtol must be a number >= 0, got -1.0"),
         ({"rtol": 0.0, "atol": 0.0}, ValueError, "both 0"),
         ({"rtol": 1e-3, "controller": StepSizeController()}, ValueError, "belong to the controller"),
+        ({"events": lambda t, x, u, p: x}, TypeError, "solvers.Event objects"),
+        ({"f": 3}, TypeError, "f must be a function"),
+        ({"f": lambda t, x, u, p: x.mul_(-1)}, ValueError, "f changes x in place"),
+        ({"dt": "0.1"}, ValueError, "dt must be a positive number, got '0.1'"),
+        ({"dt": 1e-300}, ValueError, "makes 1e.300 steps"),
+        ({"ts": [0.0, torch.tensor(1.0, requires_grad=True)]}, TypeError, "torch.stack"),
+        ({"max_steps": 2.5}, ValueError, "max_steps must be at least 1 and an integer, got 2.5"),
+        ({"event_samples": 0}, ValueError, "event_samples must be at least 1"),
         ({"on_failure": "ignore"}, ValueError, "'raise' or 'mark', got 'ignore'"),
         ({"max_steps": 0}, ValueError, "max_steps must be at least 1"),
         ({"backend": "cuda"}, ValueError, "'eager' or 'native', got 'cuda'"),

@@ -281,7 +281,7 @@ def test_an_own_tableau_is_a_solver():
 
 @pytest.mark.parametrize("name", [n for n in OURS if "implicit" not in make_solver(n).adjoints])
 def test_a_step_stays_on_its_device_and_asks_for_no_value(name):
-    """On the meta device, where a value or a tensor made elsewhere is an error; Newton has to ask if it has converged."""
+    """On the meta device, where a value or a tensor made elsewhere is an error.  (Newton has to ask.)"""
     x, times = torch.zeros(4, 2, device="meta"), torch.zeros(4, device="meta")
     free = lambda t, x, u, p: torch.stack((x[..., 1], -p * torch.sin(x[..., 0])), -1)
     attempt = make_solver(name).attempt(free, times, x, None, torch.zeros((), device="meta"), times)

@@ -248,7 +248,7 @@ static void forward_block(const Settings& s, const Grid& grid, const Leaf* leave
       const V grown = (to_target & stands) ? v_max(h * factor, proposal) : h * factor;
       proposal = active ? grown : proposal;
       const V shortest = v_max(resolution * v_abs(t), T(1e-25) * (target - started));
-      const M unresolved = active & ~stands & (proposal <= shortest);
+      const M unresolved = (active & ~stands & (proposal <= shortest)) | (active & ~to_target & (t + h == t));
       outcome = unresolved ? (good ? M{} + STEP_UNDERFLOW : M{} + NOT_FINITE) : outcome;
       const M there = stands & to_target & (leg == s.legs - 1 ? M{} - 1 : M{});
       const M exhausted = active & (kept + lost + 1 >= M{} + I(std::min<int64_t>(s.max_steps, 2000000000))) & ~there & (outcome == 0);

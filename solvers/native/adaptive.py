@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_unflatten
 from solvers.native import build
 from solvers.native.expressions import EXPENSIVE, Graph, Node, in_order, to_cpp
 from solvers.native.trace import NativeUnsupportedError, interpret, trace
-from solvers.problem import Leaves, Problem
+from solvers.problem import Leaves, Problem, first_derivatives_only
 from solvers.runge_kutta import ExplicitRungeKutta
 from solvers.tableau import ButcherTableau
 
@@ -79,6 +79,7 @@ def unsupported(problem: Problem) -> str | None:
     return None
 
 
+_said: set[str] = set()
 _kernels: OrderedDict[Any, Kernel | str] = OrderedDict()
 
 
@@ -90,6 +91,9 @@ def kernel_for(problem: Problem, leaves: Leaves) -> Kernel:
     """
     why = unsupported(problem)
     if why is not None:
+        if why not in _said:
+            _said.add(why)
+            logger.warning("backend='native' falls back to 'eager': %s", why)
         raise NativeUnsupportedError(why)
     key = _key(problem, leaves)
     known = _kernels.get(key)
@@ -133,13 +137,19 @@ def _fingerprint(value: Any, depth: int) -> Any:
     code = getattr(value, "__code__", None)
     if code is None or depth > 3:
         plain = isinstance(value, (int, float, str, bool, type(None)))
-        return value if plain else _Held(value)
+        return value if plain else _Held(value), _plain_attributes(value)
     bound = getattr(value, "__self__", None)
     cells = tuple(
         _fingerprint(cell.cell_contents, depth + 1) for cell in getattr(value, "__closure__", None) or ()
     )
     defaults = tuple(_fingerprint(d, depth + 1) for d in getattr(value, "__defaults__", None) or ())
-    return code, cells, defaults, None if bound is None else _Held(bound)
+    return code, cells, defaults, None if bound is None else (_Held(bound), _plain_attributes(bound))
+
+
+def _plain_attributes(value: object) -> tuple[tuple[str, Any], ...]:
+    """The numbers and words among an object's attributes: another value traces anew."""
+    attributes = getattr(value, "__dict__", {})
+    return tuple((k, v) for k, v in attributes.items() if isinstance(v, (int, float, str, bool, type(None))))
 
 
 class _Held:
@@ -471,7 +481,7 @@ class NativeMarch(torch.autograd.Function):
         return xs.clone() if xs.requires_grad else xs
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only
     def backward(ctx: Any, by_xs: Tensor) -> Any:
         _ = ctx.saved_tensors
         by_x0, gradients, by_start, by_targets, by_ts = ctx.run.backward(by_xs)
