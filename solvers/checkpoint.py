@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers.first_order import first_derivatives_only
 from solvers.march import Track
 from solvers.outputs import output_times
-from solvers.problem import Leaves, Problem, first_derivatives_only
+from solvers.problem import Leaves, Problem
 from solvers.replay import advance, ends_leg
 
 

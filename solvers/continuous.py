@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from solvers.failure import SolveError, describe
+from solvers.first_order import first_derivatives_only
 from solvers.grid import Grid
 from solvers.march import Stride, Track, march
-from solvers.problem import Counted, Leaves, Problem, first_derivatives_only
+from solvers.problem import Counted, Leaves, Problem
 
 
 class ContinuousAdjoint(torch.autograd.Function):

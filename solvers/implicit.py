@@ -10,6 +10,7 @@ from torch import Tensor
 from solvers import tableau
 from solvers.base import Attempt, Solver, State, VectorField, over_components
 from solvers.failure import Failure, SolveError, describe
+from solvers.first_order import without_second_derivatives
 from solvers.jacobian import linearize
 from solvers.runge_kutta import combine
 
@@ -19,7 +20,7 @@ class DiagonallyImplicitRungeKutta(Solver):
 
     The gradient never goes through the Newton iterations.  They run without a graph; then one Newton
     correction with the Jacobian held fixed ties the stage to its inputs, whose derivative is that of the
-    implicit function theorem: ``dz = -(dr/dz)^-1 dr``.  It holds for first derivatives.
+    implicit function theorem: ``dz = -(dr/dz)^-1 dr``.  It holds for first derivatives; second ones are refused.
 
     Args:
         newton_tolerance: a rollout has converged when its correction is below this share of its state
@@ -83,7 +84,9 @@ class DiagonallyImplicitRungeKutta(Solver):
             matrix = identity - fixed_gh * jacobian
             converged = ~active & torch.isfinite(z).all(-1)
         residual = z - base - gh * f(t, z, u, p)
-        z = z - torch.linalg.solve_ex(matrix, residual.unsqueeze(-1))[0].squeeze(-1)
+        z = without_second_derivatives(
+            z - torch.linalg.solve_ex(matrix, residual.unsqueeze(-1))[0].squeeze(-1)
+        )
         return z, f(t, z, u, p), converged
 
     def attempt(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,23 +57,6 @@ class Problem:
             return u
         index = self.grid.controls[leg]
         return tree_map(lambda leaf: leaf[index], u)
-
-
-def first_derivatives_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """For the backward pass of a function whose gradient has no graph of its own.
-
-    torch's ``once_differentiable`` lets a graph that starts at the loss pass without a word.
-    """
-
-    @functools.wraps(backward)
-    def checked(ctx: Any, *gradients: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "create_graph=True asks for second derivatives, which only adjoint='backprop' of an eager solve has"
-            )
-        return backward(ctx, *gradients)
-
-    return checked
 
 
 @dataclass(frozen=True)

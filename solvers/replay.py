@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers.first_order import without_second_derivatives
 from solvers.march import Stride, Track
 from solvers.outputs import Outputs, between, output_times
 from solvers.problem import Problem
@@ -93,7 +94,7 @@ def _time_to_event(
     (speed,) = torch.autograd.grad(value(t.detach(), x.detach(), free).sum(), free)
     now = value(t, x, h)
     correction = (now - now.detach()) / torch.where(fired, speed, 1.0)
-    return torch.where(fired, h - correction, h)
+    return without_second_derivatives(torch.where(fired, h - correction, h))
 
 
 def replay(problem: Problem, track: Track) -> Outputs:

@@ -163,7 +163,16 @@ def test_a_switch_at_an_output_has_the_gradient_of_the_switch(name):
         assert by_ts[2].item() == pytest.approx(last, abs=tolerance), adjoint
 
 
-@pytest.mark.parametrize("how", [{"adjoint": "checkpoint"}, {"adjoint": "adjoint"}, {"backend": "native"}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"adjoint": "checkpoint"},
+        {"adjoint": "adjoint"},
+        {"backend": "native"},
+        {"solver": "sdirk3", "dt": 0.1},
+        {"events": Event(lambda t, x, u, p: x[..., 0] - 0.5 * p)},
+    ],
+)
 def test_second_derivatives_where_there_are_none_are_an_error(how):
     p = torch.tensor(1.0, dtype=F64, requires_grad=True)
     end = solve(lambda t, x, u, p: -p * x, torch.ones(1, 1, dtype=F64), [0.0, 1.0], None, p, **how).xs[-1]

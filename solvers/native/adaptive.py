@@ -25,10 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
+from solvers.first_order import first_derivatives_only
 from solvers.native import build
 from solvers.native.expressions import EXPENSIVE, Graph, Node, in_order, to_cpp
 from solvers.native.trace import NativeUnsupportedError, interpret, trace
-from solvers.problem import Leaves, Problem, first_derivatives_only
+from solvers.problem import Leaves, Problem
 from solvers.runge_kutta import ExplicitRungeKutta
 from solvers.tableau import ButcherTableau
 
