@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import numbers
 from typing import Any
 
@@ -14,6 +15,18 @@ from solvers.base import Solver
 from solvers.problem import Leaves, Problem, captured_tensor
 from solvers.step_size import StepSizeController
 from solvers.torchdiffeq_methods import TorchdiffeqSolver
+
+
+def check_signature(f: Any) -> None:
+    """Whether f can be called with (t, x, u, p)."""
+    if not callable(f):
+        raise TypeError(f"f must be a function (t, x, u, p) -> dx/dt, got {type(f).__name__}")
+    try:
+        inspect.signature(f).bind(None, None, None, None)
+    except TypeError as error:
+        raise TypeError(f"f must take four arguments (t, x, u, p): {error}") from None
+    except ValueError:
+        pass  # a builtin without a signature
 
 
 def checked_state(x0: Tensor) -> Tensor:

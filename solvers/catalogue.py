@@ -22,7 +22,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     Of dotted names the last parts are compared: the section is not what was mistyped.
     """
     names = sorted(known)
-    last_parts = {n.rpartition(".")[2].lower(): n for n in names}
+    # Of names with the same last part the shortest is meant.
+    last_parts = {n.rpartition(".")[2].lower(): n for n in sorted(names, key=len, reverse=True)}
     wanted = str(name).rpartition(".")[2].lower()
     close = difflib.get_close_matches(wanted, last_parts, n=1, cutoff=0.5)
     hint = f"; did you mean {last_parts[close[0]]!r}?" if close else ";"

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.arguments import check_field, checked_controller, checked_controls, checked_state, checked_times
+from solvers.arguments import (
+    check_field,
+    check_signature,
+    checked_controller,
+    checked_controls,
+    checked_state,
+    checked_times,
+)
 from solvers.base import Solver, VectorField
 from solvers.checkpoint import CheckpointedMarch, CheckpointedSteps
 from solvers.continuous import ContinuousAdjoint, forget
@@ -90,8 +97,7 @@ def solve(
     method = make_solver(solver) if isinstance(solver, str) else solver
     if not isinstance(method, Solver):
         raise TypeError(f"solver must be a name or a Solver, got {type(method).__name__}")
-    if not callable(f):
-        raise TypeError(f"f must be a function (t, x, u, p) -> dx/dt, got {type(f).__name__}")
+    check_signature(f)
     x0 = checked_state(x0)
     ts = checked_times("ts", ts, x0, minimum=2)
     name = solver if isinstance(solver, str) else type(method).__name__

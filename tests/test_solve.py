@@ -441,6 +441,8 @@ DECAY = lambda t, x, u, p: -x
         ({"rtol": 0.0, "atol": 0.0}, ValueError, "both 0"),
         ({"rtol": 1e-3, "controller": StepSizeController()}, ValueError, "belong to the controller"),
         ({"events": lambda t, x, u, p: x}, TypeError, "solvers.Event objects"),
+        ({"f": lambda t, x: x}, TypeError, r"f must take four arguments \(t, x, u, p\): too many"),
+        ({"solver": "rk45"}, ValueError, "did you mean 'rk4'"),
         ({"f": 3}, TypeError, "f must be a function"),
         ({"f": lambda t, x, u, p: x.mul_(-1)}, ValueError, "f changes x in place"),
         ({"dt": "0.1"}, ValueError, "dt must be a positive number, got '0.1'"),
