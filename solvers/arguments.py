@@ -141,11 +141,10 @@ def checked_controller(
     return StepSizeController(rtol=default if rtol is None else rtol, atol=default if atol is None else atol)
 
 
-def check_field(name: str, problem: Problem, leaves: Leaves, adjoint: str) -> None:
-    """One evaluation at the start, to say early what is wrong with f."""
+def check_field(name: str, problem: Problem, leaves: Leaves, adjoint: str, per_rollout: bool) -> None:
+    """One evaluation at the start, with a time for every rollout or for all, to say early what is wrong with f."""
     x, grid, method = problem.x0.detach(), problem.grid, problem.method
     batch = x.shape[:-1]
-    per_rollout = problem.controller is not None or bool(problem.events)
     t = grid.start.detach().expand(batch) if per_rollout else grid.start.detach()
     probe = x.clone()
     with torch.no_grad():

@@ -52,6 +52,7 @@ class Solver(abc.ABC):
         error_order: order of the error estimate in the step size (``error = O(dt^error_order)``).
         adjoints: the ways :func:`solvers.solve` can differentiate it, the default first.
         velocity_form: whether only ``dv/dt`` of ``x = [q, v]`` is used and ``dq/dt = v`` is taken for granted.
+        rollout_times: whether f is always called with a time for every rollout, ``[*batch]``.
     """
 
     order: ClassVar[int]
@@ -59,6 +60,7 @@ class Solver(abc.ABC):
     error_order: ClassVar[int] = 0
     adjoints: ClassVar[tuple[str, ...]] = ("backprop", "checkpoint")
     velocity_form: ClassVar[bool] = False
+    rollout_times: ClassVar[bool] = False
 
     @abc.abstractmethod
     def step(self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor) -> State:

@@ -99,17 +99,10 @@ class CheckpointedSteps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, leaves: Leaves, *tensors: Tensor) -> Any:
-        grid = problem.grid
-        start, targets = grid.start.detach(), grid.targets.detach()
-        states = problem.x0.new_empty((len(grid.controls) + 1, *problem.x0.shape))
+        states = problem.x0.new_empty((len(problem.grid.controls) + 1, *problem.x0.shape))
         states[0] = problem.x0
-        t = start
-        for leg in range(len(grid.controls)):
-            target = targets[leg]
-            states[leg + 1] = problem.method.step(
-                problem.f, t, states[leg], problem.held(leg), problem.p, target - t
-            )
-            t = target
+        for leg, x in problem.equal_steps():
+            states[leg + 1] = x
         ctx.problem, ctx.leaves, ctx.rows = problem, leaves, output_rows(problem)
         # Where every state is an output, the outputs are the buffer and nothing is kept twice.
         xs = states if ctx.rows == list(range(len(states))) else states[ctx.rows]

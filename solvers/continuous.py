@@ -20,7 +20,7 @@ from solvers.failure import SolveError, describe
 from solvers.first_order import first_derivatives_only
 from solvers.grid import Grid
 from solvers.march import Stride, Track, march
-from solvers.problem import Counted, Leaves, Problem
+from solvers.problem import Counted, Leaves, Problem, states_at_outputs
 
 
 class ContinuousAdjoint(torch.autograd.Function):
@@ -28,7 +28,7 @@ class ContinuousAdjoint(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, track: Track | None, leaves: Leaves, *tensors: Tensor) -> Tensor:
-        xs = _fixed_steps(problem) if track is None else track.outputs.tensors()[0]
+        xs = states_at_outputs(problem) if track is None else track.outputs.tensors()[0]
         ctx.problem, ctx.track, ctx.leaves = problem, track, leaves
         ctx.save_for_backward(xs, *tensors)
         return xs
@@ -85,18 +85,6 @@ def forget(stride: Stride) -> None:
 
 def _times(t: Tensor, x: Tensor) -> Tensor:
     return t.expand(x.shape[:-1])
-
-
-def _fixed_steps(problem: Problem) -> Tensor:
-    t, x = problem.grid.start.detach(), problem.x0
-    xs = [x]
-    for leg, output in enumerate(problem.grid.at_target):
-        target = problem.grid.targets[leg].detach()
-        x = problem.method.step(problem.f, t, x, problem.held(leg), problem.p, target - t)
-        t = target
-        if output >= 0:
-            xs.append(x)
-    return torch.stack(xs)
 
 
 class _Backwards:

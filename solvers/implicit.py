@@ -30,6 +30,7 @@ class DiagonallyImplicitRungeKutta(Solver):
 
     tableau: ClassVar[tableau.ButcherTableau]
     adjoints = ("implicit", "checkpoint", "adjoint")
+    rollout_times = True
 
     def __init_subclass__(cls) -> None:
         cls.order = cls.tableau.order

@@ -26,7 +26,7 @@ from solvers.grid import make_grid
 from solvers.march import Track, march
 from solvers.native.adaptive import NativeMarch, Run, kernel_for, logger
 from solvers.native.trace import NativeUnsupportedError
-from solvers.problem import Counted, Leaves, Problem, functions_at
+from solvers.problem import Counted, Leaves, Problem, functions_at, states_at_outputs
 from solvers.replay import replay, still
 from solvers.runge_kutta import ExplicitRungeKutta
 from solvers.solution import EventLog, Solution, Statistics, no_steps
@@ -178,8 +178,8 @@ def solve(
         except NativeUnsupportedError as error:
             logger.debug("eager instead of native: %s", error)
     if solution is None:
-        check_field(name, problem, leaves, adjoint)
         per_rollout = controller is not None or bool(events) or on_failure == "mark"
+        check_field(name, problem, leaves, adjoint, (per_rollout and not foreign) or method.rollout_times)
         if foreign:
             solution = _solve_foreign(problem, leaves, adjoint, on_failure, requested, rtol, atol, dt)
         elif per_rollout or max_steps <= len(grid.controls):
@@ -193,7 +193,7 @@ def solve(
 
 def _solve_fixed(problem: Problem, leaves: Leaves, adjoint: str, requested: Tensor, sign: float) -> Solution:
     """All rollouts take the same steps: nothing to find out beforehand."""
-    grid, method = problem.grid, problem.method
+    grid = problem.grid
     problem.f.calls = 0
     try:
         if adjoint == "checkpoint":
@@ -205,21 +205,17 @@ def _solve_fixed(problem: Problem, leaves: Leaves, adjoint: str, requested: Tens
                 problem, None, leaves, problem.x0, grid.start, grid.targets, problem.ts, *leaves.tensors()
             )
         else:
-            t, x = grid.start, problem.x0
-            states = [x]
-            for leg, output in enumerate(grid.at_target):
-                target = grid.targets[leg]
-                x = method.step(problem.f, t, x, problem.held(leg), problem.p, target - t)
-                t = target
-                if output >= 0:
-                    states.append(x)
-            xs = torch.stack(states)
+            xs = states_at_outputs(problem)
         healthy = bool(torch.isfinite(xs[-1]).all())
     except SolveError:
         healthy = False
     calls = problem.f.calls
     if not healthy:
-        track = march(problem, keep_states=False, stop_at_failure=True)
+        # Found out again by a march that looks at every rollout; f keeps getting the one time it was written for.
+        plain = problem.f.f
+        shared = Counted(lambda t, x, u, p: plain(t.amax(), x, u, p))
+        told = problem if problem.method.rollout_times else replace(problem, f=shared)
+        track = march(told, keep_states=False, stop_at_failure=True)
         raise _failure(problem, track, sign)
     batch = problem.x0.shape[:-1]
     none = no_steps(batch, problem.x0.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,14 @@ class Problem:
             return u
         index = self.grid.controls[leg]
         return tree_map(lambda leaf: leaf[index], u)
+
+    def equal_steps(self) -> Iterator[tuple[int, Tensor]]:
+        """Every leg of the grid as one step of all rollouts together: its number and the state at its end."""
+        t, x = self.grid.start, self.x0
+        for leg, target in enumerate(self.grid.targets):
+            x = self.method.step(self.f, t, x, self.held(leg), self.p, target - t)
+            t = target
+            yield leg, x
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,12 @@ class Leaves:
                 total[index] += gradient
             else:
                 total += gradient
+
+
+def states_at_outputs(problem: Problem) -> Tensor:
+    """The outputs of a march of equal steps, ``[T, *batch, n]``."""
+    outputs = [x for leg, x in problem.equal_steps() if problem.grid.at_target[leg] >= 0]
+    return torch.stack((problem.x0, *outputs))
 
 
 def functions_at(problem: Problem, t: Tensor, x: Tensor, u: Any, p: Any) -> list[Tensor]:

@@ -104,6 +104,7 @@ class Rodas5P(Solver):
     adaptive = True
     error_order = 5
     adjoints = ("backprop", "checkpoint")
+    rollout_times = True
 
     def step(self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor) -> State:
         """The state at ``t + dt``."""

@@ -95,6 +95,14 @@ def test_a_nan_from_the_field(name):
     assert torch.isfinite(done.xs[:, 0]).all()
 
 
+def test_a_field_written_for_one_time_fails_as_clearly():
+    """At equal steps t is a scalar, which multiplies a whole state; finding the failure must not change that."""
+    f = lambda t, x, u, p: torch.cos(t) * x**2
+    x0 = torch.tensor([[0.1, 0.2, 0.1], [0.1, 0.1, 3.0]], dtype=F64)
+    with pytest.raises(SolveError, match=r"1 of 2 rollouts \(number 1\): t = "):
+        solve(f, x0, [0.0, 1.5], solver="rk4", dt=0.01)
+
+
 def test_a_field_that_is_nan_from_the_start():
     with pytest.raises(
         SolveError,

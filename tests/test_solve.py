@@ -468,6 +468,11 @@ DECAY = lambda t, x, u, p: -x
         ({"f": lambda t, x, u, p: 1.0}, TypeError, "f must return a tensor"),
         ({"f": lambda t, x, u, p: x.float()}, ValueError, "got torch.float32"),
         ({"f": lambda t, x, u, p: x * t}, ValueError, r"t is \(2,\), a time for every rollout"),
+        (
+            {"x0": torch.ones(3, 3), "f": lambda t, x, u, p: x * t, "solver": "sdirk3", "dt": 0.1},
+            ValueError,
+            "unsqueeze",
+        ),
         ({"x0": torch.ones(3, 3), "f": lambda t, x, u, p: x * t}, ValueError, r"t.unsqueeze\(-1\)"),
         ({"solver": "stormer_verlet", "dt": 0.1}, ValueError, "odd n"),
         ({"solver": "stormer_verlet", "dt": 0.1, "x0": torch.ones(1, 2)}, ValueError, "another dq/dt"),
