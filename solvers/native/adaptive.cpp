@@ -5,82 +5,9 @@
 // parameters) and, below the vector functions, field() and field_vjp() made from the user's function.
 // The algorithm is that of solvers/march.py and solvers/step_size.py, line by line.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
+// VECTORS
+
 #include <vector>
-
-#if defined(__AVX512F__)
-#define VECTOR_BYTES 64
-#elif defined(__AVX2__)
-#define VECTOR_BYTES 32
-#else
-#define VECTOR_BYTES 16
-#endif
-constexpr int LANES = VECTOR_BYTES / sizeof(T);
-typedef T V __attribute__((vector_size(VECTOR_BYTES)));
-typedef std::conditional_t<sizeof(T) == 8, int64_t, int32_t> I;
-typedef I M __attribute__((vector_size(VECTOR_BYTES)));  // a mask: -1 where true
-
-static inline V splat(T value) { return V{} + value; }
-static inline bool any(M m) {
-  I total = 0;
-  for (int l = 0; l < LANES; l++) total |= m[l];
-  return total != 0;
-}
-static inline V v_abs(V a) { return a < 0 ? -a : a; }
-static inline V v_min(V a, V b) { return a < b ? a : b; }
-static inline V v_max(V a, V b) { return a > b ? a : b; }
-static inline V v_sign(V a) { return (a > 0 ? splat(1) : splat(0)) - (a < 0 ? splat(1) : splat(0)); }
-static inline M finite(V a) { return v_abs(a) <= std::numeric_limits<T>::max(); }
-
-// The C library's vector functions (errors up to 4 units in the last place), or its scalar ones lane by lane.
-#define LANE_BY_LANE_1(name, function)                   \
-  static inline V name(V a) {                            \
-    V r;                                                 \
-    for (int l = 0; l < LANES; l++) r[l] = function(a[l]); \
-    return r;                                            \
-  }
-#define LANE_BY_LANE_2(name, function)                         \
-  static inline V name(V a, V b) {                             \
-    V r;                                                       \
-    for (int l = 0; l < LANES; l++) r[l] = function(a[l], b[l]); \
-    return r;                                                  \
-  }
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GLIBC_PREREQ)
-#if __GLIBC_PREREQ(2, 35)
-#define LIBRARY_VECTORS 1
-#endif
-#endif
-#if LIBRARY_VECTORS && (defined(__AVX512F__) || defined(__AVX2__))
-#if defined(__AVX512F__)
-#define SYMBOL_D(args, name) _ZGVeN8##args##_##name
-#define SYMBOL_F(args, name) _ZGVeN16##args##_##name##f
-#else
-#define SYMBOL_D(args, name) _ZGVdN4##args##_##name
-#define SYMBOL_F(args, name) _ZGVdN8##args##_##name##f
-#endif
-typedef double VD __attribute__((vector_size(VECTOR_BYTES)));
-typedef float VF __attribute__((vector_size(VECTOR_BYTES)));
-#define LIBRARY_1(name)                                    \
-  extern "C" VD SYMBOL_D(v, name)(VD);                     \
-  extern "C" VF SYMBOL_F(v, name)(VF);                     \
-  static inline VD v_##name(VD a) { return SYMBOL_D(v, name)(a); } \
-  static inline VF v_##name(VF a) { return SYMBOL_F(v, name)(a); }
-LIBRARY_1(sin) LIBRARY_1(cos) LIBRARY_1(tan) LIBRARY_1(exp) LIBRARY_1(log) LIBRARY_1(tanh) LIBRARY_1(atan)
-extern "C" VD SYMBOL_D(vv, pow)(VD, VD);
-extern "C" VF SYMBOL_F(vv, pow)(VF, VF);
-static inline VD v_pow(VD a, VD b) { return SYMBOL_D(vv, pow)(a, b); }
-static inline VF v_pow(VF a, VF b) { return SYMBOL_F(vv, pow)(a, b); }
-#else
-LANE_BY_LANE_1(v_sin, std::sin) LANE_BY_LANE_1(v_cos, std::cos) LANE_BY_LANE_1(v_tan, std::tan)
-LANE_BY_LANE_1(v_exp, std::exp) LANE_BY_LANE_1(v_log, std::log) LANE_BY_LANE_1(v_tanh, std::tanh)
-LANE_BY_LANE_1(v_atan, std::atan) LANE_BY_LANE_2(v_pow, std::pow)
-#endif
-LANE_BY_LANE_1(v_sqrt, std::sqrt) LANE_BY_LANE_1(v_floor, std::floor)
 
 // Where a leaf's values are: every rollout its own (gathered into vectors), or one for all.
 struct Leaf {

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_unflatten
 from solvers.first_order import first_derivatives_only
 from solvers.native import build
 from solvers.native.expressions import EXPENSIVE, Graph, Node, in_order, to_cpp
-from solvers.native.trace import NativeUnsupportedError, interpret, trace
+from solvers.native.trace import NativeUnsupportedError, trace
 from solvers.problem import Leaves, Problem
 from solvers.runge_kutta import ExplicitRungeKutta
 from solvers.tableau import ButcherTableau
@@ -63,7 +63,7 @@ class Kernel:
 
 @functools.cache
 def _template() -> str:
-    return importlib.resources.files("solvers.native").joinpath("adaptive.cpp").read_text()
+    return build.with_vectors(importlib.resources.files("solvers.native").joinpath("adaptive.cpp").read_text())
 
 
 def unsupported(problem: Problem) -> str | None:
@@ -243,13 +243,12 @@ def _compile(problem: Problem, leaves: Leaves, tensors: list[Tensor], own: list[
         p = tree_unflatten([next(it) if isinstance(q, Tensor) else q for q in leaves.p_leaves], leaves.p_spec)
         return problem.f.f(t, x, u, p)
 
-    with torch.no_grad():
-        module = trace(field, examples)
     time = np.empty((), dtype=object)
     time[()] = clock = graph.input("t")
     state = np.empty(n, dtype=object)
     state[:] = state_nodes = [graph.input(f"x[{i}]") for i in range(n)]
-    result = interpret(module, graph, [time.reshape(ones), state.reshape(*ones, n), *arrays], constant)
+    arrays = [time.reshape(ones), state.reshape(*ones, n), *arrays]
+    (result,) = trace(field, list(zip(examples, arrays, strict=True)), graph, constant)
     if result.size != n:
         raise NativeUnsupportedError(f"the traced field returns {result.size} numbers, not {n}")
     outputs = [q if isinstance(q, Node) else float(q) for q in result.reshape(-1)]

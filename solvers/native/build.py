@@ -5,17 +5,52 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib.resources
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from solvers.native.trace import NativeUnsupportedError
 
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
+logger = logging.getLogger("solvers")
+
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 """No -ffast-math: a NaN must stay one, and results must not depend on the order of rollouts."""
+
+INSTRUCTION_SETS = {
+    "native": ("-march=native",),
+    "avx512": ("-march=x86-64-v4",),
+    "avx2": ("-march=x86-64-v3",),
+    "plain": (),
+}
+"""By the name that ``$DIFFSIM_ISA`` may give; without one, all that the processor at hand has (``native``)."""
+
+
+def instruction_set() -> str:
+    """The name of the instruction set to compile for.
+
+    Raises:
+        NativeUnsupportedError: ``$DIFFSIM_ISA`` names none.
+    """
+    name = os.environ.get("DIFFSIM_ISA", "native")
+    if name not in INSTRUCTION_SETS:
+        raise NativeUnsupportedError(f"$DIFFSIM_ISA = {name!r}; known: {', '.join(INSTRUCTION_SETS)}")
+    return name
+
+
+@functools.cache
+def _vectors() -> str:
+    return importlib.resources.files("solvers.native").joinpath("vectors.h").read_text()
+
+
+def with_vectors(template: str) -> str:
+    """The template with the vector functions where it asks for them."""
+    return template.replace("// VECTORS", _vectors(), 1)
 
 
 def cache_folder() -> Path:
@@ -45,25 +80,36 @@ def _toolchain() -> tuple[str, str]:
     return compiler, version + processor
 
 
-@functools.lru_cache(maxsize=256)
 def load(source: str) -> ctypes.CDLL:
-    """The compiled source; from the cache if it, the compiler and the processor are the same."""
+    """The compiled source; from the cache if it, the compiler and the processor are the same.
+
+    Raises:
+        NativeUnsupportedError: there is no compiler, or it fails.
+    """
+    return _load(source, instruction_set())
+
+
+@functools.lru_cache(maxsize=256)
+def _load(source: str, isa: str) -> ctypes.CDLL:
     compiler, about = _toolchain()
-    key = hashlib.sha256("\0".join((source, about, *FLAGS)).encode()).hexdigest()[:32]
+    flags = (*FLAGS, *INSTRUCTION_SETS[isa])
+    key = hashlib.sha256("\0".join((source, about, *flags)).encode()).hexdigest()[:32]
     folder = cache_folder()
     library = folder / f"{key}.so"
     if not library.exists():
+        started = time.perf_counter()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 text, built = Path(scratch, "kernel.cpp"), Path(scratch, "kernel.so")
                 text.write_text(source)
                 done = subprocess.run(
-                    [compiler, *FLAGS, str(text), "-o", str(built), "-lm"], capture_output=True, text=True
+                    [compiler, *flags, str(text), "-o", str(built), "-lm"], capture_output=True, text=True
                 )
                 if done.returncode:
                     raise NativeUnsupportedError(f"the C++ compiler failed:\n{done.stderr[:2000]}")
                 built.replace(library)  # whole or not at all, also for another process that builds the same
         except OSError as error:
             raise NativeUnsupportedError(f"the library could not be written to {folder}: {error}") from error
+        logger.info("compiled a kernel in %.1f s", time.perf_counter() - started)
     return ctypes.CDLL(str(library))

@@ -13,13 +13,15 @@ Operand = "Node | float"
 class Node:
     """An operation on nodes and numbers; ``input`` nodes carry the C++ name they are read from.
 
-    ``number`` counts the nodes of a graph as they are made.
+    A ``call`` stands for a C++ function of its arguments, called ``name``, with ``size`` results; a ``result`` node
+    is one of them.  ``number`` counts the nodes of a graph as they are made.
     """
 
     op: str
     args: tuple[Node | float, ...]
     name: str = ""
     number: int = 0
+    size: int = 0
 
 
 class Graph:
@@ -32,11 +34,17 @@ class Graph:
         """A value that the C++ code reads from ``name``."""
         return self._intern("input", (), name)
 
+    def call(self, name: str, args: Sequence[Node | float], size: int) -> list[Node]:
+        """The ``size`` results of the C++ function ``name(in, args, results)``."""
+        call = self._intern("call", tuple(args), name, size)
+        return [self._intern("result", (call,), str(k)) for k in range(size)]
+
     def apply(self, op: str, *args: Node | float) -> Node | float:
         """The operation's result, simplified where that changes no value."""
         if all(not isinstance(a, Node) for a in args) and op in _FOLD:
             try:
-                return float(_FOLD[op](*args))
+                value = _FOLD[op](*args)
+                return value if isinstance(value, bool) else float(value)
             except (ArithmeticError, ValueError):
                 pass  # the C++ code will produce the NaN or the infinity
         match op, args:
@@ -48,6 +56,14 @@ class Graph:
                 return self.apply("neg", a)
             case ("neg", (Node(op="neg", args=(a,)),)):
                 return a
+            case ("where", (bool(c), a, b)):
+                return a if c else b
+            case ("where", (_, a, b)) if a is b or (not isinstance(a, Node) and a == b):
+                return a
+            case ("and", (bool(c), a)) | ("and", (a, bool(c))):
+                return a if c else False
+            case ("or", (bool(c), a)) | ("or", (a, bool(c))):
+                return True if c else a
         if op in ("add", "mul"):
             # In an order of its own, so that the same function always gives the same source and the same bits.
             args = tuple(sorted(args, key=lambda a: a.number if isinstance(a, Node) else -1))
@@ -59,10 +75,11 @@ class Graph:
             return 0.0
         return self.apply("mul", a, b)
 
-    def _intern(self, op: str, args: tuple[Node | float, ...], name: str = "") -> Node:
-        key = (op, name, *(("node", a.number) if isinstance(a, Node) else a for a in args))
+    def _intern(self, op: str, args: tuple[Node | float, ...], name: str = "", size: int = 0) -> Node:
+        # The sign bit too: 0.0 == -0.0, but 1/0.0 is not 1/-0.0.
+        key = (op, name, *(("node", a.number) if isinstance(a, Node) else (a, str(a)[:1]) for a in args))
         if key not in self._known:
-            self._known[key] = Node(op, args, name, len(self._known))
+            self._known[key] = Node(op, args, name, len(self._known), size)
         return self._known[key]
 
     def gradient(
@@ -77,11 +94,25 @@ class Graph:
 
         for output, cotangent in zip(outputs, cotangents, strict=True):
             add(output, cotangent)
+        calls: dict[int, list[Node | float]] = {}
         for node in reversed(in_order([o for o in outputs if isinstance(o, Node)])):
-            bar = total.get(id(node))
-            if bar is None or node.op in ("input", *_FLAT):
+            if node.op == "call":
+                # Its results came before it in this order, so all their cotangents are known.
+                terms: Sequence[Node | float] = self.call(
+                    f"{node.name}_vjp",
+                    (*node.args, *calls.get(id(node), [0.0] * node.size)),
+                    len(node.args),
+                )
+            elif (bar := total.get(id(node))) is None or node.op in ("input", *_FLAT):
                 continue
-            for arg, term in zip(node.args, _DERIVATIVES[node.op](self, bar, node, *node.args), strict=True):
+            elif node.op == "result":
+                (call,) = node.args
+                assert isinstance(call, Node)
+                calls.setdefault(id(call), [0.0] * call.size)[int(node.name)] = bar
+                continue
+            else:
+                terms = _DERIVATIVES[node.op](self, bar, node, *node.args)
+            for arg, term in zip(node.args, terms, strict=True):
                 add(arg, term)
         return [total.get(id(node), 0.0) for node in inputs]
 
@@ -103,7 +134,10 @@ def in_order(roots: Sequence[Node], stop: Container[Node] = ()) -> list[Node]:
     return order
 
 
-EXPENSIVE = ("sin", "cos", "tan", "exp", "log", "sqrt", "tanh", "atan", "pow", "div")
+_FUNCTIONS = ("sin", "cos", "tan", "exp", "log", "sqrt", "tanh", "atan", "asin", "acos", "atan2", "pow")
+_ROUNDING = ("floor", "ceil", "trunc", "round")
+
+EXPENSIVE = (*_FUNCTIONS, "div")
 """Operations whose result is worth keeping for the backward pass."""
 
 
@@ -120,14 +154,27 @@ def to_cpp(results: Sequence[tuple[str, Node | float]], known: Mapping[Node, str
     def text(value: Node | float) -> str:
         return names[id(value)] if isinstance(value, Node) else literal(value)
 
+    both = {(node.op, node.args[0]): node for node in nodes if node.op in ("sin", "cos") and node not in known}
     for node in nodes:
         if id(node) in names:
             continue
         if node.op == "input":
             names[id(node)] = node.name
             continue
-        names[id(node)] = f"n{len(lines)}"
-        lines.append(f"const auto n{len(lines)} = {_CPP[node.op](*map(text, node.args))};")
+        if node.op == "result":
+            names[id(node)] = f"{text(node.args[0])}[{node.name}]"
+            continue
+        name = names[id(node)] = f"n{len(lines)}"
+        if node.op == "call":
+            arguments = ", ".join(map(text, node.args))
+            lines.append(f"const V {name}a[] = {{{arguments}}}; V {name}[{node.size}]; {node.name}(in, {name}a, {name});")
+        elif (other := both.get(({"sin": "cos", "cos": "sin"}.get(node.op, ""), node.args[0]))) is not None:
+            # The two together cost little more than one.
+            names[id(other)] = f"{name}o"
+            sine, cosine = (name, f"{name}o") if node.op == "sin" else (f"{name}o", name)
+            lines.append(f"V {sine}, {cosine}; v_sincos({text(node.args[0])}, {sine}, {cosine});")
+        else:
+            lines.append(f"const auto {name} = {_CPP[node.op](*map(text, node.args))};")
     lines += [f"{target} {text(node)};" for target, node in results if not _adds_nothing(target, node)]
     return "\n".join("    " + line for line in lines)
 
@@ -168,10 +215,25 @@ _FOLD: dict[str, Callable[..., float]] = {
     "min": min,
     "max": max,
     "pow": math.pow,
+    "asin": math.asin,
+    "acos": math.acos,
+    "atan2": math.atan2,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "trunc": math.trunc,
+    "round": round,
+    "detach": lambda a: a,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "not": lambda a: not a,
 }
 
 # Piecewise constant: no gradient passes.
-_FLAT = ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "sign", "floor")
+_FLAT = ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "sign", "detach", *_ROUNDING)
 
 
 def _d_extremum(
@@ -198,6 +260,20 @@ def _d_power(
     return by_a, g.zero_product(bar, g.apply("mul", out, logarithm))
 
 
+def _cosine_of_asin(g: Graph, a: Node | float) -> Node | float:
+    return g.apply("sqrt", g.apply("sub", 1.0, g.apply("mul", a, a)))
+
+
+def _d_atan2(
+    g: Graph, bar: Node | float, out: Node, y: Node | float, x: Node | float
+) -> tuple[Node | float, ...]:
+    square = g.apply("add", g.apply("mul", y, y), g.apply("mul", x, x))
+    return (
+        g.apply("div", g.zero_product(bar, x), square),
+        g.apply("neg", g.apply("div", g.zero_product(bar, y), square)),
+    )
+
+
 _DERIVATIVES: dict[str, Callable[..., tuple[Node | float, ...]]] = {
     "add": lambda g, bar, out, a, b: (bar, bar),
     "sub": lambda g, bar, out, a, b: (bar, g.apply("neg", bar)),
@@ -215,6 +291,9 @@ _DERIVATIVES: dict[str, Callable[..., tuple[Node | float, ...]]] = {
     "sqrt": lambda g, bar, out, a: (g.apply("div", g.apply("mul", 0.5, bar), out),),
     "tanh": lambda g, bar, out, a: (g.zero_product(bar, g.apply("sub", 1.0, g.apply("mul", out, out))),),
     "atan": lambda g, bar, out, a: (g.apply("div", bar, g.apply("add", 1.0, g.apply("mul", a, a))),),
+    "asin": lambda g, bar, out, a: (g.apply("div", bar, _cosine_of_asin(g, a)),),
+    "acos": lambda g, bar, out, a: (g.apply("neg", g.apply("div", bar, _cosine_of_asin(g, a))),),
+    "atan2": _d_atan2,
     "abs": lambda g, bar, out, a: (g.zero_product(bar, g.apply("sign", a)),),
     "min": _d_extremum,
     "max": _d_extremum,
@@ -247,6 +326,6 @@ _CPP: dict[str, Callable[..., str]] = {
     "or": _infix("|"),
     "not": lambda a: f"~{a}",
     "where": lambda c, a, b: f"{c} ? {a} : {b}",
-    **{op: _call(f"v_{op}") for op in ("sin", "cos", "tan", "exp", "log", "sqrt", "tanh", "atan", "pow")},
-    **{op: _call(f"v_{op}") for op in ("abs", "sign", "floor", "min", "max")},
+    **{op: _call(f"v_{op}") for op in (*_FUNCTIONS, *_ROUNDING, "abs", "sign", "min", "max")},
+    "detach": lambda a: a,
 }

@@ -1,0 +1,7 @@
+"""Closing the loop: a policy acting in a simulator, on the back end that suits."""
+
+from __future__ import annotations
+
+from diffsim.rollouts.rollout import BACKENDS, Rollout, Trajectory
+
+__all__ = ["BACKENDS", "Rollout", "Trajectory"]

@@ -1,0 +1,88 @@
+"""What a rollout is computed from, and what comes out: the contract between the Function and the back ends."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from robotics_envs.base import Env
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """One rollout's arguments.
+
+    Attributes:
+        act: ``(x [B, n], noise [B, m] or None) -> u [B, m]``, the policy on what is observed.
+        terminal: ``x [B, n] -> [B]``, the value at the end of the horizon; None for none.
+        x0: ``[B, n]``; ``p``: physical parameters, ``[]`` or ``[B]``; ``noise``, ``controls``: ``[steps, B, m]`` or None.
+        parameters: what the policy and the terminal value hold that requires a gradient.
+        truncate: the gradient does not pass from one stretch of so many control intervals to the one before.
+        members: ``B`` is ``members`` policies of equally many rollouts each, one policy after the other.
+        stacked: for a parameter (by identity) the values of all members, ``[members, ...]``.
+    """
+
+    env: Env
+    act: Callable[[Tensor, Tensor | None], Tensor]
+    terminal: Callable[[Tensor], Tensor] | None
+    x0: Tensor
+    steps: int
+    p: dict[str, Tensor]
+    noise: Tensor | None
+    controls: Tensor | None
+    parameters: tuple[Tensor, ...]
+    truncate: int | None = None
+    threads: int = 1
+    members: int = 1
+    stacked: dict[int, Tensor] = field(default_factory=dict)
+
+    def named(self) -> dict[Any, Tensor]:
+        """Every tensor that a gradient may be wanted of: ``x0``, noise, controls, p by name, parameters by identity."""
+        named: dict[Any, Tensor] = {"x0": self.x0, **self.p}
+        if self.noise is not None:
+            named["noise"] = self.noise
+        if self.controls is not None:
+            named["controls"] = self.controls
+        return named | {id(q): q for q in self.parameters}
+
+
+class Outcome(NamedTuple):
+    """Results, or their cotangents; what is not asked for is None."""
+
+    states: Tensor | None
+    """``[steps + 1, B, n]``, the initial states first."""
+    last: Tensor | None
+    """``[B, n]``."""
+    costs: Tensor | None
+    """``[steps, B]``."""
+    values: Tensor | None
+    """``[B]``."""
+
+
+class UnsupportedError(RuntimeError):
+    """A back end cannot run this rollout; the message says why."""
+
+
+class Engine(abc.ABC):
+    """A back end, ready to simulate one kind of inputs."""
+
+    @classmethod
+    @abc.abstractmethod
+    def prepare(cls, inputs: Inputs, gradient: bool) -> Engine:
+        """Make ready for inputs like these.
+
+        Raises:
+            UnsupportedError: this back end cannot run them.
+        """
+
+    @abc.abstractmethod
+    def forward(self, inputs: Inputs, keep_states: bool) -> Outcome:
+        """Simulate, outside autograd."""
+
+    @abc.abstractmethod
+    def backward(self, inputs: Inputs, states: Tensor, by: Outcome) -> dict[Any, Tensor]:
+        """Gradients, by the names of ``Inputs.named``, of those that require one; absent where zero."""

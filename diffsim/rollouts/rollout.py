@@ -1,0 +1,338 @@
+"""``Rollout``: policy, simulator and cost over a horizon as one differentiable function."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffsim.errors import ConfigError
+from diffsim.rollouts.inputs import Engine, Inputs, Outcome, UnsupportedError
+from robotics_envs.base import Costs, Env, Params, States
+from solvers.catalogue import Catalogue, unknown
+
+logger = logging.getLogger("diffsim")
+
+BACKENDS = Catalogue(
+    "backend",
+    {
+        "eager": "diffsim.rollouts.stepwise:Stepwise",
+        "inductor": "diffsim.rollouts.inductor:Inductor",
+        "native": "diffsim.rollouts.native:Native",
+    },
+)
+
+_FEW = 256
+"""Rollouts from which on two threads gain more than they cost."""
+
+_COMPILING_PAYS = {"native": 3_000, "inductor": 60_000}
+"""Control intervals simulated one by one (about 1 ms each, with gradient) that take as long as compiling does."""
+
+
+class Trajectory(NamedTuple):
+    """``T`` control intervals of ``B`` rollouts."""
+
+    last: Float[Tensor, "batch n"]
+    """The final states."""
+    costs: Float[Tensor, "T batch"]
+    states: Float[Tensor, "T+1 batch n"] | None
+    """The initial states first; None where they were not kept."""
+    values: Float[Tensor, " batch"] | None
+    """The terminal value of the final states; None without a terminal value function."""
+
+
+class Rollout:
+    """A policy acting in a simulator: ``rollout(x0, steps, p) -> Trajectory``, differentiable.
+
+    Gradients are those with respect to the parameters of the policy and of the terminal value, the initial states,
+    physical parameters (shared or per rollout), noise and open-loop controls, through all of the trajectory's
+    parts.  The tape is the states alone; backward computes every step again.  First derivatives only.  ``env.done`` is not
+    consulted: rollouts run their full length.
+
+    Args:
+        env: the simulator.
+        policy: any module from observations ``[B, o]`` (and, where noise is given, noise ``[B, m]``) to actions
+            ``[B, m]``; None for open-loop controls.
+        terminal: a function of the final states, ``[B, n] -> [B]``.
+        backend: ``"eager"``, ``"inductor"``, ``"native"`` or ``"auto"``: native if it can and if ``expected_steps`` makes
+            compiling worth while, and else eager.
+        threads: of the native back end; by default torch's, and one for fewer than 256 rollouts.
+        expected_steps: how many control intervals will be simulated in all calls together, if known.
+
+    Raises:
+        ConfigError: an unknown back end.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        policy: nn.Module | None = None,
+        *,
+        terminal: Callable[[States], Costs] | None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+        expected_steps: int | None = None,
+    ) -> None:
+        if backend != "auto" and backend not in BACKENDS:
+            raise ConfigError(unknown("backend", backend, [*BACKENDS, "auto"]))
+        self.env = env
+        self.policy = policy
+        self.terminal = terminal
+        self.backend = backend
+        self.threads = threads
+        self.expected_steps = expected_steps
+        self._engines: dict[Any, Engine] = {}
+        self._said: set[str] = set()
+        self.compile_seconds = 0.0
+        """Time spent on making back ends ready, so far."""
+
+    def __call__(
+        self,
+        x0: States,
+        steps: int,
+        p: Params | None = None,
+        *,
+        noise: Float[Tensor, "steps batch m"] | None = None,
+        controls: Float[Tensor, "steps batch m"] | None = None,
+        truncate: int | None = None,
+        keep_states: bool = True,
+    ) -> Trajectory:
+        """Simulate ``steps`` control intervals from ``x0 [B, n]``.
+
+        Args:
+            p: physical parameters by name, ``[]`` or ``[B]``; the simulator's own by default.
+            noise: given to the policy, an interval at a time.
+            controls: actions instead of the policy's, an interval at a time.
+            truncate: cut the gradient between stretches of so many intervals.
+            keep_states: False saves the memory of the trajectory's states where no gradient is wanted.
+
+        Raises:
+            ValueError: shapes, dtypes or devices that do not go together; neither policy nor controls.
+        """
+        inputs = self._inputs(x0, steps, p, noise, controls, truncate)
+        gradient = torch.is_grad_enabled() and any(q.requires_grad for q in inputs.named().values())
+        engine = self._engine(inputs, gradient)
+        if not gradient:
+            return _trajectory(engine.forward(inputs, keep_states))
+        return Trajectory(*_Function.apply(engine, inputs, *inputs.named().values()))
+
+    @torch.no_grad()
+    def population(
+        self, parameters: Mapping[str, Tensor], x0: Tensor, steps: int, p: Params | None = None
+    ) -> Float[Tensor, "members rollouts"]:
+        """Costs summed over ``steps`` control intervals, for many policies at once; no gradient.
+
+        Args:
+            parameters: the policies' parameters by name as in ``policy.named_parameters()``, each ``[N, ...]``.
+            x0: initial states, the same for all policies ``[R, n]`` or their own ``[N, R, n]``.
+            p: physical parameters, ``[]`` or one value a rollout, ``[R]`` or ``[N, R]``.
+
+        Raises:
+            ValueError: a parameter is missing or has another shape.
+        """
+        if self.policy is None:
+            raise ValueError("population needs a policy, whose parameters vary")
+        own = dict(self.policy.named_parameters())
+        if set(parameters) != set(own):
+            wrong = sorted(set(parameters) ^ set(own))
+            raise ValueError(f"population takes exactly the policy's parameters; missing or unknown: {', '.join(wrong)}")
+        members = len(next(iter(parameters.values())))
+        for name, stack in parameters.items():
+            if stack.shape != (members, *own[name].shape):
+                raise ValueError(
+                    f"population: {name} has the shape {tuple(stack.shape)}, expected {(members, *own[name].shape)}"
+                )
+        states = x0.expand(members, *x0.shape) if x0.ndim == 2 else x0
+        if states.ndim != 3 or len(states) != members:
+            raise ValueError(f"population: x0 {tuple(x0.shape)} is neither [R, n] nor [{members}, R, n]")
+        rollouts = states.shape[1]
+        p = self.env.params(x0) if p is None else p
+        each = {k: v.expand(members, rollouts).reshape(-1) if v.ndim else v for k, v in p.items()}
+        inputs = self._inputs(states.reshape(-1, states.shape[-1]), steps, each, None, None, None)
+        stacked = {id(own[name]): stack.detach().to(x0.dtype).contiguous() for name, stack in parameters.items()}
+        inputs = replace(inputs, members=members, stacked=stacked)
+        engine = self._engine(inputs, gradient=False)
+        costs = engine.forward(inputs, keep_states=False).costs
+        assert costs is not None
+        return costs.sum(0).reshape(members, rollouts)
+
+    def _inputs(
+        self,
+        x0: Tensor,
+        steps: int,
+        p: Params | None,
+        noise: Tensor | None,
+        controls: Tensor | None,
+        truncate: int | None,
+    ) -> Inputs:
+        env, policy = self.env, self.policy
+        n, m = len(env.state_names), len(env.action_box)
+        if x0.ndim != 2 or x0.shape[1] != n or not len(x0):
+            raise ValueError(f"x0 has the shape {tuple(x0.shape)}; {env.name} needs [B, {n}] with B >= 1")
+        if not x0.is_floating_point():
+            raise ValueError(f"x0 has the dtype {x0.dtype}; states are float32 or float64")
+        for what, number in (("steps", steps), ("truncate", 1 if truncate is None else truncate)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{what} = {number!r}: must be a whole number of at least 1")
+        if (policy is None) == (controls is None):
+            raise ValueError(
+                "a rollout needs a policy or controls"
+                if policy is None
+                else "a rollout takes controls instead of a policy, not beside one: Rollout(env)(x0, steps, controls=...)"
+            )
+        if noise is not None and policy is None:
+            raise ValueError("noise is given to the policy, and there is none: add it to the controls")
+        p = dict(env.params(x0) if p is None else p)
+        missing = set(env.constants) ^ set(p)
+        if missing:
+            raise ValueError(f"p must name the parameters of {env.name}; missing or unknown: {', '.join(sorted(missing))}")
+        shapes = {"noise": noise, "controls": controls}
+        for name, tensor in shapes.items():
+            if tensor is not None and tensor.shape != (steps, len(x0), m):
+                raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected [steps, B, m] = {[steps, len(x0), m]}")
+        for name, tensor in (*shapes.items(), *p.items()):
+            if tensor is None:
+                continue
+            if not isinstance(tensor, Tensor):
+                raise ValueError(f"{name} = {tensor!r} must be a tensor")
+            if tensor.dtype != x0.dtype or tensor.device != x0.device:
+                raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, x0 {x0.dtype} on {x0.device}")
+            if name in p and tensor.shape not in ((), (len(x0),)):
+                raise ValueError(f"p[{name!r}] has the shape {tuple(tensor.shape)}, expected [] or [{len(x0)}]")
+        modules = [q for q in (policy, self.terminal) if isinstance(q, nn.Module)]
+        parameters = {id(q): q for module in modules for q in module.parameters() if q.requires_grad}
+        for q in parameters.values():
+            if q.dtype != x0.dtype or q.device != x0.device:
+                raise ValueError(f"the policy has {q.dtype} on {q.device}, x0 is {x0.dtype} on {x0.device}")
+        threads = self.threads or (1 if len(x0) < _FEW else torch.get_num_threads())
+        return Inputs(
+            env, self._act, self.terminal, x0, steps, p, noise, controls, tuple(parameters.values()), truncate, threads
+        )
+
+    def _act(self, x: Tensor, noise: Tensor | None) -> Tensor:
+        assert self.policy is not None
+        observation = self.env.observe(x)
+        return self.policy(observation) if noise is None else self.policy(observation, noise)
+
+    def _engine(self, inputs: Inputs, gradient: bool) -> Engine:
+        """The back end for these inputs, made ready if it is new."""
+        kinds = [(name, v.ndim, v.requires_grad and gradient) for name, v in inputs.named().items()]
+        held = [fingerprint(q) for q in (self.env, self.policy, self.terminal)]
+        key = (gradient, inputs.x0.dtype, inputs.x0.device, *kinds, *held)
+        if key not in self._engines:
+            started = time.perf_counter()
+            if gradient:
+                _refuse_lost_gradients(inputs)
+            self._engines[key] = self._ready(inputs, gradient)
+            self.compile_seconds += time.perf_counter() - started
+        return self._engines[key]
+
+    def _ready(self, inputs: Inputs, gradient: bool) -> Engine:
+        for name in self._candidates(inputs):
+            try:
+                return BACKENDS.load(name).prepare(inputs, gradient)
+            except UnsupportedError as error:
+                if str(error) not in self._said:
+                    self._said.add(str(error))
+                    logger.warning("backend %r cannot run this rollout, another one will: %s", name, error)
+        raise AssertionError("eager can run every rollout")
+
+    def _candidates(self, inputs: Inputs) -> list[str]:
+        """Back ends in the order to try them."""
+        if self.backend != "auto":
+            return [self.backend, "eager"]
+        pays = {
+            name: self.expected_steps is None or self.expected_steps >= least
+            for name, least in _COMPILING_PAYS.items()
+        }
+        if self.expected_steps is None:
+            pays["inductor"] = inputs.x0.device.type == "cuda"
+        native = ["native"] if pays["native"] and inputs.x0.device.type == "cpu" else []
+        return [*native, *(["inductor"] if pays["inductor"] else []), "eager"]
+
+
+def _trajectory(outcome: Outcome) -> Trajectory:
+    assert outcome.last is not None
+    assert outcome.costs is not None
+    return Trajectory(outcome.last, outcome.costs, outcome.states, outcome.values)
+
+
+class _Function(torch.autograd.Function):
+    """``apply(engine, inputs, *inputs.named().values()) -> last, costs, states, values``."""
+
+    @staticmethod
+    def forward(ctx: Any, engine: Engine, inputs: Inputs, *tensors: Tensor) -> Any:
+        outcome = engine.forward(inputs, keep_states=True)
+        ctx.engine, ctx.inputs = engine, inputs
+        ctx.set_materialize_grads(False)
+        # Saving what was given, not only the states: autograd then notices if somebody writes into it.
+        ctx.save_for_backward(outcome.states, *tensors)
+        return _trajectory(outcome)[:]
+
+    @staticmethod
+    def backward(ctx: Any, by_last: Any, by_costs: Any, by_states: Any, by_values: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a rollout has first derivatives only (create_graph=True asks for second ones); "
+                "loop over policy(env.observe(x)) and env.step yourself where you need them"
+            )
+        states, *_ = ctx.saved_tensors
+        named = ctx.inputs.named()
+        found = ctx.engine.backward(ctx.inputs, states, Outcome(by_states, by_last, by_costs, by_values))
+        gradients = [found.get(name) if tensor.requires_grad else None for name, tensor in named.items()]
+        return None, None, *gradients
+
+
+def fingerprint(value: Any) -> Any:
+    """Equal for objects that trace alike: numbers and words among their attributes, tensors by identity."""
+    if isinstance(value, nn.Module):
+        parts = []
+        for name, module in value.named_modules():
+            tensors = (*module._parameters.items(), *module._buffers.items())
+            parts.append((name, module.training, _plain(module), tuple((k, id(v)) for k, v in tensors)))
+        return tuple(parts)
+    owner = getattr(value, "__self__", None)
+    if owner is not None:
+        return id(value.__func__), fingerprint(owner)
+    cells = [fingerprint(c.cell_contents) for c in getattr(value, "__closure__", None) or ()]
+    return id(value), _plain(value), tuple(cells)
+
+
+def _plain(value: object) -> tuple[Any, ...]:
+    attributes = getattr(value, "__dict__", {}).items()
+    kinds = (int, float, str, bool, type(None), tuple)
+    tensors = tuple((k, id(v)) for k, v in attributes if isinstance(v, Tensor))
+    return (*((k, str(v)) for k, v in attributes if isinstance(v, kinds)), *tensors)
+
+
+def _refuse_lost_gradients(inputs: Inputs) -> None:
+    """Find tensors that require a gradient and are not among those that one is computed for."""
+    with torch.enable_grad():
+        x = inputs.x0.detach()[:1].requires_grad_()
+        p = {name: (v[:1] if v.ndim else v).detach() for name, v in inputs.p.items()}
+        if inputs.controls is not None:
+            u = inputs.controls.detach()[0, :1]
+        else:
+            u = inputs.act(x, None if inputs.noise is None else inputs.noise.detach()[0, :1])
+        outputs = [*inputs.env.step(x, u, p), *([] if inputs.terminal is None else [inputs.terminal(x)])]
+    known = {id(x), *map(id, inputs.parameters)}
+    stack, seen = [q.grad_fn for q in outputs], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in known:
+            raise ValueError(
+                f"the rollout depends on a tensor of shape {tuple(variable.shape)} that requires a gradient and is neither "
+                "x0, p, noise, controls nor a parameter of the policy or the terminal value (an nn.Module); its gradient "
+                "would be lost: pass it as p or make it an nn.Parameter"
+            )
+        stack.extend(following for following, _ in node.next_functions)

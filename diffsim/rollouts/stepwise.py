@@ -1,0 +1,134 @@
+"""Back ends that go step by step: ``eager``, and the loop that ``inductor`` runs its compiled steps in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsim.rollouts.inputs import Engine, Inputs, Outcome
+
+
+class Stepwise(Engine):
+    """Python's loop over control intervals; backward computes every step again from its state."""
+
+    @classmethod
+    def prepare(cls, inputs: Inputs, gradient: bool) -> Stepwise:
+        return cls()
+
+    def step(self, inputs: Inputs, t: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Next states ``[B, n]`` and costs ``[B]`` of control interval ``t``."""
+        noise = None if inputs.noise is None else inputs.noise[t]
+        u = inputs.act(x, noise) if inputs.controls is None else inputs.controls[t]
+        return inputs.env.step(x, u, inputs.p)
+
+    def pull(self, inputs: Inputs, t: int, x: Tensor, by_next: Tensor, by_cost: Tensor) -> dict[Any, Tensor]:
+        """The step's vector-Jacobian product, by the names of ``Inputs.named``."""
+        with torch.enable_grad():
+            moved = _at_interval(inputs, t, x)
+            return _gradients(moved, [*self.step(moved, 0, moved.x0)], [by_next, by_cost])
+
+    def forward(self, inputs: Inputs, keep_states: bool) -> Outcome:
+        if inputs.members > 1:
+            return _one_after_the_other(self, inputs, keep_states)
+        with torch.no_grad():
+            return self._forward(inputs, keep_states)
+
+    def _forward(self, inputs: Inputs, keep_states: bool) -> Outcome:
+        x = inputs.x0
+        states, costs = [x], []
+        for t in range(inputs.steps):
+            x, cost = self.step(inputs, t, x)
+            costs.append(cost)
+            if keep_states:
+                states.append(x)
+        values = None if inputs.terminal is None else inputs.terminal(x)
+        return Outcome(torch.stack(states) if keep_states else None, x, torch.stack(costs), values)
+
+    def backward(self, inputs: Inputs, states: Tensor, by: Outcome) -> dict[Any, Tensor]:
+        total: dict[Any, Tensor] = {}
+        by_x = torch.zeros_like(inputs.x0) if by.last is None else by.last
+        if by.states is not None:
+            by_x = by_x + by.states[-1]
+        if by.values is not None:
+            assert inputs.terminal is not None
+            with torch.enable_grad():
+                moved = _at_interval(inputs, None, states[-1])
+                pulled = _gradients(moved, [inputs.terminal(moved.x0)], [by.values])
+            by_x = by_x + pulled.pop("x0", 0.0)
+            _add(total, pulled)
+        timed: dict[str, list[Tensor]] = {"noise": [], "controls": []}
+        no_cost = torch.zeros_like(inputs.x0[:, 0])
+        for t in reversed(range(inputs.steps)):
+            pulled = self.pull(inputs, t, states[t], by_x, no_cost if by.costs is None else by.costs[t])
+            by_x = pulled.pop("x0", torch.zeros_like(by_x))
+            if inputs.truncate and t and t % inputs.truncate == 0:
+                by_x = torch.zeros_like(by_x)
+            if by.states is not None:
+                by_x = by_x + by.states[t]
+            for name, parts in timed.items():
+                given = getattr(inputs, name)
+                if given is not None and given.requires_grad:
+                    parts.append(pulled.pop(name, torch.zeros_like(given[t])))
+            _add(total, pulled)
+        for name, parts in timed.items():
+            if parts:
+                total[name] = torch.stack(parts[::-1])
+        return {"x0": by_x, **total}
+
+
+def _at_interval(inputs: Inputs, t: int | None, x: Tensor) -> Inputs:
+    """The inputs of one control interval as leaves of a graph of its own; parameters are leaves already."""
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().requires_grad_(tensor.requires_grad)
+
+    return replace(
+        inputs,
+        x0=x.detach().requires_grad_(),
+        p={name: leaf(value) for name, value in inputs.p.items()},
+        noise=None if inputs.noise is None or t is None else _interval(inputs.noise, t),
+        controls=None if inputs.controls is None or t is None else _interval(inputs.controls, t),
+    )
+
+
+def _interval(tensor: Tensor, t: int) -> Tensor:
+    return tensor.detach()[t : t + 1].requires_grad_(tensor.requires_grad)
+
+
+def _gradients(inputs: Inputs, outputs: list[Tensor], bars: list[Tensor]) -> dict[Any, Tensor]:
+    named = {k: v for k, v in inputs.named().items() if v.requires_grad}
+    pairs = [(output, bar) for output, bar in zip(outputs, bars, strict=True) if output.requires_grad]
+    if not pairs:
+        return {}
+    ends, weights = zip(*pairs, strict=True)
+    results = torch.autograd.grad(ends, list(named.values()), weights, allow_unused=True)
+    found = {name: g for name, g in zip(named, results, strict=True) if g is not None}
+    return {name: g[0] if name in ("noise", "controls") else g for name, g in found.items()}
+
+
+def _add(total: dict[Any, Tensor], terms: dict[Any, Tensor]) -> None:
+    for name, term in terms.items():
+        total[name] = total[name] + term if name in total else term
+
+
+def _one_after_the_other(engine: Stepwise, inputs: Inputs, keep_states: bool) -> Outcome:
+    """A population's policies in turn; their parameters are put back afterwards."""
+    each = len(inputs.x0) // inputs.members
+    own = {id(q): q for q in inputs.parameters}
+    before = {key: q.detach().clone() for key, q in own.items()}
+    outcomes = []
+    try:
+        for k in range(inputs.members):
+            part = slice(k * each, (k + 1) * each)
+            for key, stack in inputs.stacked.items():
+                own[key].detach().copy_(stack[k])
+            p = {name: v[part] if v.ndim else v for name, v in inputs.p.items()}
+            outcomes.append(engine.forward(replace(inputs, x0=inputs.x0[part], p=p, members=1), keep_states))
+    finally:
+        for key, q in own.items():
+            q.detach().copy_(before[key])
+    joined = [None if parts[0] is None else torch.cat(parts, -1) for parts in zip(*(o[2:] for o in outcomes), strict=True)]
+    states = torch.cat([o.states for o in outcomes], 1) if keep_states else None
+    return Outcome(states, torch.cat([o.last for o in outcomes]), *joined)
