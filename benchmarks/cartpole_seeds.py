@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import diffsim
 from diffsim.evaluation import LoadedRun
-from diffsim.rollout import rollout
+from diffsim.rollouts import Rollout
 
 
 @click.command()
@@ -37,7 +37,7 @@ def main(seeds: int) -> None:
         env = loaded.env
         x = env.reset(100, torch.Generator().manual_seed(1))
         with torch.no_grad():
-            result = rollout(env, loaded.policy.module, x, env.episode_steps, env.params(x))
+            result = Rollout(env, loaded.policy.module, backend="eager")(x, env.episode_steps)
         position, angle = result.states[-round(2 / env.dt) :, :, :2].unbind(-1)
         good = ((angle.cos() > 0.95) & (position.abs() < 0.5)).all(dim=0)
         print(

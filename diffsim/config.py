@@ -108,8 +108,10 @@ class RunConfig(Settings):
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "cpu"
     dtype: Literal["float32", "float64"] = "float32"
+    backend: Literal["auto", "eager", "inductor", "native"] = "auto"
+    """What simulates; see :class:`diffsim.rollouts.Rollout`. Back ends differ in the last bits."""
     threads: int = Field(default=1, ge=1)
-    """CPU threads of torch. Part of the run because sums split over threads round differently; one, because
+    """CPU threads of torch and of native rollouts. Part of the run because sums split over threads round differently; one, because
     at batches of a few hundred more threads mostly wait for each other."""
 
     def to_json(self) -> str:

@@ -12,12 +12,28 @@ from torch import Tensor, nn
 from diffsim.policy import MLP
 
 
+class Value(nn.Module):
+    """``V(z) = mean + scale · network(z)`` with a mean and a scale that are set, not learned."""
+
+    def __init__(self, network: nn.Module, like: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", like.new_zeros(()))
+        self.register_buffer("scale", like.new_zeros(()))
+
+    def forward(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch"]:
+        """``V(z)`` ``[...]`` for ``z [..., o]``."""
+        return self.mean + self.scale * self.network(z).squeeze(-1)
+
+
 class Critic:
     """``V(z) = mean + scale · network(z)``, the expected discounted cost from normalised observations z.
 
     Mean and scale follow those of the regression targets, and when they move the last layer is
     rescaled so that no value changes (PopArt; van Hasselt et al., arXiv 1602.07714).  So nothing
-    here depends on the unit of the cost.  Values are read from ``target``, a copy of the network
+    here depends on the unit of the cost.  Values are read from ``value``, a copy of the network
     that moves towards it by ``averaging`` after each fit.
 
     Args:
@@ -36,21 +52,19 @@ class Critic:
         normalizer_rate: float,
     ) -> None:
         self.network = network
-        self.target = copy.deepcopy(network).requires_grad_(False)
+        self.value = Value(copy.deepcopy(network).requires_grad_(False), next(network.parameters()))
         self.learning_rate = learning_rate
         self.averaging = averaging
         self.normalizer_rate = normalizer_rate
         self.parameters: list[Tensor] = list(network.parameters())
         fused = self.parameters[0].device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, betas=betas, fused=fused)
-        self.mean = self.parameters[0].new_zeros(())
-        self.scale = self.parameters[0].new_zeros(())
         self.fitted = False
         """Whether it has seen targets; before, it has no scale and its values mean nothing."""
 
     def values(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch"]:
         """``V(z)`` ``[...]`` for ``z [..., o]``; differentiable in z."""
-        return self.mean + self.scale * self.target(z).squeeze(-1)
+        return self.value(z)
 
     @torch.no_grad()
     def fit(
@@ -69,7 +83,7 @@ class Critic:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * remaining
-        y = ((targets - self.mean) / self.scale).unsqueeze(-1)
+        y = ((targets - self.value.mean) / self.value.scale).unsqueeze(-1)
         per_pass = max(len(z) // batch_size, 1)
         for batch in range(batches):
             part = batch % per_pass
@@ -81,7 +95,7 @@ class Critic:
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
-        torch._foreach_lerp_(list(self.target.parameters()), self.parameters, self.averaging)
+        torch._foreach_lerp_(list(self.value.network.parameters()), self.parameters, self.averaging)
 
     @torch.no_grad()
     def renormalise(self, targets: Float[Tensor, "*batch"]) -> None:
@@ -91,30 +105,33 @@ class Critic:
         spread = targets.std(correction=0)
         spread = torch.where(spread > 0, spread, torch.ones_like(spread))
         if self.fitted:
-            mean = torch.lerp(self.mean, mean, self.normalizer_rate)
-            spread = torch.lerp(self.scale, spread, self.normalizer_rate)
-            for network in (self.network, self.target):
+            mean = torch.lerp(self.value.mean, mean, self.normalizer_rate)
+            spread = torch.lerp(self.value.scale, spread, self.normalizer_rate)
+            for network in (self.network, self.value.network):
                 last = cast(nn.Linear, network[-1])
-                last.weight.mul_(self.scale / spread)
-                last.bias.mul_(self.scale / spread).add_((self.mean - mean) / spread)
-        self.mean, self.scale, self.fitted = mean, spread, True
+                last.weight.mul_(self.value.scale / spread)
+                last.bias.mul_(self.value.scale / spread).add_((self.value.mean - mean) / spread)
+        # In place: a compiled rollout reads them where they are.
+        self.value.mean.copy_(mean)
+        self.value.scale.copy_(spread)
+        self.fitted = True
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": dict(self.network.state_dict()),
-            "target": dict(self.target.state_dict()),
+            "target": dict(self.value.network.state_dict()),
             "optimizer": self.optimizer.state_dict(),
-            "mean": self.mean,
-            "scale": self.scale,
+            "mean": self.value.mean,
+            "scale": self.value.scale,
             "fitted": self.fitted,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        self.target.load_state_dict(state["target"])
+        self.value.network.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.mean = state["mean"].to(self.mean.device)
-        self.scale = state["scale"].to(self.scale.device)
+        self.value.mean.copy_(state["mean"])
+        self.value.scale.copy_(state["scale"])
         self.fitted = state["fitted"]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from diffsim.errors import EvaluationError
 from diffsim.policy import Policy, make_policy
-from diffsim.rollout import episode_returns
+from diffsim.rollouts import Rollout
 from diffsim.run import build_env, resolve_device, torch_threads
 from diffsim.runfile import RunFile
 from robotics_envs.base import Env
@@ -166,7 +166,8 @@ def evaluate_in_simulator(loaded: LoadedRun, episodes: int, seed: int) -> Evalua
     env, module = loaded.env, loaded.policy.module
     generator = torch.Generator().manual_seed(seed)
     x = env.reset(episodes, generator, module.mean.dtype).to(loaded.device)
-    returns = episode_returns(env, module, x, env.params(x)).double().cpu().numpy()
+    rollout = Rollout(env, module, expected_steps=env.episode_steps)
+    returns = rollout.returns(x).double().cpu().numpy()
     return Evaluation(f"diffsim:{env.name}", seed, returns, np.full(episodes, env.episode_steps))
 
 

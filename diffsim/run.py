@@ -19,7 +19,6 @@ from diffsim.config import Named, RunConfig, load_class, load_config, validate
 from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
 from diffsim.policy import make_policy
 from diffsim.progress import Progress
-from diffsim.rollout import episode_returns
 from diffsim.runfile import COLUMNS, RunFile, Writer, already_there, checkpoint_writer, history_writer
 from diffsim.signals import stop_on_signals
 from robotics_envs import ENVIRONMENTS
@@ -241,7 +240,7 @@ class Run:
             "gradient_evaluations": previous["gradient_evaluations"] + record.gradient_evaluations,
             "evaluation_steps": previous["evaluation_steps"] + steps,
             "wall_seconds": previous["wall_seconds"] + seconds,
-            "compile_seconds": 0.0,  # everything here runs eagerly
+            "compile_seconds": previous["compile_seconds"] + record.compile_seconds,
             "grad_norm": record.grad_norm,
             "step_dropped": int(bool(record.dropped)),
         }
@@ -252,7 +251,7 @@ class Run:
         generator = torch.Generator().manual_seed(self.config.seed)
         x = algorithm.env.reset(episodes, generator, algorithm.dtype).to(algorithm.device)
         algorithm.policy.eval()  # measuring must not move the statistics of a batch norm
-        measured = float(episode_returns(algorithm.env, algorithm.policy, x, algorithm.params).mean())
+        measured = float(algorithm.returns(x).mean())
         algorithm.policy.train()
         if measured > self._best[0]:
             state = {"policy": {k: v.clone() for k, v in algorithm.policy.state_dict().items()}}

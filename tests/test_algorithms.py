@@ -11,7 +11,7 @@ from diffsim import state_tree
 from diffsim.algorithms import ALGORITHMS
 from diffsim.config import load_config
 from diffsim.errors import ConfigError
-from diffsim.rollout import episode_returns, rollout
+from diffsim.rollouts import Rollout
 from diffsim.run import build_algorithm, resolve
 from robotics_envs.base import Box, Env, Parameter
 from robotics_envs.pendulum import Pendulum
@@ -71,11 +71,10 @@ def test_a_rollout_is_the_simulator_stepped():
     algorithm = build(env="test_algorithms:Drift")
     x = torch.tensor([[0.0], [2.0]])
     with torch.no_grad():
-        result = rollout(algorithm.env, algorithm.policy, x, 3, algorithm.params)
+        result = algorithm.rollout(x, 3, algorithm.params)
     assert result.states.shape == (4, 2, 1)
     for t in range(3):
         action = algorithm.policy(result.states[t])
-        assert torch.equal(result.actions[t], action)
         assert torch.allclose(result.states[t + 1], result.states[t] + 0.5 * (action + 1.0))
         assert torch.equal(result.costs[t], result.states[t, :, 0])
 
@@ -84,9 +83,9 @@ def test_noise_moves_the_actions():
     algorithm = build(env="test_algorithms:Drift")
     x, noise = torch.zeros(2, 1), torch.tensor([[[0.25], [-0.25]]])
     with torch.no_grad():
-        result = rollout(algorithm.env, algorithm.policy, x, 1, algorithm.params, noise)
-        quiet = rollout(algorithm.env, algorithm.policy, x, 1, algorithm.params)
-    assert torch.allclose(result.actions - quiet.actions, noise)
+        result = algorithm.rollout(x, 1, algorithm.params, noise=noise)
+        quiet = algorithm.rollout(x, 1, algorithm.params)
+    assert torch.allclose(result.last - quiet.last, 0.5 * noise[0])
 
 
 def test_episodes_end_where_they_end():
@@ -95,9 +94,9 @@ def test_episodes_end_where_they_end():
         for p in algorithm.policy.parameters():
             p.zero_()
     x = torch.zeros(1, 1)
-    full = episode_returns(algorithm.env, algorithm.policy, x, algorithm.params)
+    full = algorithm.returns(x)
     assert full.tolist() == [-(0 + 0.5 + 1.0 + 1.5 + 2.0 + 2.5)]
-    cut = episode_returns(Ending(), algorithm.policy, x, algorithm.params)
+    cut = Rollout(Ending(), algorithm.policy).returns(x)
     assert cut.tolist() == [-(0 + 0.5)]  # the step that starts at 1.0 never happens
 
 
@@ -219,9 +218,9 @@ def test_td_lambda_targets_are_the_weighted_mixture_of_n_step_returns():
     algorithm.step()
     x = algorithm.env.state_box.sample(8, torch.Generator().manual_seed(3), torch.float64)
     with torch.no_grad():
-        window = rollout(algorithm.env, algorithm.policy, x, steps, algorithm.params)
-    values = algorithm.critic.values(algorithm.policy.normalise(window.observations))
-    algorithm._fit_critic(window)
+        window = algorithm.rollout(x, steps, algorithm.params)
+    values = algorithm.critic.values(algorithm.policy.normalise(algorithm.env.observe(window.states)))
+    algorithm._fit_critic(window.states, window.costs)
     targets = algorithm._data[-1][1].view(steps, 8)
     for t in range(steps):
         returns = [
@@ -240,12 +239,10 @@ def test_nothing_counts_after_an_end():
     with torch.no_grad():
         for p in algorithm.policy.parameters():
             p.zero_()
-        window = rollout(
-            algorithm.env, algorithm.policy, torch.full((8, 1), 0.75).double(), 3, algorithm.params
-        )
-        loss = float(algorithm._loss(window) * algorithm.critic.scale)
+        window = algorithm.rollout(torch.full((8, 1), 0.75).double(), 3, algorithm.params)
+        loss = float(algorithm._loss(window) * algorithm.critic.value.scale)
         assert loss == pytest.approx(0.75)
-        algorithm._fit_critic(window)
+        algorithm._fit_critic(window.states, window.costs)
         assert torch.allclose(algorithm._data[-1][1][:8], torch.full((8,), 0.75).double())
     algorithm._ends = window.states[-1]
     assert not (algorithm._starts() == algorithm._ends).all(dim=1).any()
@@ -344,7 +341,7 @@ def test_after_a_dropped_update_the_critic_still_counts():
     algorithm.step()
     x = torch.zeros(8, 1, dtype=torch.float64)
     with torch.no_grad():
-        window = rollout(algorithm.env, algorithm.policy, x, 2, algorithm.params)
+        window = algorithm.rollout(x, 2, algorithm.params)
         before = algorithm._loss(window)
         algorithm._data, algorithm._ends = [], None  # what a dropped update leaves
         assert torch.equal(algorithm._loss(window), before)
@@ -356,10 +353,10 @@ def test_the_loss_is_the_discounted_cost_and_the_discounted_value_at_the_end():
         algorithm.step()
     x = algorithm.env.state_box.sample(8, torch.Generator().manual_seed(3), torch.float64)
     with torch.no_grad():
-        window = rollout(algorithm.env, algorithm.policy, x, 3, algorithm.params)
-        values = algorithm.critic.values(algorithm.policy.normalise(window.observations[-1]))
+        window = algorithm.rollout(x, 3, algorithm.params)
+        values = algorithm.critic.values(algorithm.policy.normalise(algorithm.env.observe(window.last)))
         c = window.costs
-        expected = (c[0] + 0.8 * c[1] + 0.64 * c[2] + 0.512 * values).mean() / algorithm.critic.scale
+        expected = (c[0] + 0.8 * c[1] + 0.64 * c[2] + 0.512 * values).mean() / algorithm.critic.value.scale
         assert float(values.abs().mean()) > 0.1  # or the last term would not be tested
         assert float(algorithm._loss(window)) == pytest.approx(float(expected), rel=1e-12)
 

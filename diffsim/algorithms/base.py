@@ -10,7 +10,8 @@ import torch
 from diffsim.config import RunConfig
 from diffsim.config import Settings as AnySettings
 from diffsim.policy import Policy
-from robotics_envs.base import Env
+from diffsim.rollouts import Rollout
+from robotics_envs.base import Costs, Env, States
 
 
 class Record(NamedTuple):
@@ -22,6 +23,8 @@ class Record(NamedTuple):
     """Simulator steps used, every rollout of every evaluation of the objective counted."""
     gradient_evaluations: int
     """Evaluations of the policy's objective with its gradient."""
+    compile_seconds: float = 0.0
+    """Of the update's time, what went into compiling rollouts."""
     dropped: str = ""
     """Why the update left the parameters alone; empty if it did not."""
 
@@ -34,6 +37,8 @@ class Algorithm(abc.ABC):
     """
 
     Settings: ClassVar[type[AnySettings]]
+    rollout: Rollout
+    """Everything is simulated by this; a subclass makes it."""
 
     def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: AnySettings) -> None:
         self.env = env
@@ -44,6 +49,10 @@ class Algorithm(abc.ABC):
         self.params = env.params(policy.mean)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.updates_done = 0
+
+    def returns(self, x: States) -> Costs:
+        """Returns ``[B]`` of whole episodes of the task from ``x [B, n]``, without exploration noise."""
+        return self.rollout.returns(x, self.params)
 
     @property
     def remaining(self) -> float:

@@ -11,7 +11,7 @@ from diffsim.algorithms.base import Algorithm, Record
 from diffsim.config import RunConfig, Settings
 from diffsim.optimizers import TorchOptimizer
 from diffsim.policy import Policy
-from diffsim.rollout import rollout
+from diffsim.rollouts import Rollout
 from robotics_envs.base import Env
 
 
@@ -38,13 +38,17 @@ class FullHorizon(Algorithm):
         self.settings = settings
         self.horizon = settings.horizon or env.episode_steps
         self.optimizer = TorchOptimizer(policy.parameters(), config.optimizer)
+        self.rollout = Rollout(
+            env, policy, backend=config.backend, threads=config.threads, expected_steps=config.updates * self.horizon
+        )
 
     def step(self) -> Record:
         """Draw starting states, then take one optimizer step on the mean cost from them."""
+        compiled = self.rollout.compile_seconds
         x = self.env.reset(self.settings.batch, self.generator, self.dtype)
 
         def objective() -> Tensor:
-            return rollout(self.env, self.policy, x, self.horizon, self.params).costs.mean()
+            return self.rollout(x, self.horizon, self.params).costs.mean()
 
         report = self.optimizer.step(objective, self.remaining)
         self.updates_done += 1
@@ -53,6 +57,7 @@ class FullHorizon(Algorithm):
             report.grad_norm,
             env_steps=report.evaluations * self.settings.batch * self.horizon,
             gradient_evaluations=report.evaluations,
+            compile_seconds=self.rollout.compile_seconds - compiled,
             dropped="" if report.finite else "loss or gradient not finite",
         )
 

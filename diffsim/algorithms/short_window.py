@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.config import RunConfig, Settings
-from diffsim.critic import Critic
+from diffsim.critic import Critic, Value
 from diffsim.optimizers import TorchOptimizer
 from diffsim.policy import MLP, Policy, initialised
-from diffsim.rollout import Rollout, rollout
-from robotics_envs.base import Env
+from diffsim.rollouts import Rollout, Trajectory
+from robotics_envs.base import Costs, Env, States
 
 
 class ShortWindowSettings(Settings):
@@ -72,6 +72,14 @@ class ShortWindow(Algorithm):
             settings.critic_averaging,
             settings.normalizer_rate,
         )
+        self.rollout = Rollout(
+            env,
+            policy,
+            terminal=CostToGo(env, policy, self.critic.value),
+            backend=config.backend,
+            threads=config.threads,
+            expected_steps=config.updates * settings.window,
+        )
         low, high = env.state_box.bounds(policy.mean)
         self._middle, self._half_size = (low + high) / 2, (high - low) / 2
         self._is_angle = torch.tensor([n in env.angle_names for n in env.state_names], device=self.device)
@@ -83,24 +91,24 @@ class ShortWindow(Algorithm):
 
     def step(self) -> Record:
         """One policy step on fresh windows, then a fit of the critic to what they saw."""
-        s = self.settings
+        s, compiled = self.settings, self.rollout.compile_seconds
         x = self._starts()
         noise = s.noise * self._randn(s.window, s.batch, len(self.env.action_box))
-        windows: list[Rollout] = []
+        windows: list[Trajectory] = []
 
         def objective() -> Tensor:
-            window = rollout(self.env, self.policy, x, s.window, self.params, noise)
+            window = self.rollout(x, s.window, self.params, noise=noise)
             windows.append(window)
             return self._loss(window)
 
         report = self.optimizer.step(objective, self.remaining)
-        window = Rollout(*(part.detach() for part in windows[0]))
+        states, costs = self._states(windows[0]), windows[0].costs.detach()
         dropped = ""
         if report.finite:
-            self._fit_critic(window)
-            self._ends = window.states[-1]
+            self._fit_critic(states, costs)
+            self._ends = states[-1]
         else:
-            dropped = _what_is_not_finite(window)
+            dropped = _what_is_not_finite(states, costs)
             self._ends, self._data = None, []
         self.updates_done += 1
         return Record(
@@ -108,8 +116,13 @@ class ShortWindow(Algorithm):
             report.grad_norm,
             env_steps=report.evaluations * s.batch * s.window,
             gradient_evaluations=report.evaluations,
+            compile_seconds=self.rollout.compile_seconds - compiled,
             dropped=dropped,
         )
+
+    def returns(self, x: States) -> Costs:
+        """As of every algorithm; with the noise given as zero, what was compiled for training serves here too."""
+        return self.rollout.returns(x, self.params, noise=x.new_zeros(len(self.env.action_box)))
 
     def _starts(self) -> Tensor:
         """``[batch, n]``: afresh from the state box, or where the last window ended."""
@@ -123,29 +136,34 @@ class ShortWindow(Algorithm):
         go_on[round(s.batch * s.continuing) :] = False
         return torch.where(go_on.unsqueeze(-1), self._ends, fresh)
 
-    def _loss(self, window: Rollout) -> Tensor:
+    @staticmethod
+    def _states(window: Trajectory) -> Tensor:
+        """``[window + 1, batch, n]``, without their gradient."""
+        assert window.states is not None
+        return window.states.detach()
+
+    def _loss(self, window: Trajectory) -> Tensor:
         """Mean discounted cost-to-go in units of the critic's scale; costs after an end do not count."""
-        alive = self._alive(window.states)
+        alive = self._alive(self._states(window))
         costs, discounts = window.costs, self._discounts
         if not self.critic.fitted:  # it has neither values nor a scale yet
             spread = costs.detach().std()
             spread = torch.where(spread > 0, spread, torch.ones_like(spread))
             return (discounts[:-1] * alive[:-1] * costs).sum(dim=0).mean() / spread
-        values = self.critic.values(self.policy.normalise(window.observations[-1]))
-        total = (discounts[:-1] * alive[:-1] * costs).sum(dim=0) + discounts[-1] * alive[-1] * values
-        return total.mean() / self.critic.scale
+        total = (discounts[:-1] * alive[:-1] * costs).sum(dim=0) + discounts[-1] * alive[-1] * window.values
+        return total.mean() / self.critic.value.scale
 
     @torch.no_grad()
-    def _fit_critic(self, window: Rollout) -> None:
+    def _fit_critic(self, states: Tensor, costs: Tensor) -> None:
         """Regress on TD(lambda) targets (Sutton and Barto, 2nd ed., §12.1) of the last few windows."""
         s = self.settings
-        z = self.policy.normalise(window.observations)
+        z = self.policy.normalise(self.env.observe(states))
         values = self.critic.values(z[1:])
-        goes_on = (~self.env.done(window.states[1:])).to(self.dtype)
+        goes_on = (~self.env.done(states[1:])).to(self.dtype)
         target, targets = values[-1], torch.empty_like(values)
         for t in reversed(range(s.window)):
             following = torch.lerp(values[t], target, s.td_lambda)
-            target = window.costs[t] + s.discount * goes_on[t] * following
+            target = costs[t] + s.discount * goes_on[t] * following
             targets[t] = target
         self._data = [*self._data, (z[:-1].flatten(0, 1), targets.flatten())][-s.critic_windows :]
         self.critic.renormalise(targets)
@@ -154,7 +172,7 @@ class ShortWindow(Algorithm):
 
     def _alive(self, states: Tensor) -> Tensor:
         """``[window + 1, batch]``: 1 until a rollout has ended, 0 after. The end itself has no gradient."""
-        return (~self.env.done(states.detach())).to(self.dtype).cumprod(dim=0)
+        return (~self.env.done(states)).to(self.dtype).cumprod(dim=0)
 
     def _randn(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
@@ -181,9 +199,20 @@ class ShortWindow(Algorithm):
         self._data = [(z.to(self.device), y.to(self.device)) for z, y in state["data"]]
 
 
-def _what_is_not_finite(window: Rollout) -> str:
+class CostToGo(nn.Module):
+    """The critic's value of states ``[B, n]``, as the policy observes them."""
+
+    def __init__(self, env: Env, policy: Policy, value: Value) -> None:
+        super().__init__()
+        self.env, self.policy, self.value = env, policy, value
+
+    def forward(self, x: States) -> Costs:
+        return self.value(self.policy.normalise(self.env.observe(x)))
+
+
+def _what_is_not_finite(states: Tensor, costs: Tensor) -> str:
     """How many rollouts went wrong, and when."""
-    finite = window.states[1:].isfinite().all(dim=-1) & window.costs.isfinite()
+    finite = states[1:].isfinite().all(dim=-1) & costs.isfinite()
     wrong = ~finite.all(dim=0)
     if not wrong.any():
         return "the gradient is not finite though every rollout is"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robotics_envs.base import Env
 
@@ -20,7 +20,8 @@ class Inputs:
         act: ``(x [B, n], noise [B, m] or None) -> u [B, m]``, the policy on what is observed.
         terminal: ``x [B, n] -> [B]``, the value at the end of the horizon; None for none.
         x0: ``[B, n]``; ``p``: physical parameters, ``[]`` or ``[B]``; ``noise``, ``controls``: ``[steps, B, m]`` or None.
-        parameters: what the policy and the terminal value hold that requires a gradient.
+        modules: the policy and the terminal value, as far as they are modules.
+        parameters: what they hold that requires a gradient.
         truncate: the gradient does not pass from one stretch of so many control intervals to the one before.
         members: ``B`` is ``members`` policies of equally many rollouts each, one policy after the other.
         stacked: for a parameter (by identity) the values of all members, ``[members, ...]``.
@@ -34,6 +35,7 @@ class Inputs:
     p: dict[str, Tensor]
     noise: Tensor | None
     controls: Tensor | None
+    modules: tuple[nn.Module, ...]
     parameters: tuple[Tensor, ...]
     truncate: int | None = None
     threads: int = 1

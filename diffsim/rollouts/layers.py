@@ -77,6 +77,8 @@ class Linear:
     row: int
     column: int
     bias: int | None
+    gathered: str = ""
+    """Where the gradient of w gathers among the vectors of a group, a C++ constant; empty if it is not wanted."""
 
 
 @dataclass
@@ -327,7 +329,7 @@ class Network:
         for op in reversed(self.operations):
             backward.append(self._backward(op, written, wanted))
             if isinstance(op, Linear):
-                weights.append(self._weights(op))
+                weights.append(self._weights(op, wanted))
         places = [self.buffers[b].offset + j for b, j in self.raw]
         outputs = sorted({b for b, _ in self.raw})
         seeds = [
@@ -347,7 +349,7 @@ class Network:
             methods |= {
                 "inline void seed(const V* by_raw, V* bar)": ["    " + line for line in seeds],
                 "void backward(const T* const* shared, const V* act, V* bar, V* by_shared, int nv)": backward,
-                "void weights(const V* act, const V* bar, int intervals, int nv, T* const* by_w)": weights,
+                "void weights(const V* act, const V* bar, int nv, V* turned, V* by_shared)": weights,
                 "inline void prologue_vjp(const In& in, const V* bar, V* by_x)": [to_cpp(prologue_vjp)],
             }
         body = "\n".join(f"  static {head} {{\n{chr(10).join(lines)}\n  }}" for head, lines in methods.items())
@@ -438,19 +440,45 @@ class Network:
         given = f"    const V bar_out = bar[({self.buffers[op.target].offset} + j) * NV + c];\n"
         return self._loop(op.target, reads + given + to_cpp(results, known))
 
-    def _weights(self, op: Linear) -> str:
-        stride = f"{self.width} * NV"
+    def _weights(self, op: Linear, wanted: Mapping[int, int]) -> str:
         source, target = self.buffers[op.source], self.buffers[op.target]
-        line = (
-            f"    if (by_w[{op.weight}]) outer({self._at(op.target, 'bar')}, {self._at(op.source)}, {stride}, "
-            f"intervals, nv, by_w[{op.weight}], {op.row}, {op.column}, {target.width}, {source.width});"
-        )
-        if op.bias is not None:
-            line += (
-                f"\n    if (by_w[{op.bias}]) sums({self._at(op.target, 'bar')}, {stride}, intervals, nv, "
-                f"by_w[{op.bias}], {target.width});"
+        lines = []
+        if op.gathered:
+            turned = str(self.bar_turned(op)).lower()
+            lines.append(
+                f"    outer<{turned}>({self._at(op.target, 'bar')}, {self._at(op.source)}, {target.width}, "
+                f"{source.width}, nv, turned, by_shared + {op.gathered});"
             )
-        return line
+        if op.bias in wanted:
+            lines.append(
+                f"    add_sums({self._at(op.target, 'bar')}, nv, by_shared + {wanted[op.bias]}, {target.width});"
+            )
+        return "\n".join(lines)
+
+    def bar_turned(self, op: Linear) -> bool:
+        """Whether the cotangent is the wider of the product's two sides."""
+        return self.buffers[op.target].width > self.buffers[op.source].width
+
+    def linears(self) -> list[Linear]:
+        """The matrix products."""
+        return [op for op in self.operations if isinstance(op, Linear)]
+
+    def room(self, op: Linear) -> str:
+        """C++ for the number of vectors in which the gradient of a product's matrix gathers."""
+        sides = self.buffers[op.source].width, self.buffers[op.target].width
+        return f"{min(sides)} * vectors_for({max(sides)})"
+
+    def spread(self, op: Linear) -> str:
+        """C++ that adds what has gathered to the gradient of a product's matrix, ``to``."""
+        rows, columns = self.buffers[op.target].width, self.buffers[op.source].width
+        narrow, wide = ("k", "j") if self.bar_turned(op) else ("j", "k")
+        across = f"vectors_for({max(rows, columns)})"
+        return (
+            f"  if (T* to = by[{op.weight}])\n    for (int j = 0; j < {rows}; j++)\n"
+            f"      for (int k = 0; k < {columns}; k++)\n"
+            f"        to[g * SIZES[{op.weight}] + j * {op.row} + k * {op.column}] += "
+            f"gathered[{op.gathered} + {narrow} * {across} + {wide} / LANES][{wide} % LANES];"
+        )
 
 
 def _flat(values: Any) -> list[Any]:

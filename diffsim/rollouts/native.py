@@ -160,29 +160,30 @@ class Translation:
             dt = tracer.bind(torch.tensor(float(env.dt), dtype=like.dtype), _array([self.dt], ()))
         env.dt = dt  # type: ignore[misc, assignment]
         dynamics = env.dynamics
-        known: dict[tuple[str, ...], tuple[str, list[Node]]] = {}
+        known: dict[tuple[str, ...], str] = {}
 
         def called(t: Any, x: Tensor, u: Tensor, p_given: Any) -> Tensor:
-            plain = x.shape == (1, self.n) and u.shape[0] == 1 and not isinstance(t, Tensor)
-            if not plain or p_given is not p:
+            if x.shape != (1, self.n) or u.shape[0] != 1 or p_given is not p:
                 return dynamics(t, x, u, p_given)
-            args = [*tracer.array(x).reshape(-1), *self.policy.scalars(tracer.array(u)).reshape(-1)]
+            time = [*tracer.array(t).reshape(-1)] if isinstance(t, Tensor) else [float(t)]
+            args = [*time, *tracer.array(x).reshape(-1), *self.policy.scalars(tracer.array(u)).reshape(-1)]
             nodes = [self.graph.input(f"a[{k}]") for k in range(len(args))]
+            own = Tracer(self.graph, self._captured, self.policy.rules())
             with tracer.paused():
-                own = Tracer(self.graph, self._captured, self.policy.rules())
                 for name, pair in self.p.items():
                     own.bind(p[name], pair[1])
-                state = own.bind(x.clone(), _array(nodes[: self.n], (1, self.n)))
-                control = own.bind(u.clone(), _array(nodes[self.n :], tuple(u.shape)))
+                clock = own.bind(torch.as_tensor(t, dtype=x.dtype).clone(), _array(nodes[:1], ()))
+                state = own.bind(x.clone(), _array(nodes[1 : self.n + 1], (1, self.n)))
+                control = own.bind(u.clone(), _array(nodes[self.n + 1 :], tuple(u.shape)))
                 with own:
-                    result = dynamics(t, state, control, p)
+                    result = dynamics(clock, state, control, p)
             slopes = list(self.policy.scalars(own.array(result)).reshape(-1))
             if len(slopes) != self.n or len(in_order([q for q in slopes if isinstance(q, Node)])) <= _INLINE:
                 return dynamics(t, x, u, p)
             key = tuple(str(q.number if isinstance(q, Node) else q) for q in slopes)
             if key not in known:
-                known[key] = self._function(f"field{len(known)}", slopes, nodes), nodes
-            results = self.graph.call(known[key][0], args, self.n)
+                known[key] = self._function(f"field{len(known)}", slopes, nodes)
+            results = self.graph.call(known[key], args, self.n)
             return tracer.bind(result, _array(results, (1, self.n)))
 
         env.dynamics = called  # type: ignore[method-assign]
@@ -198,9 +199,12 @@ class Translation:
             self.functions.append(f"static void {name}_vjp(const In& in, const V* a, V* r) {{\n{to_cpp(results)}\n}}")
         return name
 
+    def _linears(self) -> list[Linear]:
+        return [*self.policy.linears(), *self.value.linears()]
+
     def offsets(self) -> dict[int, int]:
         """Where the gradients of slots gather that scalar expressions read, by slot. Later calls may add slots."""
-        weights = {op.weight for net in (self.policy, self.value) for op in net.operations if isinstance(op, Linear)}
+        weights = {op.weight for op in self._linears()}
         for k, slot in enumerate(self.slots):
             if slot.wanted and k not in weights and k not in self._offsets:
                 self._offsets[k] = sum(self.slots[i].size for i in self._offsets)
@@ -234,6 +238,16 @@ class Translation:
         offsets = self.offsets()
         x_bars = {f"by_x[{i}]": node for i, node in enumerate(self.x)}
         raw_of = lambda net: {f"by_raw[{i}]": node for i, node in enumerate(net.raw.values())}
+        # How many vectors gather a matrix's gradient depends on the lanes: C++ counts them.
+        at = [f"constexpr int GATHERED_0 = {sum(self.slots[k].size for k in offsets)};"]
+        spread = []
+        for network in (self.policy, self.value):
+            for op in network.linears():
+                if self.slots[op.weight].wanted:
+                    op.gathered = f"GATHERED_{len(spread)}"
+                    spread.append(network.spread(op))
+                    at.append(f"constexpr int GATHERED_{len(spread)} = {op.gathered} + {network.room(op)};")
+        at.append(f"constexpr int BY_SHARED = GATHERED_{len(spread)};")
         structs = []
         for network in (self.policy, self.value):
             stored = [node for _, node in network.prologue()]
@@ -241,7 +255,9 @@ class Translation:
             structs.append(network.to_cpp(pulled, offsets, self.gradient))
         targets = [f"next[{i}] =" for i in range(n)] + ["cost ="]
         step = to_cpp(list(zip(targets, self.results, strict=True)))
-        parts = [*self.functions, *structs]
+        parts = [*at, *self.functions, *structs]
+        spreading = "\n".join(spread)
+        parts.append(f"static void spread_weights(const V* gathered, T* const* by, int64_t g) {{\n{spreading}\n}}")
         parts.append(f"static inline void step(const In& in, V* next, V& cost) {{\n{step}\n}}")
         has_value = self.value_result is not None
         result = to_cpp([("result =", self.value_result if self.value_result is not None else 0.0)])
@@ -276,7 +292,6 @@ class Translation:
             f"typedef {'double' if self.inputs.x0.dtype == torch.float64 else 'float'} T;",
             f"constexpr int N = {n}, TIMED = {len(self.timed)}, TIMED_LEAVES = {len(self.timed_sizes)};",
             f"constexpr int OWN = {len(self.own)}, SHARED = {len(slots)}, RAW = {raw};",
-            f"constexpr int BY_SHARED = {sum(slots[k].size for k in offsets)};",
             array("TIMED_SIZES", self.timed_sizes),
             array("SIZES", [s.size for s in slots]),
             array("OFFSETS", [offsets.get(k, -1) for k in range(len(slots))]),
@@ -303,6 +318,8 @@ class Native(Engine):
         return engine
 
     def __init__(self, inputs: Inputs, gradient: bool) -> None:
+        # Once for real: tensors that are made on first use and kept (bounds, tables) exist before the trace.
+        Stepwise().forward(_few(inputs), keep_states=False)
         translation = Translation(inputs, gradient)
         self.library = build.load(translation.source())
         self.slots = translation.slots

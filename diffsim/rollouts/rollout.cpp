@@ -1,9 +1,8 @@
 // Whole rollouts: policy, simulator and cost over a horizon, forward and backward, one block of rollouts at a time.
 //
 // A block is NV vectors of LANES rollouts. Within a block the horizon runs from end to end while everything it touches is
-// in cache; blocks share nothing but what they read. The tape is the states alone: backward takes KEPT control intervals
-// at a time, runs the policy on their states again, pulls gradients back through step and policy one interval after the
-// other, and then takes the gradients of the weight matrices as one product over all of them.
+// in cache; blocks share nothing but what they read. The tape is the states alone: backward goes through the control
+// intervals from the last to the first, runs the policy on the state again and pulls gradients back through step and policy.
 //
 // Above this text stand T and the sizes; at EMITTED, below the vectors, what was made from the user's functions:
 //   struct Policy, struct Value   layers: prologue(), forward(), backward(), weights(), prologue_vjp()
@@ -15,8 +14,7 @@
 #include <cstdlib>
 #include <memory>
 
-constexpr int NV = 4;    // vectors in a block
-constexpr int KEPT = 8;  // control intervals whose activations backward keeps
+constexpr int NV = 4;  // vectors in a block
 
 static inline T total(V a) {
   T parts[LANES];
@@ -42,13 +40,13 @@ struct In {
 
 // R rows of w times C vectors: registers hold the sums. finish(row, sum) is what is stored.
 template <int R, int C, bool ADD, class Finish>
-static inline void tile(const T* w, int64_t row, int64_t column, int count, const V* in, V* out, int first, Finish finish) {
+static inline void tile(const T* w, int64_t row, int64_t column, int count, const V* in, int in_row, V* out, int out_row, int first, Finish finish) {
   V sum[R][C];
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++) sum[r][c] = V{};
   for (int k = 0; k < count; k++) {
     V a[C];
-    for (int c = 0; c < C; c++) a[c] = in[k * NV + c];
+    for (int c = 0; c < C; c++) a[c] = in[k * in_row + c];
     for (int r = 0; r < R; r++) {
       const V weight = splat(w[(first + r) * row + k * column]);
       for (int c = 0; c < C; c++) sum[r][c] += weight * a[c];
@@ -56,71 +54,91 @@ static inline void tile(const T* w, int64_t row, int64_t column, int count, cons
   }
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++) {
-      V& to = out[(first + r) * NV + c];
+      V& to = out[(first + r) * out_row + c];
       if (ADD) to = to + finish(first + r, sum[r][c]);
       else to = finish(first + r, sum[r][c]);
     }
 }
 
 template <int R, int C, bool ADD, class Finish>
-static inline void rows(const T* w, int64_t row, int64_t column, int count, const V* in, V* out, int width, Finish finish) {
+static inline void rows(const T* w, int64_t row, int64_t column, int count, const V* in, int in_row, V* out, int out_row, int width, Finish finish) {
   int first = 0;
-  for (; first + R <= width; first += R) tile<R, C, ADD>(w, row, column, count, in, out, first, finish);
-  for (; first + 2 <= width; first += 2) tile<2, C, ADD>(w, row, column, count, in, out, first, finish);
-  if (first < width) tile<1, C, ADD>(w, row, column, count, in, out, first, finish);
+  for (; first + R <= width; first += R) tile<R, C, ADD>(w, row, column, count, in, in_row, out, out_row, first, finish);
+  for (; first + 2 <= width; first += 2) tile<2, C, ADD>(w, row, column, count, in, in_row, out, out_row, first, finish);
+  if (first < width) tile<1, C, ADD>(w, row, column, count, in, in_row, out, out_row, first, finish);
 }
 
-// out[j] = finish(j, sum_k w[j * row + k * column] in[k]) for j < width, over nv vectors.
+// out[j][c] = finish(j, sum_k w[j * row + k * column] in[k][c]) for j < width and c < columns; rows of vectors.
 template <bool ADD, class Finish>
-static void product(const T* w, int64_t row, int64_t column, int count, const V* in, V* out, int width, int nv, Finish finish) {
-#if VECTOR_BYTES == 64
-  if (nv == NV) return rows<6, NV, ADD>(w, row, column, count, in, out, width, finish);
-#else
-  if (nv == NV) {
-    rows<6, 2, ADD>(w, row, column, count, in, out, width, finish);
-    return rows<6, 2, ADD>(w, row, column, count, in + 2, out + 2, width, finish);
-  }
-#endif
-  for (int c = 0; c < nv; c++) rows<8, 1, ADD>(w, row, column, count, in + c, out + c, width, finish);
+static void matrix(const T* w, int64_t row, int64_t column, int count, const V* in, int in_row, V* out, int out_row, int width, int columns, Finish finish) {
+  constexpr int C = VECTOR_BYTES == 64 ? 4 : 2;  // 32 registers or 16
+  int c = 0;
+  for (; c + C <= columns; c += C) rows<6, C, ADD>(w, row, column, count, in + c, in_row, out + c, out_row, width, finish);
+  for (; c < columns; c++) rows<8, 1, ADD>(w, row, column, count, in + c, in_row, out + c, out_row, width, finish);
 }
 
-// by_w[j][k] += sum over intervals and rollouts of bar[j] in[k]; J x K sums in registers.
-template <int J, int K>
-static inline void outer_tile(const V* bar, const V* in, int64_t stride, int intervals, int nv, T* by_w, int64_t row, int64_t column) {
-  V sum[J][K];
-  for (int j = 0; j < J; j++)
-    for (int k = 0; k < K; k++) sum[j][k] = V{};
-  for (int s = 0; s < intervals; s++)
-    for (int c = 0; c < nv; c++) {
-      const V *b = bar + s * stride + c, *a = in + s * stride + c;
-      for (int j = 0; j < J; j++)
-        for (int k = 0; k < K; k++) sum[j][k] += b[j * NV] * a[k * NV];
+template <bool ADD, class Finish>
+static inline void product(const T* w, int64_t row, int64_t column, int count, const V* in, V* out, int width, int nv, Finish finish) {
+  matrix<ADD>(w, row, column, count, in, NV, out, NV, width, nv, finish);
+}
+
+// LANES vectors as a square matrix, turned over.
+template <int S>
+static inline void exchange(V* r) {
+  M low, high;
+  for (int l = 0; l < LANES; l++) {
+    low[l] = l & S ? LANES + l - S : l;
+    high[l] = l & S ? LANES + l : l + S;
+  }
+  for (int i = 0; i < LANES; i++) {
+    if (i & S) continue;
+    const V a = r[i], b = r[i + S];
+#ifdef __clang__
+    for (int l = 0; l < LANES; l++) {
+      r[i][l] = l & S ? b[l - S] : a[l];
+      r[i + S][l] = l & S ? b[l] : a[l + S];
     }
-  for (int j = 0; j < J; j++)
-    for (int k = 0; k < K; k++) by_w[j * row + k * column] += total(sum[j][k]);
-}
-
-template <int J>
-static inline void outer_rows(const V* bar, const V* in, int64_t stride, int intervals, int nv, T* by_w, int64_t row, int64_t column, int count) {
-  int k = 0;
-  for (; k + 6 <= count; k += 6) outer_tile<J, 6>(bar, in + k * NV, stride, intervals, nv, by_w + k * column, row, column);
-  for (; k + 2 <= count; k += 2) outer_tile<J, 2>(bar, in + k * NV, stride, intervals, nv, by_w + k * column, row, column);
-  if (k < count) outer_tile<J, 1>(bar, in + k * NV, stride, intervals, nv, by_w + k * column, row, column);
-}
-
-static void outer(const V* bar, const V* in, int64_t stride, int intervals, int nv, T* by_w, int64_t row, int64_t column, int width, int count) {
-  int j = 0;
-  for (; j + 4 <= width; j += 4) outer_rows<4>(bar + j * NV, in, stride, intervals, nv, by_w + j * row, row, column, count);
-  for (; j < width; j++) outer_rows<1>(bar + j * NV, in, stride, intervals, nv, by_w + j * row, row, column, count);
-}
-
-static void sums(const V* bar, int64_t stride, int intervals, int nv, T* by_bias, int width) {
-  for (int j = 0; j < width; j++) {
-    V sum = V{};
-    for (int s = 0; s < intervals; s++)
-      for (int c = 0; c < nv; c++) sum += bar[s * stride + j * NV + c];
-    by_bias[j] += total(sum);
+#else
+    r[i] = __builtin_shuffle(a, b, low);
+    r[i + S] = __builtin_shuffle(a, b, high);
+#endif
   }
+}
+static inline void turn(V* r) {
+  if constexpr (LANES >= 2) exchange<1>(r);
+  if constexpr (LANES >= 4) exchange<2>(r);
+  if constexpr (LANES >= 8) exchange<4>(r);
+  if constexpr (LANES >= 16) exchange<8>(r);
+}
+
+constexpr int vectors_for(int width) { return (width + LANES - 1) / LANES; }
+
+// [width][NV] vectors of rollouts to [rollouts][vectors_for(width)] vectors of features, zeros at the end.
+static void turn(const V* in, V* out, int width, int nv) {
+  const int across = vectors_for(width);
+  for (int f = 0; f < across; f++)
+    for (int c = 0; c < nv; c++) {
+      V r[LANES];
+      for (int i = 0; i < LANES; i++) r[i] = f * LANES + i < width ? in[(f * LANES + i) * NV + c] : V{};
+      turn(r);
+      for (int i = 0; i < LANES; i++) out[(c * LANES + i) * across + f] = r[i];
+    }
+}
+
+// sums[j][k] += sum over rollouts of bar[j] in[k]: a product whose inner index is the rollout, with the wider of the two
+// turned, so that features fill the vectors. TURNED says which: sums are [width of the other][features of the turned].
+template <bool BAR_TURNED>
+static void outer(const V* bar, const V* in, int width, int count, int nv, V* turned, V* sums) {
+  const V* row = BAR_TURNED ? in : bar;
+  const int across = vectors_for(BAR_TURNED ? width : count);
+  turn(BAR_TURNED ? bar : in, turned, BAR_TURNED ? width : count, nv);
+  matrix<true>(reinterpret_cast<const T*>(row), NV * LANES, 1, nv * LANES, turned, across, sums, across,
+               BAR_TURNED ? count : width, across, [](int, V sum) { return sum; });
+}
+
+static void add_sums(const V* bar, int nv, V* by_bias, int width) {
+  for (int j = 0; j < width; j++)
+    for (int c = 0; c < nv; c++) by_bias[j] += bar[j * NV + c];
 }
 
 // Layer normalisation without its scale and shift (Ba et al., arXiv 1607.06450): (a - mean) / sqrt(variance + eps).
@@ -285,7 +303,7 @@ static inline void pull_layers(In* in, const V* act, V* bar, V (*by_x)[N], V* by
   for (int c = 0; c < nv; c++) Network::prologue_vjp(in[c], bar + c, by_x[c]);
 }
 
-static void backward_block(const Block& block, V* act, V* bar, V* by_shared, T* const* by_weights) {
+static void backward_block(const Block& block, V* act, V* bar, V* turned, V* by_shared) {
   const Arguments& a = block.a;
   In in[NV];
   V lambda[NV][N], by_own[NV][OWN + 1];
@@ -305,36 +323,27 @@ static void backward_block(const Block& block, V* act, V* bar, V* by_shared, T* 
       Value::seed(by_raw, bar + c);
     }
     pull_layers<Value>(in, act, bar, lambda, by_shared, block.nv, block.shared);
-    Value::weights(act, bar, 1, block.nv, by_weights);
+    Value::weights(act, bar, block.nv, turned, by_shared);
   }
-  for (int64_t end = a.steps; end > 0; end -= KEPT) {
-    const int64_t begin = std::max<int64_t>(0, end - KEPT);
-    for (int64_t t = begin; t < end && Policy::WIDTH > 0; t++) {
-      for (int c = 0; c < block.nv; c++) block.load_state(in[c], c, t), block.load_timed(in[c], c, t);
-      run_layers<Policy>(in, act + (t - begin) * Policy::WIDTH * NV, block.nv, block.shared);
+  for (int64_t t = a.steps - 1; t >= 0; t--) {
+    for (int c = 0; c < block.nv; c++) block.load_state(in[c], c, t), block.load_timed(in[c], c, t);
+    run_layers<Policy>(in, act, block.nv, block.shared);
+    for (int c = 0; c < block.nv; c++) {
+      V by_x[N], by_raw[RAW + 1], by_timed[TIMED + 1];
+      step_vjp(in[c], lambda[c], block.load_bar(a.by_costs, c, t), by_x, by_raw, by_timed);
+      Policy::seed(by_raw, bar + c);
+      for (int i = 0; i < N; i++) lambda[c][i] = by_x[i];
+      for (int leaf = 0, k = 0; leaf < TIMED_LEAVES; leaf++)
+        for (int j = 0; j < TIMED_SIZES[leaf]; j++, k++)
+          if (a.by_timed[leaf]) block.store(a.by_timed[leaf] + (t * TIMED_SIZES[leaf] + j) * a.batch, c, by_timed[k]);
     }
-    for (int64_t t = end - 1; t >= begin; t--) {
-      const int64_t at = (t - begin) * Policy::WIDTH * NV;
-      for (int c = 0; c < block.nv; c++) {
-        V by_x[N], by_raw[RAW + 1], by_timed[TIMED + 1];
-        block.load_state(in[c], c, t);
-        block.load_timed(in[c], c, t);
-        Policy::results(act + at + c, in[c].raw);
-        step_vjp(in[c], lambda[c], block.load_bar(a.by_costs, c, t), by_x, by_raw, by_timed);
-        Policy::seed(by_raw, bar + at + c);
-        for (int i = 0; i < N; i++) lambda[c][i] = by_x[i];
-        for (int leaf = 0, k = 0; leaf < TIMED_LEAVES; leaf++)
-          for (int j = 0; j < TIMED_SIZES[leaf]; j++, k++)
-            if (a.by_timed[leaf]) block.store(a.by_timed[leaf] + (t * TIMED_SIZES[leaf] + j) * a.batch, c, by_timed[k]);
+    pull_layers<Policy>(in, act, bar, lambda, by_shared, block.nv, block.shared);
+    Policy::weights(act, bar, block.nv, turned, by_shared);
+    for (int c = 0; c < block.nv; c++)
+      for (int i = 0; i < N; i++) {
+        if (a.truncate && t % a.truncate == 0 && t > 0) lambda[c][i] = V{};
+        lambda[c][i] += block.load_bar(a.by_states, c, t, i);
       }
-      pull_layers<Policy>(in, act + at, bar + at, lambda, by_shared, block.nv, block.shared);
-      for (int c = 0; c < block.nv; c++)
-        for (int i = 0; i < N; i++) {
-          if (a.truncate && t % a.truncate == 0 && t > 0) lambda[c][i] = V{};
-          lambda[c][i] += block.load_bar(a.by_states, c, t, i);
-        }
-    }
-    Policy::weights(act, bar, int(end - begin), block.nv, by_weights);
   }
   for (int c = 0; c < block.nv; c++) {
     for (int i = 0; i < N; i++) block.store(a.by_x0 + i * a.batch, c, lambda[c][i]);
@@ -374,19 +383,21 @@ void backward(const Arguments* a) {
   const int64_t blocks = Block::number(*a);
 #pragma omp parallel num_threads(a->threads) if (a->threads > 1)
   {
-    auto act = vectors(KEPT * WIDEST * NV), bar = vectors(KEPT * WIDEST * NV), by_shared = vectors(BY_SHARED);
+    auto act = vectors(WIDEST * NV), bar = vectors(WIDEST * NV), by_shared = vectors(BY_SHARED);
+    auto turned = vectors(NV * LANES * (WIDEST / LANES + 1));
 #pragma omp for schedule(dynamic)
     for (int64_t g = 0; g < a->groups; g++) {
-      T* by_weights[SHARED + 1];
-      for (int k = 0; k < SHARED; k++) {
-        by_weights[k] = a->by_shared[k] ? a->by_shared[k] + g * SIZES[k] : nullptr;
-        if (by_weights[k]) std::fill(by_weights[k], by_weights[k] + SIZES[k], T(0));
-      }
-      for (int k = 0; k < BY_SHARED; k++) by_shared.get()[k] = V{};
+      V* gathered = by_shared.get();
+      for (int k = 0; k < BY_SHARED; k++) gathered[k] = V{};
       for (int64_t b = g * blocks / a->groups; b < (g + 1) * blocks / a->groups; b++)
-        backward_block(Block(*a, b), act.get(), bar.get(), by_shared.get(), by_weights);
-      for (int k = 0; k < SHARED; k++)
-        for (int j = 0; j < SIZES[k] && by_weights[k] && OFFSETS[k] >= 0; j++) by_weights[k][j] += total(by_shared.get()[OFFSETS[k] + j]);
+        backward_block(Block(*a, b), act.get(), bar.get(), turned.get(), gathered);
+      for (int k = 0; k < SHARED; k++) {
+        if (!a->by_shared[k]) continue;
+        T* to = a->by_shared[k] + g * SIZES[k];
+        std::fill(to, to + SIZES[k], T(0));
+        for (int j = 0; j < SIZES[k] && OFFSETS[k] >= 0; j++) to[j] = total(gathered[OFFSETS[k] + j]);
+      }
+      spread_weights(gathered, a->by_shared, g);
     }
   }
   for (int k = 0; k < SHARED; k++) {

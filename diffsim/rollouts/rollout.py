@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffsim.errors import ConfigError
 from diffsim.rollouts.inputs import Engine, Inputs, Outcome, UnsupportedError
@@ -31,8 +32,12 @@ BACKENDS = Catalogue(
 _FEW = 256
 """Rollouts from which on two threads gain more than they cost."""
 
-_COMPILING_PAYS = {"native": 3_000, "inductor": 60_000}
-"""Control intervals simulated one by one (about 1 ms each, with gradient) that take as long as compiling does."""
+_COMPILING = {"native": 3.0, "inductor": 30.0}
+"""Seconds that compiling takes, roughly; see docs/rollouts.md for what was measured."""
+
+
+_TOGETHER = 50
+"""Control intervals of an episode that are in memory at a time."""
 
 
 class Trajectory(NamedTuple):
@@ -121,6 +126,26 @@ class Rollout:
         if not gradient:
             return _trajectory(engine.forward(inputs, keep_states))
         return Trajectory(*_Function.apply(engine, inputs, *inputs.named().values()))
+
+    @torch.no_grad()
+    def returns(self, x0: States, p: Params | None = None, noise: Float[Tensor, " m"] | None = None) -> Costs:
+        """Returns ``[B]`` of whole episodes from ``x0 [B, n]``: minus the costs up to where ``env.done``.
+
+        ``noise`` is the same at every interval; zero is a way to use a kernel that was compiled for noise.
+        """
+        x, running = x0, ~self.env.done(x0)
+        total = torch.zeros_like(x0[:, 0])
+        left = self.env.episode_steps
+        while left:
+            steps = min(left, _TOGETHER)
+            given = None if noise is None else noise.expand(steps, len(x0), -1)
+            trajectory = self(x, steps, p, noise=given)
+            assert trajectory.states is not None
+            done = self.env.done(trajectory.states[1:]).cummax(0).values
+            alive = torch.cat((running.unsqueeze(0), running & ~done))
+            total = total - torch.where(alive[:-1], trajectory.costs, 0.0).sum(0)
+            x, running, left = trajectory.last, alive[-1], left - steps
+        return total
 
     @torch.no_grad()
     def population(
@@ -212,8 +237,9 @@ class Rollout:
                 raise ValueError(f"the policy has {q.dtype} on {q.device}, x0 is {x0.dtype} on {x0.device}")
         threads = self.threads or (1 if len(x0) < _FEW else torch.get_num_threads())
         return Inputs(
-            env, self._act, self.terminal, x0, steps, p, noise, controls, tuple(parameters.values()), truncate, threads
-        )
+            env, self._act, self.terminal, x0, steps, p, noise, controls, tuple(modules), tuple(parameters.values()),
+            truncate, threads,
+        )  # fmt: skip
 
     def _act(self, x: Tensor, noise: Tensor | None) -> Tensor:
         assert self.policy is not None
@@ -222,9 +248,12 @@ class Rollout:
 
     def _engine(self, inputs: Inputs, gradient: bool) -> Engine:
         """The back end for these inputs, made ready if it is new."""
-        kinds = [(name, v.ndim, v.requires_grad and gradient) for name, v in inputs.named().items()]
+        kinds = [(name, v.ndim, v.requires_grad) for name, v in inputs.named().items()]
         held = [fingerprint(q) for q in (self.env, self.policy, self.terminal)]
-        key = (gradient, inputs.x0.dtype, inputs.x0.device, *kinds, *held)
+        common = (inputs.x0.dtype, inputs.x0.device, *kinds, *held)
+        key = (gradient, common)
+        if (True, common) in self._engines:
+            return self._engines[True, common]  # what was made ready for gradients does without them too
         if key not in self._engines:
             started = time.perf_counter()
             if gradient:
@@ -247,14 +276,14 @@ class Rollout:
         """Back ends in the order to try them."""
         if self.backend != "auto":
             return [self.backend, "eager"]
-        pays = {
-            name: self.expected_steps is None or self.expected_steps >= least
-            for name, least in _COMPILING_PAYS.items()
-        }
+        cpu = inputs.x0.device.type == "cpu"
         if self.expected_steps is None:
-            pays["inductor"] = inputs.x0.device.type == "cuda"
-        native = ["native"] if pays["native"] and inputs.x0.device.type == "cpu" else []
-        return [*native, *(["inductor"] if pays["inductor"] else []), "eager"]
+            return [*(["native"] if cpu else ["inductor"]), "eager"]
+        # By counting and not by the clock, so that the same run always takes the same back end.
+        eager = self.expected_steps * _operations(inputs) * 3 * (4e-6 + 2e-9 * len(inputs.x0))
+        return [name for name in ("native", "inductor") if eager > _COMPILING[name] and (cpu or name != "native")] + [
+            "eager"
+        ]
 
 
 def _trajectory(outcome: Outcome) -> Trajectory:
@@ -311,16 +340,42 @@ def _plain(value: object) -> tuple[Any, ...]:
     return (*((k, str(v)) for k, v in attributes if isinstance(v, kinds)), *tensors)
 
 
+def _one_step(inputs: Inputs, x: Tensor) -> list[Tensor]:
+    """What the first control interval of one rollout from ``x [1, n]`` gives."""
+    p = {name: (v[:1] if v.ndim else v).detach() for name, v in inputs.p.items()}
+    if inputs.controls is not None:
+        u = inputs.controls.detach()[0, :1]
+    else:
+        u = inputs.act(x, None if inputs.noise is None else inputs.noise.detach()[0, :1])
+    return [*inputs.env.step(x, u, p), *([] if inputs.terminal is None else [inputs.terminal(x)])]
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+_Counter.__torch_dispatch__ = _Counter.dispatch  # type: ignore[method-assign]  # as in solvers/native/trace.py
+
+
+@torch.no_grad()
+def _operations(inputs: Inputs) -> int:
+    """How many operations of torch a control interval takes."""
+    with _Counter() as counter:
+        _one_step(inputs, inputs.x0[:1])
+    return counter.count
+
+
 def _refuse_lost_gradients(inputs: Inputs) -> None:
     """Find tensors that require a gradient and are not among those that one is computed for."""
     with torch.enable_grad():
         x = inputs.x0.detach()[:1].requires_grad_()
-        p = {name: (v[:1] if v.ndim else v).detach() for name, v in inputs.p.items()}
-        if inputs.controls is not None:
-            u = inputs.controls.detach()[0, :1]
-        else:
-            u = inputs.act(x, None if inputs.noise is None else inputs.noise.detach()[0, :1])
-        outputs = [*inputs.env.step(x, u, p), *([] if inputs.terminal is None else [inputs.terminal(x)])]
+        outputs = _one_step(inputs, x)
     known = {id(x), *map(id, inputs.parameters)}
     stack, seen = [q.grad_fn for q in outputs], set()
     while stack:

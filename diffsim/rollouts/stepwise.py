@@ -27,7 +27,7 @@ class Stepwise(Engine):
     def pull(self, inputs: Inputs, t: int, x: Tensor, by_next: Tensor, by_cost: Tensor) -> dict[Any, Tensor]:
         """The step's vector-Jacobian product, by the names of ``Inputs.named``."""
         with torch.enable_grad():
-            moved = _at_interval(inputs, t, x)
+            moved = at_interval(inputs, t, x)
             return _gradients(moved, [*self.step(moved, 0, moved.x0)], [by_next, by_cost])
 
     def forward(self, inputs: Inputs, keep_states: bool) -> Outcome:
@@ -55,7 +55,7 @@ class Stepwise(Engine):
         if by.values is not None:
             assert inputs.terminal is not None
             with torch.enable_grad():
-                moved = _at_interval(inputs, None, states[-1])
+                moved = at_interval(inputs, None, states[-1])
                 pulled = _gradients(moved, [inputs.terminal(moved.x0)], [by.values])
             by_x = by_x + pulled.pop("x0", 0.0)
             _add(total, pulled)
@@ -79,7 +79,7 @@ class Stepwise(Engine):
         return {"x0": by_x, **total}
 
 
-def _at_interval(inputs: Inputs, t: int | None, x: Tensor) -> Inputs:
+def at_interval(inputs: Inputs, t: int | None, x: Tensor) -> Inputs:
     """The inputs of one control interval as leaves of a graph of its own; parameters are leaves already."""
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.detach().requires_grad_(tensor.requires_grad)
@@ -97,14 +97,19 @@ def _interval(tensor: Tensor, t: int) -> Tensor:
     return tensor.detach()[t : t + 1].requires_grad_(tensor.requires_grad)
 
 
-def _gradients(inputs: Inputs, outputs: list[Tensor], bars: list[Tensor]) -> dict[Any, Tensor]:
-    named = {k: v for k, v in inputs.named().items() if v.requires_grad}
+def gradients_of(leaves: dict[Any, Tensor], outputs: list[Tensor], bars: list[Tensor]) -> dict[Any, Tensor]:
+    """Vector-Jacobian product with respect to ``leaves``, by their names; absent where nothing depends on them."""
     pairs = [(output, bar) for output, bar in zip(outputs, bars, strict=True) if output.requires_grad]
     if not pairs:
         return {}
     ends, weights = zip(*pairs, strict=True)
-    results = torch.autograd.grad(ends, list(named.values()), weights, allow_unused=True)
-    found = {name: g for name, g in zip(named, results, strict=True) if g is not None}
+    results = torch.autograd.grad(ends, list(leaves.values()), weights, allow_unused=True)
+    return {name: g for name, g in zip(leaves, results, strict=True) if g is not None}
+
+
+def _gradients(inputs: Inputs, outputs: list[Tensor], bars: list[Tensor]) -> dict[Any, Tensor]:
+    leaves = {k: v for k, v in inputs.named().items() if v.requires_grad}
+    found = gradients_of(leaves, outputs, bars)
     return {name: g[0] if name in ("noise", "controls") else g for name, g in found.items()}
 
 

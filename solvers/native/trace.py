@@ -74,7 +74,7 @@ class Tracer(TorchDispatchMode):
         finally:
             self._paused = False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
@@ -120,6 +120,10 @@ class Tracer(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self.bind(tensor, tensor.detach().numpy().astype(object))
         return out
+
+
+# Not in the class body, where torch would wrap it in a function that imports its compiler (2 s) at the first call.
+Tracer.__torch_dispatch__ = Tracer.dispatch  # type: ignore[method-assign]
 
 
 def _is_constant(array: Any) -> bool:
