@@ -42,10 +42,10 @@ def test_renormalising_changes_no_value():
 def test_the_first_targets_set_the_scale_and_later_ones_move_it():
     c, targets = critic(), data()[1]
     c.renormalise(targets)
-    assert float(c.mean) == pytest.approx(float(targets.mean()))
-    assert float(c.scale) == pytest.approx(float(targets.std(correction=0)))
+    assert float(c.value.mean) == pytest.approx(float(targets.mean()))
+    assert float(c.value.scale) == pytest.approx(float(targets.std(correction=0)))
     c.renormalise(2 * targets)
-    assert float(c.mean) == pytest.approx(1.2 * float(targets.mean()))
+    assert float(c.value.mean) == pytest.approx(1.2 * float(targets.mean()))
 
 
 def test_constant_targets_do_not_divide_by_zero():
@@ -70,9 +70,9 @@ def test_it_fits_whatever_the_scale(scale):
 def test_the_copy_goes_its_share_of_the_way():
     c, (z, y) = critic(averaging=0.25), data()
     c.renormalise(y)
-    before = [p.clone() for p in c.target.parameters()]
+    before = [p.clone() for p in c.value.network.parameters()]
     c.fit(z, y, 3, 64, 1.0, torch.Generator().manual_seed(0))
-    for old, now, ahead in zip(before, c.target.parameters(), c.network.parameters(), strict=True):
+    for old, now, ahead in zip(before, c.value.network.parameters(), c.network.parameters(), strict=True):
         assert torch.allclose(now, torch.lerp(old, ahead.detach(), 0.25))
         assert not torch.equal(now, old)
 

@@ -37,8 +37,6 @@ class Algorithm(abc.ABC):
     """
 
     Settings: ClassVar[type[AnySettings]]
-    rollout: Rollout
-    """Everything is simulated by this; a subclass makes it."""
 
     def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: AnySettings) -> None:
         self.env = env
@@ -48,6 +46,8 @@ class Algorithm(abc.ABC):
         self.dtype: torch.dtype = policy.mean.dtype
         self.params = env.params(policy.mean)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.rollout = Rollout(env, policy, expected_steps=env.episode_steps)
+        """What simulates; an algorithm that simulates more than evaluations makes its own."""
         self.updates_done = 0
 
     def returns(self, x: States) -> Costs:

@@ -157,7 +157,8 @@ class ShortWindow(Algorithm):
     def _fit_critic(self, states: Tensor, costs: Tensor) -> None:
         """Regress on TD(lambda) targets (Sutton and Barto, 2nd ed., §12.1) of the last few windows."""
         s = self.settings
-        z = self.policy.normalise(self.env.observe(states))
+        observations = self.env.observe(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+        z = self.policy.normalise(observations)
         values = self.critic.values(z[1:])
         goes_on = (~self.env.done(states[1:])).to(self.dtype)
         target, targets = values[-1], torch.empty_like(values)

@@ -49,6 +49,8 @@ class _Step(nn.Module):
 class Inductor(Stepwise):
     """Compiled steps, one pair of functions a batch size."""
 
+    compiled = True
+
     @classmethod
     def prepare(cls, inputs: Inputs, gradient: bool) -> Inductor:
         engine = cls(gradient)

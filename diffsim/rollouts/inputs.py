@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -72,6 +72,9 @@ class UnsupportedError(RuntimeError):
 class Engine(abc.ABC):
     """A back end, ready to simulate one kind of inputs."""
 
+    compiled: ClassVar[bool] = True
+    """Whether making it ready takes time worth accounting for."""
+
     @classmethod
     @abc.abstractmethod
     def prepare(cls, inputs: Inputs, gradient: bool) -> Engine:
@@ -82,9 +85,9 @@ class Engine(abc.ABC):
         """
 
     @abc.abstractmethod
-    def forward(self, inputs: Inputs, keep_states: bool) -> Outcome:
-        """Simulate, outside autograd."""
+    def forward(self, inputs: Inputs, keep_states: bool) -> tuple[Outcome, Any]:
+        """Simulate, outside autograd; the outcome, and anything that ``backward`` may want again."""
 
     @abc.abstractmethod
-    def backward(self, inputs: Inputs, states: Tensor, by: Outcome) -> dict[Any, Tensor]:
+    def backward(self, inputs: Inputs, states: Tensor, by: Outcome, kept: Any) -> dict[Any, Tensor]:
         """Gradients, by the names of ``Inputs.named``, of those that require one; absent where zero."""

@@ -330,7 +330,7 @@ class Native(Engine):
         if self.library.size_of_arguments() != ctypes.sizeof(self.arguments_type):
             raise NativeUnsupportedError("the compiler lays out the kernel's arguments in an unknown way")
 
-    def forward(self, inputs: Inputs, keep_states: bool) -> Outcome:
+    def forward(self, inputs: Inputs, keep_states: bool) -> tuple[Outcome, Any]:
         x0 = inputs.x0.detach()
         batch, n = x0.shape
         new = x0.new_empty
@@ -342,12 +342,12 @@ class Native(Engine):
         arguments.values = _p(values)
         self.library.forward(ctypes.byref(arguments))
         kept = None if states is None else states.transpose(1, 2)
-        return Outcome(kept, last.t(), costs, values)
+        return Outcome(kept, last.t(), costs, values), arguments
 
-    def backward(self, inputs: Inputs, states: Tensor, by: Outcome) -> dict[Any, Tensor]:
+    def backward(self, inputs: Inputs, states: Tensor, by: Outcome, kept: Any) -> dict[Any, Tensor]:
         x0 = inputs.x0.detach()
         batch, n = x0.shape
-        arguments = self._arguments(inputs, x0)
+        arguments = kept
         arguments.states = _p(states)
         arguments.by_costs = _strided(by.costs, "tb")
         arguments.by_states = _strided(by.states, "tbn")
@@ -393,7 +393,9 @@ class Native(Engine):
         for k, slot in enumerate(self.slots):
             tensor = inputs.p[slot.tensor] if isinstance(slot.tensor, str) else slot.tensor
             stacked = inputs.stacked.get(id(tensor))
-            data = (tensor if stacked is None else stacked).detach().to(x0.dtype).contiguous()
+            data = tensor if stacked is None else stacked
+            if data.dtype != x0.dtype or not data.is_contiguous():
+                data = data.detach().to(x0.dtype).contiguous()
             keep.append(data)
             a.shared[k], a.member[k] = _p(data), 0 if stacked is None else slot.size
         a.keep = keep
@@ -456,13 +458,13 @@ def _compare(engine: Native, inputs: Inputs, gradient: bool) -> None:
     states = []
     gradients = []
     for back_end in (eager, engine):
-        outcome = back_end.forward(few, keep_states=True)
+        outcome, kept = back_end.forward(few, keep_states=True)
         results = [outcome.costs, outcome.last, *([] if outcome.values is None else [outcome.values])]
         states.append(results)
         if gradient:
             ones = Outcome(None, torch.ones_like(few.x0), *(q if q is None else torch.ones_like(q) for q in outcome[2:]))
             assert outcome.states is not None
-            gradients.append(back_end.backward(few, outcome.states, ones))
+            gradients.append(back_end.backward(few, outcome.states, ones, kept))
     tolerance = 1e-9 if few.x0.dtype == torch.float64 else 1e-3
     for right, got in zip(*states, strict=True):
         _agree("the next state or cost", right, got, tolerance)

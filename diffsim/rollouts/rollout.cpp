@@ -16,6 +16,9 @@
 
 constexpr int NV = 4;  // vectors in a block
 
+// Loops over arrays that are meant to be registers. With them -O2 is as fast as -O3 and compiles in two thirds of the time.
+#define UNROLL _Pragma("GCC unroll 64")
+
 static inline T total(V a) {
   T parts[LANES];
   std::memcpy(parts, &a, sizeof a);
@@ -42,18 +45,18 @@ struct In {
 template <int R, int C, bool ADD, class Finish>
 static inline void tile(const T* w, int64_t row, int64_t column, int count, const V* in, int in_row, V* out, int out_row, int first, Finish finish) {
   V sum[R][C];
-  for (int r = 0; r < R; r++)
-    for (int c = 0; c < C; c++) sum[r][c] = V{};
+  UNROLL for (int r = 0; r < R; r++)
+    UNROLL for (int c = 0; c < C; c++) sum[r][c] = V{};
   for (int k = 0; k < count; k++) {
     V a[C];
-    for (int c = 0; c < C; c++) a[c] = in[k * in_row + c];
-    for (int r = 0; r < R; r++) {
+    UNROLL for (int c = 0; c < C; c++) a[c] = in[k * in_row + c];
+    UNROLL for (int r = 0; r < R; r++) {
       const V weight = splat(w[(first + r) * row + k * column]);
-      for (int c = 0; c < C; c++) sum[r][c] += weight * a[c];
+      UNROLL for (int c = 0; c < C; c++) sum[r][c] += weight * a[c];
     }
   }
-  for (int r = 0; r < R; r++)
-    for (int c = 0; c < C; c++) {
+  UNROLL for (int r = 0; r < R; r++)
+    UNROLL for (int c = 0; c < C; c++) {
       V& to = out[(first + r) * out_row + c];
       if (ADD) to = to + finish(first + r, sum[r][c]);
       else to = finish(first + r, sum[r][c]);
@@ -86,15 +89,15 @@ static inline void product(const T* w, int64_t row, int64_t column, int count, c
 template <int S>
 static inline void exchange(V* r) {
   M low, high;
-  for (int l = 0; l < LANES; l++) {
+  UNROLL for (int l = 0; l < LANES; l++) {
     low[l] = l & S ? LANES + l - S : l;
     high[l] = l & S ? LANES + l : l + S;
   }
-  for (int i = 0; i < LANES; i++) {
+  UNROLL for (int i = 0; i < LANES; i++) {
     if (i & S) continue;
     const V a = r[i], b = r[i + S];
 #ifdef __clang__
-    for (int l = 0; l < LANES; l++) {
+    UNROLL for (int l = 0; l < LANES; l++) {
       r[i][l] = l & S ? b[l - S] : a[l];
       r[i + S][l] = l & S ? b[l] : a[l + S];
     }
@@ -119,9 +122,9 @@ static void turn(const V* in, V* out, int width, int nv) {
   for (int f = 0; f < across; f++)
     for (int c = 0; c < nv; c++) {
       V r[LANES];
-      for (int i = 0; i < LANES; i++) r[i] = f * LANES + i < width ? in[(f * LANES + i) * NV + c] : V{};
+      UNROLL for (int i = 0; i < LANES; i++) r[i] = f * LANES + i < width ? in[(f * LANES + i) * NV + c] : V{};
       turn(r);
-      for (int i = 0; i < LANES; i++) out[(c * LANES + i) * across + f] = r[i];
+      UNROLL for (int i = 0; i < LANES; i++) out[(c * LANES + i) * across + f] = r[i];
     }
 }
 
@@ -223,6 +226,7 @@ struct Block {
       std::memcpy(&v, data + c * LANES, sizeof v);
       return v;
     }
+    if (from.rollout == 0) return splat(*data);
     for (int l = 0; l < LANES; l++) v[l] = data[std::min(c * LANES + l, count - 1) * from.rollout];
     return v;
   }
@@ -230,7 +234,8 @@ struct Block {
   V load_bar(const Strided& from, int c, int64_t step = 0, int64_t component = 0) const {
     if (!from.data) return V{};
     V v = load(from, c, step, component);
-    for (int l = std::max(0, count - c * LANES); l < LANES; l++) v[l] = 0;
+    if ((c + 1) * LANES > count)
+      for (int l = count - c * LANES; l < LANES; l++) v[l] = 0;
     return v;
   }
   void store(T* to, int c, V v) const {

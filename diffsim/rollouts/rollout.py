@@ -93,6 +93,7 @@ class Rollout:
         self.threads = threads
         self.expected_steps = expected_steps
         self._engines: dict[Any, Engine] = {}
+        self._constant: dict[Engine, frozenset[str]] = {}
         self._said: set[str] = set()
         self.compile_seconds = 0.0
         """Time spent on making back ends ready, so far."""
@@ -124,8 +125,8 @@ class Rollout:
         gradient = torch.is_grad_enabled() and any(q.requires_grad for q in inputs.named().values())
         engine = self._engine(inputs, gradient)
         if not gradient:
-            return _trajectory(engine.forward(inputs, keep_states))
-        return Trajectory(*_Function.apply(engine, inputs, *inputs.named().values()))
+            return _trajectory(engine.forward(inputs, keep_states)[0])
+        return Trajectory(*_Function.apply(engine, self._constant[engine], inputs, *inputs.named().values()))
 
     @torch.no_grad()
     def returns(self, x0: States, p: Params | None = None, noise: Float[Tensor, " m"] | None = None) -> Costs:
@@ -183,7 +184,7 @@ class Rollout:
         stacked = {id(own[name]): stack.detach().to(x0.dtype).contiguous() for name, stack in parameters.items()}
         inputs = replace(inputs, members=members, stacked=stacked)
         engine = self._engine(inputs, gradient=False)
-        costs = engine.forward(inputs, keep_states=False).costs
+        costs = engine.forward(inputs, keep_states=False)[0].costs
         assert costs is not None
         return costs.sum(0).reshape(members, rollouts)
 
@@ -256,10 +257,11 @@ class Rollout:
             return self._engines[True, common]  # what was made ready for gradients does without them too
         if key not in self._engines:
             started = time.perf_counter()
-            if gradient:
-                _refuse_lost_gradients(inputs)
-            self._engines[key] = self._ready(inputs, gradient)
-            self.compile_seconds += time.perf_counter() - started
+            constant = _without_gradient(inputs) if gradient else frozenset()
+            self._engines[key] = engine = self._ready(inputs, gradient)
+            self._constant[engine] = constant
+            if engine.compiled:
+                self.compile_seconds += time.perf_counter() - started
         return self._engines[key]
 
     def _ready(self, inputs: Inputs, gradient: bool) -> Engine:
@@ -293,15 +295,19 @@ def _trajectory(outcome: Outcome) -> Trajectory:
 
 
 class _Function(torch.autograd.Function):
-    """``apply(engine, inputs, *inputs.named().values()) -> last, costs, states, values``."""
+    """``apply(engine, constant, inputs, *inputs.named().values()) -> last, costs, states, values``.
+
+    ``constant`` names the results that depend on nothing a gradient is wanted of.
+    """
 
     @staticmethod
-    def forward(ctx: Any, engine: Engine, inputs: Inputs, *tensors: Tensor) -> Any:
-        outcome = engine.forward(inputs, keep_states=True)
+    def forward(ctx: Any, engine: Engine, constant: frozenset[str], inputs: Inputs, *tensors: Tensor) -> Any:
+        outcome, ctx.kept = engine.forward(inputs, keep_states=True)
         ctx.engine, ctx.inputs = engine, inputs
         ctx.set_materialize_grads(False)
         # Saving what was given, not only the states: autograd then notices if somebody writes into it.
         ctx.save_for_backward(outcome.states, *tensors)
+        ctx.mark_non_differentiable(*(getattr(outcome, name) for name in constant))
         return _trajectory(outcome)[:]
 
     @staticmethod
@@ -313,31 +319,34 @@ class _Function(torch.autograd.Function):
             )
         states, *_ = ctx.saved_tensors
         named = ctx.inputs.named()
-        found = ctx.engine.backward(ctx.inputs, states, Outcome(by_states, by_last, by_costs, by_values))
+        found = ctx.engine.backward(ctx.inputs, states, Outcome(by_states, by_last, by_costs, by_values), ctx.kept)
         gradients = [found.get(name) if tensor.requires_grad else None for name, tensor in named.items()]
-        return None, None, *gradients
+        return None, None, None, *gradients
 
 
 def fingerprint(value: Any) -> Any:
     """Equal for objects that trace alike: numbers and words among their attributes, tensors by identity."""
     if isinstance(value, nn.Module):
-        parts = []
-        for name, module in value.named_modules():
-            tensors = (*module._parameters.items(), *module._buffers.items())
-            parts.append((name, module.training, _plain(module), tuple((k, id(v)) for k, v in tensors)))
+        parts: list[Any] = []
+        for module in value.modules():
+            held = (*module._parameters.values(), *module._buffers.values())
+            parts += (module.training, *map(id, held), *_plain(module))
         return tuple(parts)
     owner = getattr(value, "__self__", None)
     if owner is not None:
         return id(value.__func__), fingerprint(owner)
     cells = [fingerprint(c.cell_contents) for c in getattr(value, "__closure__", None) or ()]
-    return id(value), _plain(value), tuple(cells)
+    return (id(value), *_plain(value), *cells)
 
 
-def _plain(value: object) -> tuple[Any, ...]:
-    attributes = getattr(value, "__dict__", {}).items()
-    kinds = (int, float, str, bool, type(None), tuple)
-    tensors = tuple((k, id(v)) for k, v in attributes if isinstance(v, Tensor))
-    return (*((k, str(v)) for k, v in attributes if isinstance(v, kinds)), *tensors)
+def _plain(value: object) -> list[Any]:
+    parts: list[Any] = []
+    for name, v in getattr(value, "__dict__", {}).items():
+        if isinstance(v, Tensor):
+            parts += (name, id(v))
+        elif isinstance(v, (int, float, str, tuple)) and name[0] != "_":
+            parts += (name, str(v))
+    return parts
 
 
 def _one_step(inputs: Inputs, x: Tensor) -> list[Tensor]:
@@ -371,8 +380,12 @@ def _operations(inputs: Inputs) -> int:
     return counter.count
 
 
-def _refuse_lost_gradients(inputs: Inputs) -> None:
-    """Find tensors that require a gradient and are not among those that one is computed for."""
+def _without_gradient(inputs: Inputs) -> frozenset[str]:
+    """The results (of ``Outcome``) that depend on no state, action or parameter.
+
+    Raises:
+        ValueError: a tensor that requires a gradient is not among those that one is computed for.
+    """
     with torch.enable_grad():
         x = inputs.x0.detach()[:1].requires_grad_()
         outputs = _one_step(inputs, x)
@@ -391,3 +404,5 @@ def _refuse_lost_gradients(inputs: Inputs) -> None:
                 "would be lost: pass it as p or make it an nn.Parameter"
             )
         stack.extend(following for following, _ in node.next_functions)
+    named = zip(("last", "costs", "values"), outputs, strict=False)
+    return frozenset(name for name, output in named if not output.requires_grad)

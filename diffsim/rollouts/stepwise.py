@@ -14,6 +14,8 @@ from diffsim.rollouts.inputs import Engine, Inputs, Outcome
 class Stepwise(Engine):
     """Python's loop over control intervals; backward computes every step again from its state."""
 
+    compiled = False
+
     @classmethod
     def prepare(cls, inputs: Inputs, gradient: bool) -> Stepwise:
         return cls()
@@ -30,11 +32,11 @@ class Stepwise(Engine):
             moved = at_interval(inputs, t, x)
             return _gradients(moved, [*self.step(moved, 0, moved.x0)], [by_next, by_cost])
 
-    def forward(self, inputs: Inputs, keep_states: bool) -> Outcome:
+    def forward(self, inputs: Inputs, keep_states: bool) -> tuple[Outcome, None]:
         if inputs.members > 1:
-            return _one_after_the_other(self, inputs, keep_states)
+            return _one_after_the_other(self, inputs, keep_states), None
         with torch.no_grad():
-            return self._forward(inputs, keep_states)
+            return self._forward(inputs, keep_states), None
 
     def _forward(self, inputs: Inputs, keep_states: bool) -> Outcome:
         x = inputs.x0
@@ -47,7 +49,7 @@ class Stepwise(Engine):
         values = None if inputs.terminal is None else inputs.terminal(x)
         return Outcome(torch.stack(states) if keep_states else None, x, torch.stack(costs), values)
 
-    def backward(self, inputs: Inputs, states: Tensor, by: Outcome) -> dict[Any, Tensor]:
+    def backward(self, inputs: Inputs, states: Tensor, by: Outcome, kept: Any = None) -> dict[Any, Tensor]:
         total: dict[Any, Tensor] = {}
         by_x = torch.zeros_like(inputs.x0) if by.last is None else by.last
         if by.states is not None:
@@ -130,7 +132,7 @@ def _one_after_the_other(engine: Stepwise, inputs: Inputs, keep_states: bool) ->
             for key, stack in inputs.stacked.items():
                 own[key].detach().copy_(stack[k])
             p = {name: v[part] if v.ndim else v for name, v in inputs.p.items()}
-            outcomes.append(engine.forward(replace(inputs, x0=inputs.x0[part], p=p, members=1), keep_states))
+            outcomes.append(engine.forward(replace(inputs, x0=inputs.x0[part], p=p, members=1), keep_states)[0])
     finally:
         for key, q in own.items():
             q.detach().copy_(before[key])

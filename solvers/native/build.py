@@ -19,7 +19,7 @@ from solvers.native.trace import NativeUnsupportedError
 
 logger = logging.getLogger("solvers")
 
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+FLAGS = ("-O2", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 """No -ffast-math: a NaN must stay one, and results must not depend on the order of rollouts."""
 
 INSTRUCTION_SETS = {
