@@ -15,6 +15,7 @@ from diffsim.config import PolicyConfig, load_class
 from diffsim.errors import ConfigError
 from robotics_envs.base import Actions, Env, Observations
 from solvers.catalogue import Catalogue, unknown
+from solvers.native.trace import tracing
 
 NETWORKS = Catalogue("policy", {"mlp": "diffsim.policy:MLP"})
 
@@ -52,6 +53,12 @@ class MLP(nn.Sequential):
                 nn.init.zeros_(layer.bias)
 
 
+# What a trace for compiled rollouts sees of ProjectedClip; its rule is in diffsim/rollouts/native.py.
+_operations = torch.library.Library("diffsim", "DEF")
+_operations.define("projected_clip(Tensor v) -> Tensor")
+_operations.impl("projected_clip", lambda v: v.clamp(-1.0, 1.0), "CompositeExplicitAutograd")
+
+
 class ProjectedClip(torch.autograd.Function):
     """Clamp to [-1, 1]; in backward, block the gradient only where descent would lead further outside.
 
@@ -64,7 +71,7 @@ class ProjectedClip(torch.autograd.Function):
 
     @staticmethod
     def forward(v: Tensor) -> Tensor:
-        return v.clamp(-1.0, 1.0)
+        return torch.ops.diffsim.projected_clip(v) if tracing() else v.clamp(-1.0, 1.0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

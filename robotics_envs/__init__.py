@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ENVIRONMENTS", "check_env", "julia_sources", "make_env"]
 
-ENVIRONMENTS = Catalogue("environment", {"pendulum": "robotics_envs.pendulum:Pendulum"})
+ENVIRONMENTS = Catalogue(
+    "environment",
+    {
+        "pendulum": "robotics_envs.pendulum:Pendulum",
+        "quadrotor": "robotics_envs.quadrotor:Quadrotor",
+        "arm7": "robotics_envs.arm7:Arm7",
+    },
+)
 
 
 def make_env(name: str, **parameters: float) -> Env:

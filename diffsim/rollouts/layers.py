@@ -107,6 +107,8 @@ class Network:
 
     name: str
     graph: Graph
+    more_rules: Mapping[Any, Callable[..., Any]]
+    """Of scalar expressions, beside those of ``solvers.native.rules``."""
     operations: list[Linear | Map | Norm] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)
     raw: dict[tuple[int, int], Node] = field(default_factory=dict)
@@ -116,16 +118,17 @@ class Network:
         self._leaves: dict[Node, int] = {}
         self._vectors: dict[Node, int] = {}
         self._made: dict[Node, int] = {}
+        self.rules = self._rules()
 
     # ---- while tracing
 
-    def rules(self) -> dict[Any, Callable[..., Any]]:
+    def _rules(self) -> dict[Any, Callable[..., Any]]:
         """The rules of scalar expressions, with those of layers in front."""
         own = {aten.t: self._turn, aten.transpose: self._turn, aten.permute: self._turn, aten.mm: self._product}
         own[aten.addmm] = lambda bias, a, w, beta=1, alpha=1: self._product(a, w, bias, beta * alpha)
         own[aten.native_layer_norm] = self._norm
         own |= {op: self._same for op in (aten.view, aten._unsafe_view, aten.reshape)}
-        found = {packet: self._wrap(packet, own.get(packet), rule) for packet, rule in RULES.items()}
+        found = {packet: self._wrap(packet, own.get(packet), rule) for packet, rule in {**RULES, **self.more_rules}.items()}
         return found | {packet: self._wrap(packet, rule, None) for packet, rule in own.items() if packet not in found}
 
     def _wrap(
@@ -236,7 +239,7 @@ class Network:
         result = self._features(target)
         if bias is None or vector:
             return result
-        return self.rules()[aten.add](self.graph, result, bias)
+        return self.rules[aten.add](self.graph, result, bias)
 
     def _norm(self, a: Any, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> Any:
         if not isinstance(a, Features):
@@ -248,11 +251,10 @@ class Network:
         source, target = self._buffer(a), self._new(a.width)
         self.operations.append(Norm(source, target, eps))
         result = self._features(target)
-        rules = self.rules()
         if weight is not None:
-            result = rules[aten.mul](self.graph, result, weight)
+            result = self.rules[aten.mul](self.graph, result, weight)
         if bias is not None:
-            result = rules[aten.add](self.graph, result, bias)
+            result = self.rules[aten.add](self.graph, result, bias)
         unused = np.full((1, 1), np.nan, dtype=object)  # mean and deviation, for torch's own backward pass
         return [result, unused, unused]
 

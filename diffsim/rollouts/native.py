@@ -25,6 +25,7 @@ from diffsim.rollouts.stepwise import Stepwise
 from robotics_envs.base import Env
 from solvers.native import build
 from solvers.native.expressions import Graph, Node, in_order, to_cpp
+from solvers.native.rules import elementwise
 from solvers.native.trace import NativeUnsupportedError, Tracer
 
 _MOST_NODES = 30_000  # beyond, the C++ compiler takes minutes
@@ -32,6 +33,9 @@ _INLINE = 400
 """Vector fields of at most so many operations are written out at every stage of the solver, larger ones called."""
 _GROUPS = 32
 """Blocks of rollouts are divided into so many groups, whose gradients are summed apart and then in order."""
+
+
+_OWN_RULES = {torch.ops.diffsim.projected_clip: elementwise("clip", 1)}
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,8 @@ class Translation:
             return Held(g, self._slot_of[id(tensor)], tuple(tensor.shape))
 
         self._captured = captured
-        self.policy = Network("Policy", g)
-        self.value = Network("Value", g)
+        self.policy = Network("Policy", g, _OWN_RULES)
+        self.value = Network("Value", g, _OWN_RULES)
         self.results: list[Node | float] = self._trace_step()
         self.value_result: Node | float | None = self._trace_value() if inputs.terminal is not None else None
         self.policy.settle()
@@ -105,7 +109,7 @@ class Translation:
         return len(self.slots) - 1
 
     def _run(self, network: Network, function: Callable[[Tracer], list[Tensor]]) -> list[np.ndarray]:
-        tracer = Tracer(self.graph, self._captured, network.rules())
+        tracer = Tracer(self.graph, self._captured, network.rules)
         try:
             with torch.no_grad(), tracer:
                 results = function(tracer)
@@ -168,7 +172,7 @@ class Translation:
             time = [*tracer.array(t).reshape(-1)] if isinstance(t, Tensor) else [float(t)]
             args = [*time, *tracer.array(x).reshape(-1), *self.policy.scalars(tracer.array(u)).reshape(-1)]
             nodes = [self.graph.input(f"a[{k}]") for k in range(len(args))]
-            own = Tracer(self.graph, self._captured, self.policy.rules())
+            own = Tracer(self.graph, self._captured, self.policy.rules)
             with tracer.paused():
                 for name, pair in self.p.items():
                     own.bind(p[name], pair[1])
@@ -195,7 +199,7 @@ class Translation:
         self.functions.append(f"static void {name}(const In& in, const V* a, V* r) {{\n{body}\n}}")
         if self.gradient:
             bars = [self.graph.input(f"a[{len(nodes) + i}]") for i in range(len(slopes))]
-            results = self.pull(slopes, bars, {f"r[{k}]": node for k, node in enumerate(nodes)})
+            results = self.pull(slopes, bars, {f"r[{k}] =": node for k, node in enumerate(nodes)})
             self.functions.append(f"static void {name}_vjp(const In& in, const V* a, V* r) {{\n{to_cpp(results)}\n}}")
         return name
 
@@ -215,29 +219,28 @@ class Translation:
         outputs: Sequence[Node | float],
         bars: Sequence[Node],
         inputs: dict[str, Node],
-        add: str = "=",
     ) -> list[tuple[str, Node | float]]:
-        """Assignments of the gradient: to ``inputs`` by C++ name, and to all physical and shared parameters."""
+        """Assignments of the gradient: to ``inputs`` by C++ target (``"by_x[0] ="``), and to all parameters."""
         below = set(in_order([q for q in outputs if isinstance(q, Node)]))
         gathered: dict[str, Node] = {}
         for k, (name, node) in enumerate(zip(self.own_names, self.own, strict=True)):
             if self.inputs.p[name].requires_grad and node in below:
-                gathered[f"in.by_own[{k}]"] = node
+                gathered[f"in.by_own[{k}] +="] = node
         for slot, offset in self.offsets().items():
             for j in range(self.slots[slot].size):
                 node = self.graph.input(shared_input(slot, j))
                 if node in below:
-                    gathered[f"in.by_shared[{offset + j}]"] = node
+                    gathered[f"in.by_shared[{offset + j}] +="] = node
         gradients = self.graph.gradient(outputs, bars, [*inputs.values(), *gathered.values()])
-        names = [f"{k} {add}" for k in inputs] + [f"{k} +=" for k in gathered]
-        return list(zip(names, gradients, strict=True))
+        return list(zip([*inputs, *gathered], gradients, strict=True))
 
     def source(self) -> str:
         """The kernel's C++."""
         g, n = self.graph, self.n
         offsets = self.offsets()
-        x_bars = {f"by_x[{i}]": node for i, node in enumerate(self.x)}
-        raw_of = lambda net: {f"by_raw[{i}]": node for i, node in enumerate(net.raw.values())}
+        x_bars = {f"by_x[{i}] =": node for i, node in enumerate(self.x)}
+        x_added = {f"by_x[{i}] +=": node for i, node in enumerate(self.x)}
+        raw_of = lambda net: {f"by_raw[{i}] =": node for i, node in enumerate(net.raw.values())}
         # How many vectors gather a matrix's gradient depends on the lanes: C++ counts them.
         at = [f"constexpr int GATHERED_0 = {sum(self.slots[k].size for k in offsets)};"]
         spread = []
@@ -251,7 +254,7 @@ class Translation:
         structs = []
         for network in (self.policy, self.value):
             stored = [node for _, node in network.prologue()]
-            pulled = self.pull(stored, network.cotangents(), x_bars, "+=") if self.gradient else []
+            pulled = self.pull(stored, network.cotangents(), x_added) if self.gradient else []
             structs.append(network.to_cpp(pulled, offsets, self.gradient))
         targets = [f"next[{i}] =" for i in range(n)] + ["cost ="]
         step = to_cpp(list(zip(targets, self.results, strict=True)))
@@ -264,7 +267,7 @@ class Translation:
         parts.append(f"static inline void value(const In& in, V& result) {{\n{result}\n}}")
         if self.gradient:
             bars = [g.input(f"lambda[{i}]") for i in range(n)] + [g.input("bar_cost")]
-            timed = {f"by_timed[{k}]": node for k, node in enumerate(self.timed)}
+            timed = {f"by_timed[{k}] =": node for k, node in enumerate(self.timed)}
             pulled = self.pull(self.results, bars, {**x_bars, **raw_of(self.policy), **timed})
             parts.append(
                 "static inline void step_vjp(const In& in, const V* lambda, V bar_cost, V* by_x, V* by_raw, "
@@ -272,9 +275,9 @@ class Translation:
             )
             pulled = []
             if self.value_result is not None:
-                bar = [g.input("bar_value")]
-                pulled = self.pull([self.value_result], bar, x_bars, "+=")
-                pulled += self.pull([self.value_result], bar, raw_of(self.value))
+                pulled = self.pull(
+                    [self.value_result], [g.input("bar_value")], {**x_added, **raw_of(self.value)}
+                )
             parts.append(
                 "static inline void value_vjp(const In& in, V bar_value, V* by_x, V* by_raw) {\n"
                 f"{to_cpp(pulled)}\n}}"

@@ -215,6 +215,7 @@ _FOLD: dict[str, Callable[..., float]] = {
     "min": min,
     "max": max,
     "pow": math.pow,
+    "clip": lambda a: min(max(a, -1.0), 1.0),
     "asin": math.asin,
     "acos": math.acos,
     "atan2": math.atan2,
@@ -260,6 +261,13 @@ def _d_power(
     return by_a, g.zero_product(bar, g.apply("mul", out, logarithm))
 
 
+def _d_projected_clip(g: Graph, bar: Node | float, out: Node, a: Node | float) -> tuple[Node | float, ...]:
+    # The clamp to [-1, 1] whose gradient is that of the projected step: only what leads further outside is cut.
+    inside = g.apply("lt", g.apply("abs", a), 1.0)
+    back = g.apply("gt", g.apply("mul", a, bar), 0.0)
+    return (g.apply("where", g.apply("or", inside, back), bar, 0.0),)
+
+
 def _cosine_of_asin(g: Graph, a: Node | float) -> Node | float:
     return g.apply("sqrt", g.apply("sub", 1.0, g.apply("mul", a, a)))
 
@@ -295,6 +303,7 @@ _DERIVATIVES: dict[str, Callable[..., tuple[Node | float, ...]]] = {
     "acos": lambda g, bar, out, a: (g.apply("neg", g.apply("div", bar, _cosine_of_asin(g, a))),),
     "atan2": _d_atan2,
     "abs": lambda g, bar, out, a: (g.zero_product(bar, g.apply("sign", a)),),
+    "clip": _d_projected_clip,
     "min": _d_extremum,
     "max": _d_extremum,
     "pow": _d_power,
@@ -326,6 +335,8 @@ _CPP: dict[str, Callable[..., str]] = {
     "or": _infix("|"),
     "not": lambda a: f"~{a}",
     "where": lambda c, a, b: f"{c} ? {a} : {b}",
-    **{op: _call(f"v_{op}") for op in (*_FUNCTIONS, *_ROUNDING, "abs", "sign", "min", "max")},
+    **{op: _call(f"v_{op}") for op in (*_FUNCTIONS, *_ROUNDING, "abs", "sign", "clip")},
+    "min": _call("v_minimum"),
+    "max": _call("v_maximum"),
     "detach": lambda a: a,
 }

@@ -21,7 +21,9 @@ class NoRuleError(NotImplementedError):
 _MASKS = ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not")
 
 
-def _elementwise(op: str, count: int) -> Callable[..., np.ndarray]:
+def elementwise(op: str, count: int) -> Callable[..., np.ndarray]:
+    """The rule of an operation on ``count`` operands, element by element with broadcasting."""
+
     def rule(graph: Graph, *args: Any, **_: Any) -> np.ndarray:
         def scalar(*operands: Any) -> Node | float:
             keep = len(operands) if op in ("and", "or", "not") else 1 if op == "where" else 0
@@ -41,10 +43,10 @@ def _number(graph: Graph, value: Any) -> Node | float:
     return float(value)
 
 
-_add, _sub, _mul, _div = (_elementwise(op, 2) for op in ("add", "sub", "mul", "div"))
-_neg, _exp, _log, _sqrt = (_elementwise(op, 1) for op in ("neg", "exp", "log", "sqrt"))
-_min, _max, _where = _elementwise("min", 2), _elementwise("max", 2), _elementwise("where", 3)
-_gt = _elementwise("gt", 2)
+_add, _sub, _mul, _div = (elementwise(op, 2) for op in ("add", "sub", "mul", "div"))
+_neg, _exp, _log, _sqrt = (elementwise(op, 1) for op in ("neg", "exp", "log", "sqrt"))
+_min, _max, _where = elementwise("min", 2), elementwise("max", 2), elementwise("where", 3)
+_gt = elementwise("gt", 2)
 
 
 def _scaled(rule: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -65,13 +67,13 @@ def _power(g: Graph, a: Any, b: Any) -> np.ndarray:
             for _ in range(int(abs(b)) - 1):
                 product = _mul(g, product, a)
             return product if b > 0 else _div(g, 1.0, product)
-    return _elementwise("pow", 2)(g, a, b)
+    return elementwise("pow", 2)(g, a, b)
 
 
 def _clamp(g: Graph, a: Any, low: Any = None, high: Any = None) -> np.ndarray:
     # As torch's gradient: a bound that is met lets it pass, so comparisons and not min and max.
     if low is not None:
-        a = _where(g, _elementwise("lt", 2)(g, a, low), low, a)
+        a = _where(g, elementwise("lt", 2)(g, a, low), low, a)
     if high is not None:
         a = _where(g, _gt(g, a, high), high, a)
     return a
@@ -107,7 +109,7 @@ def _addmm(g: Graph, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float = 
 
 def _sigmoid(g: Graph, a: Any) -> np.ndarray:
     # By tanh, which does not overflow.
-    return _add(g, 0.5, _mul(g, 0.5, _elementwise("tanh", 1)(g, _mul(g, 0.5, a))))
+    return _add(g, 0.5, _mul(g, 0.5, elementwise("tanh", 1)(g, _mul(g, 0.5, a))))
 
 
 def _slice(g: Graph, a: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> np.ndarray:
@@ -147,16 +149,16 @@ def _split(g: Graph, a: Any, size: Any, dim: int = 0) -> list[np.ndarray]:
 
 
 def _remainder(g: Graph, a: Any, b: Any) -> np.ndarray:
-    return _sub(g, a, _mul(g, b, _elementwise("floor", 1)(g, _div(g, a, b))))
+    return _sub(g, a, _mul(g, b, elementwise("floor", 1)(g, _div(g, a, b))))
 
 
 def _norm(g: Graph, a: Any, order: float = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> np.ndarray:
     if order == 2:
         total = _sum(g, _mul(g, a, a), dims, keepdim)
-        zero = _elementwise("eq", 2)(g, total, 0.0)  # where torch's gradient is zero
+        zero = elementwise("eq", 2)(g, total, 0.0)  # where torch's gradient is zero
         return _where(g, zero, 0.0, _sqrt(g, _where(g, zero, 1.0, total)))
     if order == 1:
-        return _sum(g, _elementwise("abs", 1)(g, a), dims, keepdim)
+        return _sum(g, elementwise("abs", 1)(g, a), dims, keepdim)
     raise NoRuleError(f"the norm of order {order}")
 
 
@@ -224,7 +226,7 @@ def _gelu(g: Graph, a: Any, approximate: str = "none") -> np.ndarray:
     if approximate != "tanh":
         raise NoRuleError("gelu without approximate='tanh'")
     inner = _mul(g, math.sqrt(2 / math.pi), _add(g, a, _mul(g, 0.044715, _power(g, a, 3))))
-    return _mul(g, _mul(g, 0.5, a), _add(g, 1.0, _elementwise("tanh", 1)(g, inner)))
+    return _mul(g, _mul(g, 0.5, a), _add(g, 1.0, elementwise("tanh", 1)(g, inner)))
 
 
 def _cross(g: Graph, a: Any, b: Any, *, dim: int = -1) -> np.ndarray:
@@ -256,7 +258,7 @@ def _solve(g: Graph, a: Any, b: Any, *, left: bool = True, **_: Any) -> list[np.
     rows = [np.concatenate((a[..., i, :], (b[..., i, None] if vector else b[..., i, :])), -1) for i in range(n)]
     for k in range(n):
         for i in range(k + 1, n):  # the largest of the column comes up
-            larger = _gt(g, *(_elementwise("abs", 1)(g, rows[r][..., k : k + 1]) for r in (i, k)))
+            larger = _gt(g, *(elementwise("abs", 1)(g, rows[r][..., k : k + 1]) for r in (i, k)))
             rows[k], rows[i] = _where(g, larger, rows[i], rows[k]), _where(g, larger, rows[k], rows[i])
         for i in range(k + 1, n):
             factor = _div(g, rows[i][..., k : k + 1], rows[k][..., k : k + 1])
@@ -328,7 +330,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.cosh: lambda g, a: _mul(g, 0.5, _add(g, _exp(g, a), _exp(g, _neg(g, a)))),
     aten.sigmoid: _sigmoid,
     aten.silu: lambda g, a: _mul(g, a, _sigmoid(g, a)),
-    aten.relu: lambda g, a: _where(g, _gt(g, a, 0.0), a, 0.0),
+    aten.relu: lambda g, a: _where(g, elementwise("le", 2)(g, a, 0.0), 0.0, a),  # a NaN stays
     aten.maximum: _max,
     aten.minimum: _min,
     aten.clamp: _clamp,
@@ -336,7 +338,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.clamp_max: lambda g, a, high: _clamp(g, a, None, high),
     aten.where: _where,
     aten.remainder: _remainder,
-    aten.fmod: lambda g, a, b: _sub(g, a, _mul(g, b, _elementwise("trunc", 1)(g, _div(g, a, b)))),
+    aten.fmod: lambda g, a, b: _sub(g, a, _mul(g, b, elementwise("trunc", 1)(g, _div(g, a, b)))),
     aten.softplus: _softplus,
     aten.elu: _elu,
     aten.gelu: _gelu,
@@ -359,12 +361,12 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.cholesky_solve: _cholesky_solve,
     aten.cumsum: _cumulative,
     aten.prod: _product,
-    aten.logical_and: _elementwise("and", 2),
-    aten.bitwise_and: _elementwise("and", 2),
-    aten.logical_or: _elementwise("or", 2),
-    aten.bitwise_or: _elementwise("or", 2),
-    aten.logical_not: _elementwise("not", 1),
-    aten.bitwise_not: _elementwise("not", 1),
+    aten.logical_and: elementwise("and", 2),
+    aten.bitwise_and: elementwise("and", 2),
+    aten.logical_or: elementwise("or", 2),
+    aten.bitwise_or: elementwise("or", 2),
+    aten.logical_not: elementwise("not", 1),
+    aten.bitwise_not: elementwise("not", 1),
     aten.sum: _sum,
     aten.mean: _mean,
     aten.mm: _matmul,
@@ -398,7 +400,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.clone: lambda g, a, **_: np.array(a, object),
     aten._to_copy: lambda g, a, **_: np.array(a, object),
     aten.alias: _same,
-    aten.detach: _elementwise("detach", 1),
+    aten.detach: elementwise("detach", 1),
     aten.zeros_like: lambda g, a, **_: np.full(a.shape, 0.0, object),
     aten.ones_like: lambda g, a, **_: np.full(a.shape, 1.0, object),
     aten.empty_like: lambda g, a, **_: np.full(a.shape, 0.0, object),
@@ -410,15 +412,15 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.copy: lambda g, a, b, *_: np.broadcast_to(b, a.shape),
     aten.fill: lambda g, a, value: np.broadcast_to(value, a.shape),
     aten.zero: lambda g, a: np.full(a.shape, 0.0, object),
-    **{getattr(aten, op): _elementwise(op, 2) for op in ("lt", "le", "gt", "ge", "eq", "ne")},
+    **{getattr(aten, op): elementwise(op, 2) for op in ("lt", "le", "gt", "ge", "eq", "ne")},
     **{
-        getattr(aten, op): _elementwise(op, 1)
+        getattr(aten, op): elementwise(op, 1)
         for op in ("sin", "cos", "tan", "exp", "log", "tanh", "atan", "abs", "floor", "ceil", "trunc", "round")
     },
-    **{getattr(aten, op): _elementwise(op, 1) for op in ("asin", "acos")},
-    aten.atan2: _elementwise("atan2", 2),
-    aten.sgn: _elementwise("sign", 1),
-    aten.sign: _elementwise("sign", 1),
+    **{getattr(aten, op): elementwise(op, 1) for op in ("asin", "acos")},
+    aten.atan2: elementwise("atan2", 2),
+    aten.sgn: elementwise("sign", 1),
+    aten.sign: elementwise("sign", 1),
 }
 
 ELEMENTWISE = frozenset(

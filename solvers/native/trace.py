@@ -25,6 +25,18 @@ _NOT_THE_USERS = (
 )
 
 
+_active: list[object] = []
+
+
+def tracing() -> bool:
+    """Whether a trace is being taken.
+
+    A ``torch.autograd.Function`` is invisible to it: only what its forward does is seen.  One whose gradient is to be
+    known calls an operation with a rule of its own while this is true.
+    """
+    return bool(_active)
+
+
 class NativeUnsupportedError(RuntimeError):
     """The function holds something that has no expression here; the message names it and where it came from."""
 
@@ -53,6 +65,14 @@ class Tracer(TorchDispatchMode):
         self.rules = RULES if rules is None else {**RULES, **rules}
         self._arrays: dict[int, tuple[Tensor, Any]] = {}
         self._paused = False
+
+    def __enter__(self) -> Tracer:
+        _active.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        _active.remove(self)
+        super().__exit__(*error)
 
     def bind(self, tensor: Tensor, array: Any) -> Tensor:
         """Let ``array`` stand for ``tensor``, which is kept alive so that no other takes its identity."""
