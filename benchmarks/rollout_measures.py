@@ -1,4 +1,4 @@
-"""What ``rollouts.py`` measures, each in a process of its own: functions from settings to what goes into the JSON.
+"""What ``rollouts.py`` measures, each in a process of its own: functions from settings to numbers.
 
 The process is given its cores and XLA's flags before it starts.  Seconds are raw, one number a round, with
 medians beside them.
@@ -45,10 +45,10 @@ PAUSE = 0.01
 
 
 def timed(builders: Mapping[str, Callable[[], Any]], rounds: int, slow: Collection[str] = SLOW) -> dict:
-    """``{"rows": {name: {...}}, "results": {name: ...}}``: builds the runs, calls each once and then times them.
+    """``{"rows": {name: {...}}, "results": {name: ...}}``: build the runs, call each once and time them.
 
-    Every round times each run once, in a new order; one timing is as many calls as take about 0.1 s.  The seconds
-    of a row are those of one call; None where a slow one sat out the round.
+    Every round times each run once, in a new order; one timing is as many calls as take about 0.1 s.  The
+    seconds of a row are those of one call; None where a slow one sat out the round.
     """
     runs, rows, results = {}, {}, {}
     for name, make in builders.items():
@@ -188,7 +188,7 @@ def population(env: str, policies: int, rollouts: int, steps: int, rounds: int) 
 
 
 def memory(env: str, batch: int, steps: int, contestant_name: str) -> dict:
-    """Bytes of resident memory before a call (forward and backward) and at its peak; Linux with glibc only."""
+    """Resident bytes before a call (forward and backward) and at its peak; Linux with glibc only."""
     simulator = make_env(env)
     policy, x0 = make_policy(simulator), start_states(simulator, batch)
     contestant(contestant_name, env, policy, x0[:4], 2)()  # what is allocated once and for all
@@ -209,7 +209,7 @@ def resident(field: str) -> int:
 
 
 def start(env: str, batch: int) -> dict:
-    """Seconds from nothing but imports to the first gradient of two control intervals, and where they went."""
+    """Seconds from imports to the first gradient of two control intervals, and where they went."""
     spent = {"tracing": 0.0, "compiler": 0.0}
 
     def watched(label: str, function: Callable) -> Callable:

@@ -150,10 +150,13 @@ TABLES = {
 
 
 def section(name: str, cases: Mapping[str, Mapping]) -> str:
-    """The Markdown of a section; cases that failed are named below the table."""
+    """The Markdown of a section; what failed is named below the table."""
     good = {key: case for key, case in cases.items() if "failed" not in case}
     parts = [f"### {name}", *([TABLES[name](good)] if good else [])]
     parts += [f"{key}: {case['failed']}" for key, case in cases.items() if "failed" in case]
+    for key, case in good.items():
+        rows = case.get("contestants", {}).items()
+        parts += [f"{name}, {key}: {row['failed']}" for name, row in rows if "failed" in row]
     return "\n\n".join(parts)
 
 

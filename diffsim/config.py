@@ -111,8 +111,8 @@ class RunConfig(Settings):
     backend: Literal["auto", "eager", "inductor", "native"] = "auto"
     """What simulates; see :class:`diffsim.rollouts.Rollout`. Back ends differ in the last bits."""
     threads: int = Field(default=1, ge=1)
-    """CPU threads of torch and of native rollouts. Part of the run because sums split over threads round differently; one, because
-    at batches of a few hundred more threads mostly wait for each other."""
+    """CPU threads of torch and of native rollouts. Part of the run because sums that torch splits over threads round
+    differently; one, because at batches of a few hundred more threads mostly wait for each other."""
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(), indent=2)

@@ -107,7 +107,7 @@ class Critic:
         if self.fitted:
             mean = torch.lerp(self.value.mean, mean, self.normalizer_rate)
             spread = torch.lerp(self.value.scale, spread, self.normalizer_rate)
-            for network in (self.network, self.value.network):
+            for network in (self.network, cast(MLP, self.value.network)):
                 last = cast(nn.Linear, network[-1])
                 last.weight.mul_(self.value.scale / spread)
                 last.bias.mul_(self.value.scale / spread).add_((self.value.mean - mean) / spread)

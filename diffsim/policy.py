@@ -57,6 +57,7 @@ class MLP(nn.Sequential):
 _operations = torch.library.Library("diffsim", "DEF")
 _operations.define("projected_clip(Tensor v) -> Tensor")
 _operations.impl("projected_clip", lambda v: v.clamp(-1.0, 1.0), "CompositeExplicitAutograd")
+PROJECTED_CLIP = torch.ops.diffsim.projected_clip
 
 
 class ProjectedClip(torch.autograd.Function):
@@ -71,7 +72,7 @@ class ProjectedClip(torch.autograd.Function):
 
     @staticmethod
     def forward(v: Tensor) -> Tensor:
-        return torch.ops.diffsim.projected_clip(v) if tracing() else v.clamp(-1.0, 1.0)
+        return PROJECTED_CLIP(v) if tracing() else v.clamp(-1.0, 1.0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from robotics_envs.base import Env
+from solvers.native.expressions import Graph
+from solvers.native.trace import NativeUnsupportedError, NotStraightLineError, trace
 
 BATCH = 7
 
@@ -205,6 +208,26 @@ def parameters_may_differ_between_rollouts(env: Env) -> list[str]:
     return [] if same else ["parameters of shape [B] give another result than the same scalars"]
 
 
+def steps_are_straight_line(env: Env) -> list[str]:
+    """What is computed may not depend on values, or a step cannot be compiled: ``torch.where`` instead of ``if``."""
+    x, u, p = (sample(env)[0][:1], sample(env)[1][:1], sample(env)[2])
+    functions: dict[str, Callable[..., Any]] = {
+        "step": lambda x, u: env.step(x, u, p),
+        "observe": lambda x, u: env.observe(x),
+    }
+    complaints = []
+    for name, function in functions.items():
+        graph = Graph()
+        examples = [(v, np.full(v.shape, graph.input("value"), dtype=object)) for v in (x, u)]
+        try:
+            trace(function, examples, graph, lambda q: q.detach().cpu().numpy().astype(object))
+        except NotStraightLineError as error:
+            complaints.append(f"{name}: {error}")
+        except NativeUnsupportedError:
+            pass  # an operation without C++ costs speed, not correctness; Rollout says so
+    return complaints
+
+
 def actions_are_clipped(env: Env) -> list[str]:
     x, u, p = sample(env)
     low, high = env.action_box.bounds(u)
@@ -238,5 +261,6 @@ CHECKS: tuple[Callable[[Env], list[str]], ...] = (
     rollouts_do_not_mix,
     parameters_may_differ_between_rollouts,
     actions_are_clipped,
+    steps_are_straight_line,
     step_follows_the_dynamics,
 )

@@ -220,7 +220,9 @@ def test_td_lambda_targets_are_the_weighted_mixture_of_n_step_returns():
     with torch.no_grad():
         window = algorithm.rollout(x, steps, algorithm.params)
     observe = algorithm.env.observe
-    values = torch.stack([algorithm.critic.values(algorithm.policy.normalise(observe(x))) for x in window.states])
+    values = torch.stack(
+        [algorithm.critic.values(algorithm.policy.normalise(observe(x))) for x in window.states]
+    )
     algorithm._fit_critic(window.states, window.costs)
     targets = algorithm._data[-1][1].view(steps, 8)
     for t in range(steps):

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import diffsim
-from diffsim import run as run_module
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.config import Settings
 from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError

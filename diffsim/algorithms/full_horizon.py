@@ -39,7 +39,11 @@ class FullHorizon(Algorithm):
         self.horizon = settings.horizon or env.episode_steps
         self.optimizer = TorchOptimizer(policy.parameters(), config.optimizer)
         self.rollout = Rollout(
-            env, policy, backend=config.backend, threads=config.threads, expected_steps=config.updates * self.horizon
+            env,
+            policy,
+            backend=config.backend,
+            threads=config.threads,
+            expected_steps=config.updates * self.horizon,
         )
 
     def step(self) -> Record:

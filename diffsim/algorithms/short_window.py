@@ -150,6 +150,7 @@ class ShortWindow(Algorithm):
             spread = costs.detach().std()
             spread = torch.where(spread > 0, spread, torch.ones_like(spread))
             return (discounts[:-1] * alive[:-1] * costs).sum(dim=0).mean() / spread
+        assert window.values is not None
         total = (discounts[:-1] * alive[:-1] * costs).sum(dim=0) + discounts[-1] * alive[-1] * window.values
         return total.mean() / self.critic.value.scale
 

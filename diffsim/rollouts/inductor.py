@@ -1,4 +1,4 @@
-"""``backend="inductor"``: the step and its vector-Jacobian product compiled by TorchInductor, for any module and device.
+"""``backend="inductor"``: the step and its vector-Jacobian product by TorchInductor, for any module and device.
 
 Both are traced to ATen operations (``make_fx``) and compiled without Dynamo; Python loops over control intervals.
 States are kept as ``[n, B]``, so that generated loops run over rollouts.  A new batch size compiles anew.
@@ -6,6 +6,7 @@ States are kept as ``[n, B]``, so that generated loops run over rollouts.  A new
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffsim.rollouts.inputs import Inputs, Outcome, UnsupportedError
+from diffsim.rollouts.inputs import Inputs, UnsupportedError
 from diffsim.rollouts.stepwise import Stepwise, at_interval, gradients_of
 
 Function = Callable[..., Any]
@@ -65,7 +66,9 @@ class Inductor(Stepwise):
         batch = len(inputs.x0)
         if batch not in self._functions:
             try:
-                self._functions[batch] = _compile(inputs, self.gradient)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # torch's, about itself
+                    self._functions[batch] = _compile(inputs, self.gradient)
             except Exception as error:  # compilers fail in too many ways to list
                 raise UnsupportedError(f"TorchInductor: {type(error).__name__}: {error}") from error
         return self._functions[batch]
@@ -87,11 +90,13 @@ class Inductor(Stepwise):
 
 def _others(inputs: Inputs, t: int) -> dict[Any, Tensor]:
     """What a step depends on beside the state, by the names of ``Inputs.named``, as the compiled functions take it."""
-    named = {k: v for k, v in inputs.named().items() if k != "x0"}
-    return {
-        name: value.detach()[t].requires_grad_(value.requires_grad) if name in ("noise", "controls") else value
-        for name, value in named.items()
-    }
+    others = {k: v for k, v in inputs.named().items() if k not in ("x0", "noise", "controls")}
+    timed = {"noise": inputs.noise_at(t), "controls": None if inputs.controls is None else inputs.controls[t]}
+    for name, value in timed.items():
+        if value is not None:
+            given = getattr(inputs, name)
+            others[name] = value.detach().requires_grad_(isinstance(given, Tensor) and given.requires_grad)
+    return others
 
 
 def _compile(inputs: Inputs, gradient: bool) -> tuple[Function, Function | None]:
@@ -142,14 +147,14 @@ def _compile(inputs: Inputs, gradient: bool) -> tuple[Function, Function | None]
     # Clones: equal tensors would be taken for one.
     tensors = [v.detach().clone(memory_format=torch.contiguous_format) for v in others.values()]
     arguments = [torch.zeros_like(x), torch.zeros_like(x[0]), x, *tensors]
-    compiled = []
+    compiled: list[Function | None] = []
     for function, examples in ((step, arguments[2:]), (vjp, arguments)):
         if function is vjp and not gradient:
             compiled.append(None)
             continue
         graph = make_fx(function, decomposition_table=table)(*examples)
         with torch.no_grad():
-            compiled.append(_detached(compile_graph(graph, examples)))
+            compiled.append(_detached(compile_graph(graph, list(examples))))
     assert compiled[0] is not None
     return compiled[0], compiled[1]
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from diffsim.rollouts.noise import Noise
 from robotics_envs.base import Env
 
 
@@ -19,7 +20,9 @@ class Inputs:
     Attributes:
         act: ``(x [B, n], noise [B, m] or None) -> u [B, m]``, the policy on what is observed.
         terminal: ``x [B, n] -> [B]``, the value at the end of the horizon; None for none.
-        x0: ``[B, n]``; ``p``: physical parameters, ``[]`` or ``[B]``; ``noise``, ``controls``: ``[steps, B, m]`` or None.
+        x0: ``[B, n]``.
+        p: physical parameters, ``[]`` or ``[B]``.
+        noise, controls: ``[steps, B, m]`` or None; noise may be a generator.
         modules: the policy and the terminal value, as far as they are modules.
         parameters: what they hold that requires a gradient.
         truncate: the gradient does not pass from one stretch of so many control intervals to the one before.
@@ -33,7 +36,7 @@ class Inputs:
     x0: Tensor
     steps: int
     p: dict[str, Tensor]
-    noise: Tensor | None
+    noise: Tensor | Noise | None
     controls: Tensor | None
     modules: tuple[nn.Module, ...]
     parameters: tuple[Tensor, ...]
@@ -42,10 +45,16 @@ class Inputs:
     members: int = 1
     stacked: dict[int, Tensor] = field(default_factory=dict)
 
+    def noise_at(self, t: int) -> Tensor | None:
+        """The noise of a control interval, ``[B, m]``."""
+        if isinstance(self.noise, Noise):
+            return self.noise.at(t, len(self.x0), len(self.env.action_box), self.x0)
+        return None if self.noise is None else self.noise[t]
+
     def named(self) -> dict[Any, Tensor]:
         """Every tensor that a gradient may be wanted of: ``x0``, noise, controls, p by name, parameters by identity."""
         named: dict[Any, Tensor] = {"x0": self.x0, **self.p}
-        if self.noise is not None:
+        if isinstance(self.noise, Tensor):
             named["noise"] = self.noise
         if self.controls is not None:
             named["controls"] = self.controls

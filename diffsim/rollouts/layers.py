@@ -124,12 +124,22 @@ class Network:
 
     def _rules(self) -> dict[Any, Callable[..., Any]]:
         """The rules of scalar expressions, with those of layers in front."""
-        own = {aten.t: self._turn, aten.transpose: self._turn, aten.permute: self._turn, aten.mm: self._product}
+        own: dict[Any, Callable[..., Any]] = {
+            aten.t: self._turn,
+            aten.transpose: self._turn,
+            aten.permute: self._turn,
+            aten.mm: self._product,
+        }
         own[aten.addmm] = lambda bias, a, w, beta=1, alpha=1: self._product(a, w, bias, beta * alpha)
         own[aten.native_layer_norm] = self._norm
-        own |= {op: self._same for op in (aten.view, aten._unsafe_view, aten.reshape)}
-        found = {packet: self._wrap(packet, own.get(packet), rule) for packet, rule in {**RULES, **self.more_rules}.items()}
-        return found | {packet: self._wrap(packet, rule, None) for packet, rule in own.items() if packet not in found}
+        own |= dict.fromkeys((aten.view, aten._unsafe_view, aten.reshape), self._same)
+        found = {
+            packet: self._wrap(packet, own.get(packet), rule)
+            for packet, rule in {**RULES, **self.more_rules}.items()
+        }
+        return found | {
+            packet: self._wrap(packet, rule, None) for packet, rule in own.items() if packet not in found
+        }
 
     def _wrap(
         self, packet: Any, layer: Callable[..., Any] | None, scalar: Callable[..., Any] | None
@@ -149,7 +159,9 @@ class Network:
                     return Features(width, RULES[packet](graph, *each, **named).item())
             if scalar is None:
                 raise NoRuleError("of these arguments")
-            return scalar(graph, *map(self._scalars, args), **{k: self._scalars(a) for k, a in kwargs.items()})
+            return scalar(
+                graph, *map(self._scalars, args), **{k: self._scalars(a) for k, a in kwargs.items()}
+            )
 
         return rule
 
@@ -280,8 +292,8 @@ class Network:
             if isinstance(before, Linear) and not self._reads_its_source(op):
                 self.buffers[op.sources[0]].width, op.fused, before.target = 0, True, op.target
         offset = 0
-        for buffer in self.buffers:
-            buffer.offset, offset = offset, offset + buffer.width
+        for room in self.buffers:
+            room.offset, offset = offset, offset + room.width
         self.width = offset
 
     def _reads_its_source(self, op: Map) -> bool:
@@ -354,7 +366,9 @@ class Network:
                 "void weights(const V* act, const V* bar, int nv, V* turned, V* by_shared)": weights,
                 "inline void prologue_vjp(const In& in, const V* bar, V* by_x)": [to_cpp(prologue_vjp)],
             }
-        body = "\n".join(f"  static {head} {{\n{chr(10).join(lines)}\n  }}" for head, lines in methods.items())
+        body = "\n".join(
+            f"  static {head} {{\n{chr(10).join(lines)}\n  }}" for head, lines in methods.items()
+        )
         return f"struct {self.name} {{\n  static constexpr int WIDTH = {self.width};\n{body}\n}};"
 
     def _at(self, buffer: int, array: str = "act") -> str:
@@ -363,7 +377,9 @@ class Network:
     def _finish(self, op: Linear) -> str:
         """What becomes of a sum before it is stored."""
         bias = "" if op.bias is None else f" + splat(shared[{op.bias}][j])"
-        fused = next((m for m in self.operations if isinstance(m, Map) and m.fused and m.target == op.target), None)
+        fused = next(
+            (m for m in self.operations if isinstance(m, Map) and m.fused and m.target == op.target), None
+        )
         if fused is None:
             return f"[&](int j, V sum) {{ return sum{bias}; }}"
         code = to_cpp([("return", fused.expression)])
@@ -379,9 +395,7 @@ class Network:
                 )
             case Norm():
                 width = self.buffers[op.source].width
-                return (
-                    f"    standardise({self._at(op.source)}, {self._at(op.target)}, {width}, nv, T({op.eps!r}));"
-                )
+                return f"    standardise({self._at(op.source)}, {self._at(op.target)}, {width}, nv, T({op.eps!r}));"
             case Map(fused=True):
                 return ""
         reads = self._reads(op)
@@ -429,9 +443,9 @@ class Network:
         results: list[tuple[str, Node | float]] = []
         for s, gradient in zip(op.sources, gradients, strict=False):
             place = op.target if op.fused else s
-            add = "+=" if s in written and not op.fused else "="
+            assign = "+=" if s in written and not op.fused else "="
             written.add(s)
-            results.append((f"bar[({self.buffers[place].offset} + j) * NV + c] {add}", gradient))
+            results.append((f"bar[({self.buffers[place].offset} + j) * NV + c] {assign}", gradient))
         for v, gradient in zip(vectors, gradients[len(leaves) :], strict=True):
             j = "j" if "[j]" in v.name else "0"
             results.append((f"by_shared[{wanted[self._vectors[v]]} + {j}] +=", gradient))
@@ -451,7 +465,7 @@ class Network:
                 f"    outer<{turned}>({self._at(op.target, 'bar')}, {self._at(op.source)}, {target.width}, "
                 f"{source.width}, nv, turned, by_shared + {op.gathered});"
             )
-        if op.bias in wanted:
+        if op.bias is not None and op.bias in wanted:
             lines.append(
                 f"    add_sums({self._at(op.target, 'bar')}, nv, by_shared + {wanted[op.bias]}, {target.width});"
             )

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsim.policy import PROJECTED_CLIP
 from diffsim.rollouts.inputs import Engine, Inputs, Outcome, UnsupportedError
 from diffsim.rollouts.layers import Held, Linear, Network, shared_input
+from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Stepwise
 from robotics_envs.base import Env
 from solvers.native import build
@@ -35,7 +37,7 @@ _GROUPS = 32
 """Blocks of rollouts are divided into so many groups, whose gradients are summed apart and then in order."""
 
 
-_OWN_RULES = {torch.ops.diffsim.projected_clip: elementwise("clip", 1)}
+_OWN_RULES = {PROJECTED_CLIP: elementwise("clip", 1)}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Slot:
 
 @functools.cache
 def _template() -> str:
-    return build.with_vectors(importlib.resources.files("diffsim.rollouts").joinpath("rollout.cpp").read_text())
+    return build.with_vectors(
+        importlib.resources.files("diffsim.rollouts").joinpath("rollout.cpp").read_text()
+    )
 
 
 @dataclass
@@ -72,8 +76,9 @@ class Translation:
         n, m = len(env.state_names), len(env.action_box)
         self.n = n
         self.x = [g.input(f"in.x[{i}]") for i in range(n)]
-        self.timed_sizes = [m] * (inputs.noise is not None) + [m] * (inputs.controls is not None)
-        self.timed = [g.input(f"in.timed[{k}]") for k in range(sum(self.timed_sizes))]
+        self.made_noise = m if isinstance(inputs.noise, Noise) else 0
+        self.timed_sizes = [m for q in (inputs.noise, inputs.controls) if isinstance(q, Tensor)]
+        self.timed = [g.input(f"in.timed[{k}]") for k in range(self.made_noise + sum(self.timed_sizes))]
         self.own_names = [k for k, v in inputs.p.items() if v.ndim == 1]
         self.own = [g.input(f"in.own[{k}]") for k in range(len(self.own_names))]
         self.dt = g.input("splat(in.dt)")
@@ -124,13 +129,15 @@ class Translation:
         inputs = self.inputs
 
         x_example = inputs.x0.detach()[:1].clone()
-        timed_examples = [q.detach()[0, :1].clone() for q in (inputs.noise, inputs.controls) if q is not None]
+        given = (inputs.noise_at(0), None if inputs.controls is None else inputs.controls[0])
+        timed_examples = [q.detach()[:1].clone() for q in given if q is not None]
 
         def function(tracer: Tracer) -> list[Tensor]:
             x = tracer.bind(x_example, _array(self.x, (1, self.n)))
             p = {name: tracer.bind(*pair) for name, pair in self.p.items()}
             timed, at = [], 0
-            for size, tensor in zip(self.timed_sizes, timed_examples, strict=True):
+            for tensor in timed_examples:
+                size = tensor.numel()
                 timed.append(tracer.bind(tensor, _array(self.timed[at : at + size], (1, size))))
                 at += size
             noise = timed.pop(0) if inputs.noise is not None else None
@@ -140,7 +147,9 @@ class Translation:
 
         next_x, cost = self._run(self.policy, function)
         if next_x.size != self.n or cost.size != 1:
-            raise NativeUnsupportedError(f"step returns {next_x.size} states and {cost.size} costs for one rollout")
+            raise NativeUnsupportedError(
+                f"step returns {next_x.size} states and {cost.size} costs for one rollout"
+            )
         return [*next_x, *cost]
 
     def _trace_value(self) -> Node | float:
@@ -190,7 +199,7 @@ class Translation:
             results = self.graph.call(known[key], args, self.n)
             return tracer.bind(result, _array(results, (1, self.n)))
 
-        env.dynamics = called  # type: ignore[method-assign]
+        env.dynamics = called  # type: ignore[method-assign, assignment]
         return env
 
     def _function(self, name: str, slopes: list[Node | float], nodes: list[Node]) -> str:
@@ -200,7 +209,9 @@ class Translation:
         if self.gradient:
             bars = [self.graph.input(f"a[{len(nodes) + i}]") for i in range(len(slopes))]
             results = self.pull(slopes, bars, {f"r[{k}] =": node for k, node in enumerate(nodes)})
-            self.functions.append(f"static void {name}_vjp(const In& in, const V* a, V* r) {{\n{to_cpp(results)}\n}}")
+            self.functions.append(
+                f"static void {name}_vjp(const In& in, const V* a, V* r) {{\n{to_cpp(results)}\n}}"
+            )
         return name
 
     def _linears(self) -> list[Linear]:
@@ -243,7 +254,7 @@ class Translation:
         raw_of = lambda net: {f"by_raw[{i}] =": node for i, node in enumerate(net.raw.values())}
         # How many vectors gather a matrix's gradient depends on the lanes: C++ counts them.
         at = [f"constexpr int GATHERED_0 = {sum(self.slots[k].size for k in offsets)};"]
-        spread = []
+        spread: list[str] = []
         for network in (self.policy, self.value):
             for op in network.linears():
                 if self.slots[op.weight].wanted:
@@ -260,7 +271,9 @@ class Translation:
         step = to_cpp(list(zip(targets, self.results, strict=True)))
         parts = [*at, *self.functions, *structs]
         spreading = "\n".join(spread)
-        parts.append(f"static void spread_weights(const V* gathered, T* const* by, int64_t g) {{\n{spreading}\n}}")
+        parts.append(
+            f"static void spread_weights(const V* gathered, T* const* by, int64_t g) {{\n{spreading}\n}}"
+        )
         parts.append(f"static inline void step(const In& in, V* next, V& cost) {{\n{step}\n}}")
         has_value = self.value_result is not None
         result = to_cpp([("result =", self.value_result if self.value_result is not None else 0.0)])
@@ -295,6 +308,7 @@ class Translation:
             f"typedef {'double' if self.inputs.x0.dtype == torch.float64 else 'float'} T;",
             f"constexpr int N = {n}, TIMED = {len(self.timed)}, TIMED_LEAVES = {len(self.timed_sizes)};",
             f"constexpr int OWN = {len(self.own)}, SHARED = {len(slots)}, RAW = {raw};",
+            f"constexpr int MADE_NOISE = {self.made_noise};",
             array("TIMED_SIZES", self.timed_sizes),
             array("SIZES", [s.size for s in slots]),
             array("OFFSETS", [offsets.get(k, -1) for k in range(len(slots))]),
@@ -360,7 +374,7 @@ class Native(Engine):
         by_x0 = x0.new_empty(n, batch)
         gradients["x0"] = by_x0.t()
         arguments.by_x0 = _p(by_x0)
-        timed = [k for k in ("noise", "controls") if getattr(inputs, k) is not None]
+        timed = [k for k in ("noise", "controls") if isinstance(getattr(inputs, k), Tensor)]
         for k, (name, size) in enumerate(zip(timed, self.timed_sizes, strict=True)):
             if getattr(inputs, name).requires_grad:
                 gradient = x0.new_empty(inputs.steps, size, batch)
@@ -369,16 +383,19 @@ class Native(Engine):
             if inputs.p[name].requires_grad:
                 gradients[name] = x0.new_empty(batch)
                 arguments.by_own[k] = _p(gradients[name])
+        rooms = []
         for k, slot in enumerate(self.slots):
             if not slot.wanted:
                 continue
             room = x0.new_empty(arguments.groups + 1, slot.size)
             arguments.by_shared[k] = _p(room)
-            name = slot.tensor if isinstance(slot.tensor, str) else id(slot.tensor)
-            shape = () if isinstance(slot.tensor, str) else slot.tensor.shape
-            gradients[name] = room[-1].reshape(shape)
-            gradients[name, "room"] = room  # kept alive
+            rooms.append((slot, room))
         self.library.backward(ctypes.byref(arguments))
+        for slot, room in rooms:
+            if isinstance(slot.tensor, str):
+                gradients[slot.tensor] = room[-1, 0].clone()
+            else:
+                gradients[id(slot.tensor)] = room[-1].reshape(slot.tensor.shape).clone()
         return gradients
 
     def _arguments(self, inputs: Inputs, x0: Tensor) -> Any:
@@ -388,8 +405,11 @@ class Native(Engine):
         a.threads, a.groups = inputs.threads, min(_GROUPS, -(-batch // 64))
         a.truncate, a.dt = inputs.truncate or 0, float(inputs.env.dt)
         a.x0 = _strided(x0, "bn")
-        for k, tensor in enumerate(filter(_given, (inputs.noise, inputs.controls))):
+        for k, tensor in enumerate(q for q in (inputs.noise, inputs.controls) if isinstance(q, Tensor)):
             a.timed[k] = _strided(tensor.detach(), "tbn")
+        if isinstance(inputs.noise, Noise):
+            a.noise_seed, a.noise_start = inputs.noise.seed, inputs.noise.start
+            a.noise_scale = inputs.noise.scale
         keep = []
         for k, name in enumerate(self.own_names):
             a.own[k] = _strided(inputs.p[name].detach(), "b")
@@ -416,6 +436,9 @@ def _arguments_type(timed: int, own: int, shared: int) -> type[ctypes.Structure]
     class Arguments(ctypes.Structure):
         _fields_ = [
             *((k, i) for k in ("batch", "steps", "members", "threads", "groups", "truncate")),
+            ("noise_seed", ctypes.c_uint64),
+            ("noise_start", i),
+            ("noise_scale", ctypes.c_double),
             ("dt", ctypes.c_double),
             ("x0", _Strided),
             ("timed", _Strided * (timed + 1)),
@@ -450,10 +473,6 @@ def _array(nodes: Sequence[Node], shape: Sequence[int]) -> np.ndarray:
     return array.reshape(tuple(shape))
 
 
-def _given(value: Any) -> bool:
-    return value is not None
-
-
 def _compare(engine: Native, inputs: Inputs, gradient: bool) -> None:
     """Run a few rollouts for two control intervals on both back ends, and refuse where they differ."""
     few = _few(inputs)
@@ -465,7 +484,9 @@ def _compare(engine: Native, inputs: Inputs, gradient: bool) -> None:
         results = [outcome.costs, outcome.last, *([] if outcome.values is None else [outcome.values])]
         states.append(results)
         if gradient:
-            ones = Outcome(None, torch.ones_like(few.x0), *(q if q is None else torch.ones_like(q) for q in outcome[2:]))
+            ones = Outcome(
+                None, torch.ones_like(few.x0), *(q if q is None else torch.ones_like(q) for q in outcome[2:])
+            )
             assert outcome.states is not None
             gradients.append(back_end.backward(few, outcome.states, ones, kept))
     tolerance = 1e-9 if few.x0.dtype == torch.float64 else 1e-3
@@ -484,17 +505,19 @@ def _agree(what: str, right: Tensor, got: Tensor, tolerance: float) -> None:
     difference = float((right - got).abs().max() / (1.0 + right.abs().max()))
     if not difference < tolerance:
         raise UnsupportedError(
-            f"{what} of the compiled step differs from torch's by {difference:.2g} (relative); does the step mix rollouts, "
-            "branch on values or hold a torch.autograd.Function of its own?"
+            f"{what} of the compiled step differs from torch's by {difference:.2g} (relative); does the step mix "
+            "rollouts, branch on values or hold a torch.autograd.Function of its own?"
         )
 
 
 def _few(inputs: Inputs) -> Inputs:
     """Three rollouts and two control intervals of these inputs."""
     some = slice(0, 3)
-    moved = {
-        name: None if tensor is None else tensor.detach()[:1, some].expand(2, -1, -1).requires_grad_(tensor.requires_grad)
-        for name, tensor in (("noise", inputs.noise), ("controls", inputs.controls))
+    moved: dict[str, Any] = {
+        name: q.detach()[:1, some].expand(2, -1, -1).requires_grad_(q.requires_grad)
+        if isinstance(q, Tensor)
+        else q
+        for name, q in (("noise", inputs.noise), ("controls", inputs.controls))
     }
     p = {k: (v[some] if v.ndim else v).detach().requires_grad_(v.requires_grad) for k, v in inputs.p.items()}
     x0 = inputs.x0.detach()[some].clone().requires_grad_(inputs.x0.requires_grad)

@@ -30,7 +30,7 @@ static inline T total(V a) {
 // What one vector of rollouts reads, and where its gradients gather. Arrays of size 0 are left at size 1.
 struct In {
   V x[N];
-  V timed[TIMED + 1];  // noise and open-loop controls of the interval
+  V timed[TIMED + 1];  // noise and open-loop controls of the interval, made noise first
   V own[OWN + 1];      // physical parameters with a value for every rollout
   V raw[RAW + 1];      // results of layers
   const T* const* shared;
@@ -38,6 +38,69 @@ struct In {
   V* by_own;
   V* by_shared;
 };
+
+// ---- Noise, as in diffsim/rollouts/noise.py, operation by operation: no contraction to fused multiply-adds here.
+typedef uint32_t Word __attribute__((vector_size(4 * LANES)));
+typedef int32_t Int __attribute__((vector_size(4 * LANES)));
+typedef uint64_t Long __attribute__((vector_size(8 * LANES)));
+typedef float Float __attribute__((vector_size(4 * LANES)));
+#if defined(__clang__)
+#define AS_WRITTEN
+#pragma STDC FP_CONTRACT OFF
+#else
+#define AS_WRITTEN __attribute__((noinline, optimize("fp-contract=off")))
+#endif
+
+static inline void philox(Word* c, uint64_t seed) {
+  uint32_t key[2] = {uint32_t(seed), uint32_t(seed >> 32)};
+  for (int round = 0; round < 10; round++) {
+    const Long first = __builtin_convertvector(c[0], Long) * uint64_t(0xD2511F53);
+    const Long second = __builtin_convertvector(c[2], Long) * uint64_t(0xCD9E8D57);
+    const Word mixed[4] = {__builtin_convertvector(second >> 32, Word) ^ c[1] ^ key[0], __builtin_convertvector(second, Word),
+                           __builtin_convertvector(first >> 32, Word) ^ c[3] ^ key[1], __builtin_convertvector(first, Word)};
+    for (int i = 0; i < 4; i++) c[i] = mixed[i];
+    key[0] += 0x9E3779B9;
+    key[1] += 0xBB67AE85;
+  }
+}
+AS_WRITTEN static void box_muller(Word first, Word second, Float* normal) {
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#endif
+  const Float uniform = (__builtin_convertvector(first >> 9, Float) + 0.5f) * (1.0f / 8388608);
+  const Int bits = (Int)uniform, exponent = (bits >> 23) - 127;
+  Float m = (Float)((bits & 0x7FFFFF) | 0x3F800000);
+  const Int large = m > 1.4142135381698608f;
+  m = large ? m * 0.5f : m;
+  const Float e = __builtin_convertvector(large ? exponent + 1 : exponent, Float);
+  const Float s = (m - 1.0f) / (m + 1.0f), zs = s * s;
+  const Float series =
+      zs * (zs * (zs * (zs * 0.1111111119389534f + 0.1428571492433548f) + 0.20000000298023224f) + 0.3333333432674408f);
+  const Float minus_twice = (e * 0.6931471824645996f + (s + s * series) * 2.0f) * -2.0f;
+  Float radius;
+  for (int l = 0; l < LANES; l++) radius[l] = std::sqrt(minus_twice[l]);
+  const Float angle = (__builtin_convertvector((second & 0x3FFFFFFF) >> 6, Float) * (1.0f / 16777216) - 0.5f) * 1.5707963705062866f;
+  const Float z = angle * angle;
+  const Float sine = angle + angle * (z * (z * (z * -0.00019515282474458218f + 0.00833216030150652f) - 0.16666655242443085f));
+  Float cosine = z * z * (z * (z * 2.443845005473122e-05f - 0.001388736767694354f) + 0.04166664555668831f);
+  cosine = (cosine - z * 0.5f) + 1.0f;
+  const Int quadrant = (Int)(second >> 30), swap = (quadrant & 1) != 0;
+  const Float a = swap ? cosine : sine, b = swap ? sine : cosine;
+  normal[0] = radius * ((((quadrant + 1) & 2) != 0) ? -b : b);
+  normal[1] = radius * (((quadrant & 2) != 0) ? -a : a);
+}
+// `count` numbers for the rollouts from `rollout` on; stream 0.
+static void noise(uint64_t seed, int64_t interval, int64_t rollout, T scale, int count, V* to) {
+  for (int block = 0; 4 * block < count; block++) {
+    Word c[4];
+    for (int l = 0; l < LANES; l++) c[0][l] = uint32_t(rollout + l), c[1][l] = uint32_t(interval), c[2][l] = block, c[3][l] = 0;
+    philox(c, seed);
+    Float normal[4];
+    box_muller(c[0], c[1], normal);
+    box_muller(c[2], c[3], normal + 2);
+    for (int i = 0; i < 4 && 4 * block + i < count; i++) to[4 * block + i] = __builtin_convertvector(normal[i], V) * scale;
+  }
+}
 
 // ---- Layers. Activations of a block at one interval: feature after feature, NV vectors each.
 
@@ -189,7 +252,9 @@ struct Strided {
 
 struct Arguments {
   int64_t batch, steps, members, threads, groups, truncate;
-  double dt;
+  uint64_t noise_seed;
+  int64_t noise_start;
+  double noise_scale, dt;
   Strided x0, timed[TIMED_LEAVES + 1], own[OWN + 1];
   const T* shared[SHARED + 1];
   int64_t member[SHARED + 1];  // numbers from one member's values to the next; 0: the same for all
@@ -252,7 +317,12 @@ struct Block {
     }
   }
   void load_timed(In& in, int c, int64_t t) const {
-    for (int leaf = 0, at = 0; leaf < TIMED_LEAVES; leaf++)
+    int at = 0;
+    if (MADE_NOISE) {
+      noise(a.noise_seed, a.noise_start + t, first + c * LANES, T(a.noise_scale), MADE_NOISE, in.timed);
+      at = MADE_NOISE;
+    }
+    for (int leaf = 0; leaf < TIMED_LEAVES; leaf++)
       for (int j = 0; j < TIMED_SIZES[leaf]; j++, at++) in.timed[at] = load(a.timed[leaf], c, t, j);
   }
   void load_state(In& in, int c, int64_t t) const {
@@ -338,7 +408,7 @@ static void backward_block(const Block& block, V* act, V* bar, V* turned, V* by_
       step_vjp(in[c], lambda[c], block.load_bar(a.by_costs, c, t), by_x, by_raw, by_timed);
       Policy::seed(by_raw, bar + c);
       for (int i = 0; i < N; i++) lambda[c][i] = by_x[i];
-      for (int leaf = 0, k = 0; leaf < TIMED_LEAVES; leaf++)
+      for (int leaf = 0, k = MADE_NOISE; leaf < TIMED_LEAVES; leaf++)
         for (int j = 0; j < TIMED_SIZES[leaf]; j++, k++)
           if (a.by_timed[leaf]) block.store(a.by_timed[leaf] + (t * TIMED_SIZES[leaf] + j) * a.batch, c, by_timed[k]);
     }

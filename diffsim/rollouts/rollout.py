@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffsim.errors import ConfigError
 from diffsim.rollouts.inputs import Engine, Inputs, Outcome, UnsupportedError
+from diffsim.rollouts.noise import Noise
 from robotics_envs.base import Costs, Env, Params, States
 from solvers.catalogue import Catalogue, unknown
 
@@ -57,16 +58,16 @@ class Rollout:
 
     Gradients are those with respect to the parameters of the policy and of the terminal value, the initial states,
     physical parameters (shared or per rollout), noise and open-loop controls, through all of the trajectory's
-    parts.  The tape is the states alone; backward computes every step again.  First derivatives only.  ``env.done`` is not
-    consulted: rollouts run their full length.
+    parts.  The tape is the states alone; backward computes every step again.  First derivatives only.  ``env.done`` is
+    not consulted: rollouts run their full length.
 
     Args:
         env: the simulator.
         policy: any module from observations ``[B, o]`` (and, where noise is given, noise ``[B, m]``) to actions
             ``[B, m]``; None for open-loop controls.
         terminal: a function of the final states, ``[B, n] -> [B]``.
-        backend: ``"eager"``, ``"inductor"``, ``"native"`` or ``"auto"``: native if it can and if ``expected_steps`` makes
-            compiling worth while, and else eager.
+        backend: ``"eager"``, ``"inductor"``, ``"native"`` or ``"auto"``: a compiled one if it can and if
+            ``expected_steps`` makes compiling worth while, and else eager.
         threads: of the native back end; by default torch's, and one for fewer than 256 rollouts.
         expected_steps: how many control intervals will be simulated in all calls together, if known.
 
@@ -100,12 +101,12 @@ class Rollout:
 
     def __call__(
         self,
-        x0: States,
+        x0: Tensor,
         steps: int,
-        p: Params | None = None,
+        p: Mapping[str, Tensor] | None = None,
         *,
-        noise: Float[Tensor, "steps batch m"] | None = None,
-        controls: Float[Tensor, "steps batch m"] | None = None,
+        noise: Tensor | Noise | None = None,
+        controls: Tensor | None = None,
         truncate: int | None = None,
         keep_states: bool = True,
     ) -> Trajectory:
@@ -113,8 +114,9 @@ class Rollout:
 
         Args:
             p: physical parameters by name, ``[]`` or ``[B]``; the simulator's own by default.
-            noise: given to the policy, an interval at a time.
-            controls: actions instead of the policy's, an interval at a time.
+            noise: ``[steps, B, m]``, given to the policy an interval at a time, or a :class:`Noise`, which makes it
+                where it is used.
+            controls: ``[steps, B, m]``, actions instead of the policy's.
             truncate: cut the gradient between stretches of so many intervals.
             keep_states: False saves the memory of the trajectory's states where no gradient is wanted.
 
@@ -150,7 +152,7 @@ class Rollout:
 
     @torch.no_grad()
     def population(
-        self, parameters: Mapping[str, Tensor], x0: Tensor, steps: int, p: Params | None = None
+        self, parameters: Mapping[str, Tensor], x0: Tensor, steps: int, p: Mapping[str, Tensor] | None = None
     ) -> Float[Tensor, "members rollouts"]:
         """Costs summed over ``steps`` control intervals, for many policies at once; no gradient.
 
@@ -167,7 +169,9 @@ class Rollout:
         own = dict(self.policy.named_parameters())
         if set(parameters) != set(own):
             wrong = sorted(set(parameters) ^ set(own))
-            raise ValueError(f"population takes exactly the policy's parameters; missing or unknown: {', '.join(wrong)}")
+            raise ValueError(
+                f"population takes exactly the policy's parameters; missing or unknown: {', '.join(wrong)}"
+            )
         members = len(next(iter(parameters.values())))
         for name, stack in parameters.items():
             if stack.shape != (members, *own[name].shape):
@@ -181,7 +185,9 @@ class Rollout:
         p = self.env.params(x0) if p is None else p
         each = {k: v.expand(members, rollouts).reshape(-1) if v.ndim else v for k, v in p.items()}
         inputs = self._inputs(states.reshape(-1, states.shape[-1]), steps, each, None, None, None)
-        stacked = {id(own[name]): stack.detach().to(x0.dtype).contiguous() for name, stack in parameters.items()}
+        stacked = {
+            id(own[name]): stack.detach().to(x0.dtype).contiguous() for name, stack in parameters.items()
+        }
         inputs = replace(inputs, members=members, stacked=stacked)
         engine = self._engine(inputs, gradient=False)
         costs = engine.forward(inputs, keep_states=False)[0].costs
@@ -192,8 +198,8 @@ class Rollout:
         self,
         x0: Tensor,
         steps: int,
-        p: Params | None,
-        noise: Tensor | None,
+        p: Mapping[str, Tensor] | None,
+        noise: Tensor | Noise | None,
         controls: Tensor | None,
         truncate: int | None,
     ) -> Inputs:
@@ -210,18 +216,22 @@ class Rollout:
             raise ValueError(
                 "a rollout needs a policy or controls"
                 if policy is None
-                else "a rollout takes controls instead of a policy, not beside one: Rollout(env)(x0, steps, controls=...)"
+                else "a rollout takes controls instead of a policy: Rollout(env)(x0, steps, controls=...)"
             )
         if noise is not None and policy is None:
             raise ValueError("noise is given to the policy, and there is none: add it to the controls")
         p = dict(env.params(x0) if p is None else p)
         missing = set(env.constants) ^ set(p)
         if missing:
-            raise ValueError(f"p must name the parameters of {env.name}; missing or unknown: {', '.join(sorted(missing))}")
-        shapes = {"noise": noise, "controls": controls}
+            raise ValueError(
+                f"p must name the parameters of {env.name}; missing or unknown: {', '.join(sorted(missing))}"
+            )
+        shapes = {"noise": None if isinstance(noise, Noise) else noise, "controls": controls}
         for name, tensor in shapes.items():
             if tensor is not None and tensor.shape != (steps, len(x0), m):
-                raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected [steps, B, m] = {[steps, len(x0), m]}")
+                raise ValueError(
+                    f"{name} has the shape {tuple(tensor.shape)}, expected [steps, B, m] = {[steps, len(x0), m]}"
+                )
         for name, tensor in (*shapes.items(), *p.items()):
             if tensor is None:
                 continue
@@ -230,7 +240,9 @@ class Rollout:
             if tensor.dtype != x0.dtype or tensor.device != x0.device:
                 raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, x0 {x0.dtype} on {x0.device}")
             if name in p and tensor.shape not in ((), (len(x0),)):
-                raise ValueError(f"p[{name!r}] has the shape {tuple(tensor.shape)}, expected [] or [{len(x0)}]")
+                raise ValueError(
+                    f"p[{name!r}] has the shape {tuple(tensor.shape)}, expected [] or [{len(x0)}]"
+                )
         modules = [q for q in (policy, self.terminal) if isinstance(q, nn.Module)]
         parameters = {id(q): q for module in modules for q in module.parameters() if q.requires_grad}
         for q in parameters.values():
@@ -251,7 +263,7 @@ class Rollout:
         """The back end for these inputs, made ready if it is new."""
         kinds = [(name, v.ndim, v.requires_grad) for name, v in inputs.named().items()]
         held = [fingerprint(q) for q in (self.env, self.policy, self.terminal)]
-        common = (inputs.x0.dtype, inputs.x0.device, *kinds, *held)
+        common = (inputs.x0.dtype, inputs.x0.device, type(inputs.noise), *kinds, *held)
         key = (gradient, common)
         if (True, common) in self._engines:
             return self._engines[True, common]  # what was made ready for gradients does without them too
@@ -283,9 +295,9 @@ class Rollout:
             return [*(["native"] if cpu else ["inductor"]), "eager"]
         # By counting and not by the clock, so that the same run always takes the same back end.
         eager = self.expected_steps * _operations(inputs) * 3 * (4e-6 + 2e-9 * len(inputs.x0))
-        return [name for name in ("native", "inductor") if eager > _COMPILING[name] and (cpu or name != "native")] + [
-            "eager"
-        ]
+        return [
+            name for name in ("native", "inductor") if eager > _COMPILING[name] and (cpu or name != "native")
+        ] + ["eager"]
 
 
 def _trajectory(outcome: Outcome) -> Trajectory:
@@ -319,7 +331,9 @@ class _Function(torch.autograd.Function):
             )
         states, *_ = ctx.saved_tensors
         named = ctx.inputs.named()
-        found = ctx.engine.backward(ctx.inputs, states, Outcome(by_states, by_last, by_costs, by_values), ctx.kept)
+        found = ctx.engine.backward(
+            ctx.inputs, states, Outcome(by_states, by_last, by_costs, by_values), ctx.kept
+        )
         gradients = [found.get(name) if tensor.requires_grad else None for name, tensor in named.items()]
         return None, None, None, *gradients
 
@@ -355,7 +369,8 @@ def _one_step(inputs: Inputs, x: Tensor) -> list[Tensor]:
     if inputs.controls is not None:
         u = inputs.controls.detach()[0, :1]
     else:
-        u = inputs.act(x, None if inputs.noise is None else inputs.noise.detach()[0, :1])
+        noise = inputs.noise_at(0)
+        u = inputs.act(x, None if noise is None else noise.detach()[:1])
     return [*inputs.env.step(x, u, p), *([] if inputs.terminal is None else [inputs.terminal(x)])]
 
 
@@ -369,7 +384,7 @@ class _Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-_Counter.__torch_dispatch__ = _Counter.dispatch  # type: ignore[method-assign]  # as in solvers/native/trace.py
+_Counter.__torch_dispatch__ = _Counter.dispatch  # type: ignore[assignment, method-assign]  # as in solvers/native/trace.py
 
 
 @torch.no_grad()
@@ -399,9 +414,9 @@ def _without_gradient(inputs: Inputs) -> frozenset[str]:
         variable = getattr(node, "variable", None)
         if variable is not None and id(variable) not in known:
             raise ValueError(
-                f"the rollout depends on a tensor of shape {tuple(variable.shape)} that requires a gradient and is neither "
-                "x0, p, noise, controls nor a parameter of the policy or the terminal value (an nn.Module); its gradient "
-                "would be lost: pass it as p or make it an nn.Parameter"
+                f"the rollout depends on a tensor of shape {tuple(variable.shape)} that requires a gradient and is "
+                "neither x0, p, noise, controls nor a parameter of the policy or the terminal value (an nn.Module); "
+                "its gradient would be lost: pass it as p or make it an nn.Parameter"
             )
         stack.extend(following for following, _ in node.next_functions)
     named = zip(("last", "costs", "values"), outputs, strict=False)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from diffsim.rollouts.inputs import Engine, Inputs, Outcome
+from diffsim.rollouts.noise import Noise
 
 
 class Stepwise(Engine):
@@ -22,8 +23,7 @@ class Stepwise(Engine):
 
     def step(self, inputs: Inputs, t: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Next states ``[B, n]`` and costs ``[B]`` of control interval ``t``."""
-        noise = None if inputs.noise is None else inputs.noise[t]
-        u = inputs.act(x, noise) if inputs.controls is None else inputs.controls[t]
+        u = inputs.act(x, inputs.noise_at(t)) if inputs.controls is None else inputs.controls[t]
         return inputs.env.step(x, u, inputs.p)
 
     def pull(self, inputs: Inputs, t: int, x: Tensor, by_next: Tensor, by_cost: Tensor) -> dict[Any, Tensor]:
@@ -72,7 +72,7 @@ class Stepwise(Engine):
                 by_x = by_x + by.states[t]
             for name, parts in timed.items():
                 given = getattr(inputs, name)
-                if given is not None and given.requires_grad:
+                if isinstance(given, Tensor) and given.requires_grad:
                     parts.append(pulled.pop(name, torch.zeros_like(given[t])))
             _add(total, pulled)
         for name, parts in timed.items():
@@ -83,6 +83,7 @@ class Stepwise(Engine):
 
 def at_interval(inputs: Inputs, t: int | None, x: Tensor) -> Inputs:
     """The inputs of one control interval as leaves of a graph of its own; parameters are leaves already."""
+
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.detach().requires_grad_(tensor.requires_grad)
 
@@ -90,13 +91,17 @@ def at_interval(inputs: Inputs, t: int | None, x: Tensor) -> Inputs:
         inputs,
         x0=x.detach().requires_grad_(),
         p={name: leaf(value) for name, value in inputs.p.items()},
-        noise=None if inputs.noise is None or t is None else _interval(inputs.noise, t),
-        controls=None if inputs.controls is None or t is None else _interval(inputs.controls, t),
+        noise=_interval(inputs.noise, t),
+        controls=_interval(inputs.controls, t),
     )
 
 
-def _interval(tensor: Tensor, t: int) -> Tensor:
-    return tensor.detach()[t : t + 1].requires_grad_(tensor.requires_grad)
+def _interval(given: Any, t: int | None) -> Any:
+    if isinstance(given, Noise) and t is not None:
+        return replace(given, start=given.start + t)
+    return (
+        None if given is None or t is None else given.detach()[t : t + 1].requires_grad_(given.requires_grad)
+    )
 
 
 def gradients_of(leaves: dict[Any, Tensor], outputs: list[Tensor], bars: list[Tensor]) -> dict[Any, Tensor]:
@@ -132,10 +137,15 @@ def _one_after_the_other(engine: Stepwise, inputs: Inputs, keep_states: bool) ->
             for key, stack in inputs.stacked.items():
                 own[key].detach().copy_(stack[k])
             p = {name: v[part] if v.ndim else v for name, v in inputs.p.items()}
-            outcomes.append(engine.forward(replace(inputs, x0=inputs.x0[part], p=p, members=1), keep_states)[0])
+            outcomes.append(
+                engine.forward(replace(inputs, x0=inputs.x0[part], p=p, members=1), keep_states)[0]
+            )
     finally:
         for key, q in own.items():
             q.detach().copy_(before[key])
-    joined = [None if parts[0] is None else torch.cat(parts, -1) for parts in zip(*(o[2:] for o in outcomes), strict=True)]
-    states = torch.cat([o.states for o in outcomes], 1) if keep_states else None
-    return Outcome(states, torch.cat([o.last for o in outcomes]), *joined)
+    joined = [
+        None if parts[0] is None else torch.cat(parts, -1)
+        for parts in zip(*(o[2:] for o in outcomes), strict=True)
+    ]
+    states = torch.cat([cast(Tensor, o.states) for o in outcomes], 1) if keep_states else None
+    return Outcome(states, torch.cat([cast(Tensor, o.last) for o in outcomes]), *joined)

@@ -63,7 +63,9 @@ class Kernel:
 
 @functools.cache
 def _template() -> str:
-    return build.with_vectors(importlib.resources.files("solvers.native").joinpath("adaptive.cpp").read_text())
+    return build.with_vectors(
+        importlib.resources.files("solvers.native").joinpath("adaptive.cpp").read_text()
+    )
 
 
 def unsupported(problem: Problem) -> str | None:

@@ -19,7 +19,16 @@ from solvers.native.trace import NativeUnsupportedError
 
 logger = logging.getLogger("solvers")
 
-FLAGS = ("-O2", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+FLAGS = (
+    "-O2",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+)
 """No -ffast-math: a NaN must stay one, and results must not depend on the order of rollouts."""
 
 INSTRUCTION_SETS = {

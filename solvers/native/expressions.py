@@ -154,7 +154,9 @@ def to_cpp(results: Sequence[tuple[str, Node | float]], known: Mapping[Node, str
     def text(value: Node | float) -> str:
         return names[id(value)] if isinstance(value, Node) else literal(value)
 
-    both = {(node.op, node.args[0]): node for node in nodes if node.op in ("sin", "cos") and node not in known}
+    both = {
+        (node.op, node.args[0]): node for node in nodes if node.op in ("sin", "cos") and node not in known
+    }
     for node in nodes:
         if id(node) in names:
             continue
@@ -167,7 +169,9 @@ def to_cpp(results: Sequence[tuple[str, Node | float]], known: Mapping[Node, str
         name = names[id(node)] = f"n{len(lines)}"
         if node.op == "call":
             arguments = ", ".join(map(text, node.args))
-            lines.append(f"const V {name}a[] = {{{arguments}}}; V {name}[{node.size}]; {node.name}(in, {name}a, {name});")
+            lines.append(
+                f"const V {name}a[] = {{{arguments}}}; V {name}[{node.size}]; {node.name}(in, {name}a, {name});"
+            )
         elif (other := both.get(({"sin": "cos", "cos": "sin"}.get(node.op, ""), node.args[0]))) is not None:
             # The two together cost little more than one.
             names[id(other)] = f"{name}o"

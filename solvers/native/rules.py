@@ -120,7 +120,9 @@ def _slice(g: Graph, a: Any, dim: int = 0, start: Any = None, end: Any = None, s
 
 def _select(g: Graph, a: Any, dim: int, index: int) -> np.ndarray:
     index %= a.shape[dim]
-    return np.squeeze(_slice(g, a, dim % a.ndim, index, index + 1), dim)  # a view, so that it can be written into
+    return np.squeeze(
+        _slice(g, a, dim % a.ndim, index, index + 1), dim
+    )  # a view, so that it can be written into
 
 
 def _view(g: Graph, a: Any, shape: Sequence[int], *_: Any) -> np.ndarray:
@@ -152,7 +154,9 @@ def _remainder(g: Graph, a: Any, b: Any) -> np.ndarray:
     return _sub(g, a, _mul(g, b, elementwise("floor", 1)(g, _div(g, a, b))))
 
 
-def _norm(g: Graph, a: Any, order: float = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> np.ndarray:
+def _norm(
+    g: Graph, a: Any, order: float = 2, dims: Any = None, keepdim: bool = False, **_: Any
+) -> np.ndarray:
     if order == 2:
         total = _sum(g, _mul(g, a, a), dims, keepdim)
         zero = elementwise("eq", 2)(g, total, 0.0)  # where torch's gradient is zero
@@ -162,7 +166,9 @@ def _norm(g: Graph, a: Any, order: float = 2, dims: Any = None, keepdim: bool = 
     raise NoRuleError(f"the norm of order {order}")
 
 
-def _variance(g: Graph, a: Any, dims: Any = None, *, correction: Any = 1, keepdim: bool = False) -> np.ndarray:
+def _variance(
+    g: Graph, a: Any, dims: Any = None, *, correction: Any = 1, keepdim: bool = False
+) -> np.ndarray:
     centred = _sub(g, a, _mean(g, a, dims, True))
     total = _sum(g, _mul(g, centred, centred), dims, keepdim)
     return _div(g, total, float(np.size(a) // max(1, np.size(total)) - correction))
@@ -255,7 +261,9 @@ def _solve(g: Graph, a: Any, b: Any, *, left: bool = True, **_: Any) -> list[np.
         raise NoRuleError("a solve from the right")
     vector = b.ndim == 1 or (b.ndim == a.ndim - 1 and b.shape == a.shape[:-1])
     n = a.shape[-1]
-    rows = [np.concatenate((a[..., i, :], (b[..., i, None] if vector else b[..., i, :])), -1) for i in range(n)]
+    rows = [
+        np.concatenate((a[..., i, :], (b[..., i, None] if vector else b[..., i, :])), -1) for i in range(n)
+    ]
     for k in range(n):
         for i in range(k + 1, n):  # the largest of the column comes up
             larger = _gt(g, *(elementwise("abs", 1)(g, rows[r][..., k : k + 1]) for r in (i, k)))
@@ -271,7 +279,12 @@ def _solve(g: Graph, a: Any, b: Any, *, left: bool = True, **_: Any) -> list[np.
         solution[i] = _div(g, rest, rows[i][..., i : i + 1])
     x = np.stack(solution, -2)
     x = x[..., 0] if vector else x
-    return [x, np.full(a.shape, math.nan, object), np.full(a.shape[:-1], 0, object), np.full(a.shape[:-2], 0, object)]
+    return [
+        x,
+        np.full(a.shape, math.nan, object),
+        np.full(a.shape[:-1], 0, object),
+        np.full(a.shape[:-2], 0, object),
+    ]
 
 
 def _cholesky(g: Graph, a: Any, *, upper: bool = False, **_: Any) -> list[np.ndarray]:
@@ -415,7 +428,20 @@ RULES: dict[Any, Callable[..., Any]] = {
     **{getattr(aten, op): elementwise(op, 2) for op in ("lt", "le", "gt", "ge", "eq", "ne")},
     **{
         getattr(aten, op): elementwise(op, 1)
-        for op in ("sin", "cos", "tan", "exp", "log", "tanh", "atan", "abs", "floor", "ceil", "trunc", "round")
+        for op in (
+            "sin",
+            "cos",
+            "tan",
+            "exp",
+            "log",
+            "tanh",
+            "atan",
+            "abs",
+            "floor",
+            "ceil",
+            "trunc",
+            "round",
+        )
     },
     **{getattr(aten, op): elementwise(op, 1) for op in ("asin", "acos")},
     aten.atan2: elementwise("atan2", 2),

@@ -41,6 +41,10 @@ class NativeUnsupportedError(RuntimeError):
     """The function holds something that has no expression here; the message names it and where it came from."""
 
 
+class NotStraightLineError(NativeUnsupportedError):
+    """What is computed depends on values, or is drawn at random."""
+
+
 class Tracer(TorchDispatchMode):
     """While active, every ATen operation on a bound tensor is applied to its array of nodes too.
 
@@ -101,8 +105,11 @@ class Tracer(TorchDispatchMode):
         packet, name = func.overloadpacket, func.overloadpacket.__name__
         inputs = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Tensor)]
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise NativeUnsupportedError(f"{func} draws random numbers{_where()}")
-        if not inputs or name in ("lift_fresh", "lift_fresh_copy"):  # zeros(...), torch.tensor(...) inside the function
+            raise NotStraightLineError(f"{func} draws random numbers{_where()}")
+        if not inputs or name in (
+            "lift_fresh",
+            "lift_fresh_copy",
+        ):  # zeros(...), torch.tensor(...) inside the function
             return self._constant(func(*args, **kwargs))
         in_place = packet not in self.rules and name.endswith("_") and not name.endswith("__")
         rule = self.rules.get(getattr(torch.ops.aten, name[:-1], None) if in_place else packet)
@@ -116,7 +123,7 @@ class Tracer(TorchDispatchMode):
             if not in_place and all(map(_is_constant, map(self.array, inputs))):
                 return self._constant(func(*args, **kwargs))
             if name in _ASKS_FOR_VALUES:
-                raise NativeUnsupportedError(
+                raise NotStraightLineError(
                     f"the value of a tensor decides what is computed ({func}{_where()}); a step must be "
                     "straight-line: torch.where instead of if, no float(), .item() or boolean indexing"
                 ) from None
@@ -143,7 +150,7 @@ class Tracer(TorchDispatchMode):
 
 
 # Not in the class body, where torch would wrap it in a function that imports its compiler (2 s) at the first call.
-Tracer.__torch_dispatch__ = Tracer.dispatch  # type: ignore[method-assign]
+Tracer.__torch_dispatch__ = Tracer.dispatch  # type: ignore[assignment, method-assign]
 
 
 def _is_constant(array: Any) -> bool:
