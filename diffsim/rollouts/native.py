@@ -174,9 +174,11 @@ class Translation:
         env.dt = dt  # type: ignore[misc, assignment]
         dynamics = env.dynamics
         known: dict[tuple[str, ...], str] = {}
+        small = False
 
         def called(t: Any, x: Tensor, u: Tensor, p_given: Any) -> Tensor:
-            if x.shape != (1, self.n) or u.shape[0] != 1 or p_given is not p:
+            nonlocal small
+            if small or x.shape != (1, self.n) or u.shape[0] != 1 or p_given is not p:
                 return dynamics(t, x, u, p_given)
             time = [*tracer.array(t).reshape(-1)] if isinstance(t, Tensor) else [float(t)]
             args = [*time, *tracer.array(x).reshape(-1), *self.policy.scalars(tracer.array(u)).reshape(-1)]
@@ -191,7 +193,8 @@ class Translation:
                 with own:
                     result = dynamics(clock, state, control, p)
             slopes = list(self.policy.scalars(own.array(result)).reshape(-1))
-            if len(slopes) != self.n or len(in_order([q for q in slopes if isinstance(q, Node)])) <= _INLINE:
+            small = len(in_order([q for q in slopes if isinstance(q, Node)])) <= _INLINE
+            if small or len(slopes) != self.n:
                 return dynamics(t, x, u, p)
             key = tuple(str(q.number if isinstance(q, Node) else q) for q in slopes)
             if key not in known:

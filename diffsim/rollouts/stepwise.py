@@ -106,11 +106,11 @@ def _interval(given: Any, t: int | None) -> Any:
 
 def gradients_of(leaves: dict[Any, Tensor], outputs: list[Tensor], bars: list[Tensor]) -> dict[Any, Tensor]:
     """Vector-Jacobian product with respect to ``leaves``, by their names; absent where nothing depends on them."""
-    pairs = [(output, bar) for output, bar in zip(outputs, bars, strict=True) if output.requires_grad]
-    if not pairs:
+    terms = [(output * bar).sum() for output, bar in zip(outputs, bars, strict=True) if output.requires_grad]
+    if not terms:
         return {}
-    ends, weights = zip(*pairs, strict=True)
-    results = torch.autograd.grad(ends, list(leaves.values()), weights, allow_unused=True)
+    # Of their sum, because cotangents given to autograd.grad make torch import sympy (half a second).
+    results = torch.autograd.grad(torch.stack(terms).sum(), list(leaves.values()), allow_unused=True)
     return {name: g for name, g in zip(leaves, results, strict=True) if g is not None}
 
 
