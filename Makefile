@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test conformance lint clean
 
 demo: $(VENV)/.installed-demo
 	@rm -rf $(DEMO)
@@ -19,6 +19,10 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest
+
+# Every simulator on every back end: about ten minutes of compiling.
+conformance: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

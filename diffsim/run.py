@@ -213,7 +213,7 @@ class Run:
         """One update of the algorithm, into the history and before the user's eyes."""
         started = time.perf_counter()
         record = self.algorithm.step()
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - record.compile_seconds
         row = self._account(record, seconds)
         for name, column in self.history.items():
             column.append(row[name])

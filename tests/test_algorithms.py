@@ -20,7 +20,7 @@ from solvers.runge_kutta import Euler
 
 def build(algorithm="short_window", env="pendulum", optimizer=None, **settings):
     options = {"batch": 8} if algorithm == "short_window" else {"batch": 4, "horizon": 12}
-    chosen = {k: settings.pop(k) for k in ("updates", "seed", "dtype", "policy") if k in settings}
+    chosen = {k: settings.pop(k) for k in ("updates", "seed", "dtype", "policy", "backend") if k in settings}
     layers = [
         {"env": env, "updates": 8, **chosen},
         {"algorithm": {"name": algorithm, **options, **settings}},
@@ -380,3 +380,25 @@ def test_the_critic_is_fitted_to_as_many_windows_as_asked(windows):
     for update in range(1, 6):
         algorithm.step()
         assert len(algorithm._data) == min(update, windows)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_native_rollouts_train_as_eager_ones_and_resume_to_the_bit(algorithm):
+    eager, native, stopped = (build(algorithm, backend=b) for b in ("eager", "native", "native"))
+    records = [[a.step() for _ in range(6)] for a in (eager, native)]
+    assert [type(e).__name__ for e in native.rollout._engines.values()] == ["Native"]
+    for ours, theirs in zip(*records, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-3)
+        assert ours.env_steps == theirs.env_steps
+    for _ in range(3):
+        stopped.step()
+    resumed = build(algorithm, backend="native")
+    resumed.load_state_dict(stopped.state_dict())
+    for _ in range(3):
+        resumed.step()
+    assert same(resumed.state_dict(), native.state_dict())
+    x = native.env.reset(5, torch.Generator().manual_seed(0))
+    assert torch.allclose(native.returns(x), Rollout(native.env, native.policy, backend="eager").returns(x), rtol=1e-3)
+    assert len(native.rollout._engines) == 1  # evaluation takes the kernel of training
+    assert records[1][0].compile_seconds > 0
+    assert not any(record.compile_seconds for record in (*records[0], *records[1][1:]))

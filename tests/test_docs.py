@@ -59,6 +59,14 @@ def test_the_solvers_example_runs():
     assert names["solution"].xs.shape == (3, 2, 2)
 
 
+def test_the_rollouts_example_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "rollouts.md").read_text(), re.S)
+    names: dict = {}
+    exec(code, names)
+    assert names["trajectory"].states.shape == (51, 64, 17)
+    assert all(q.grad is not None and q.grad.any() for q in names["policy"].parameters())
+
+
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
 )

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -575,3 +576,31 @@ def test_nan_states_stay_nan_and_stay_alone():
     assert got.costs[:, 13].isnan().all()
     others = torch.arange(70) != 13
     assert torch.equal(got.states[:, others], right.states[:, others])
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "plain"])
+def test_every_instruction_set(isa, monkeypatch, caplog):
+    """One kernel source for all; the cache keeps them apart."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if isa != "plain" and {"avx512": "avx512f", "avx2": "avx2"}[isa] not in flags:
+        pytest.skip(f"this processor has no {isa}")
+    monkeypatch.setenv("DIFFSIM_ISA", isa)
+    for dtype, tolerance in ((F64, 1e-10), (F32, 1e-4)):
+        env = CartPole()
+        policy, terminal = make_policy(env, NETWORKS["layer norm"], dtype=dtype), FinalCost(env, dtype)
+        compare(env, policy, 37, 3, dtype, "native", tolerance, terminal=terminal, caplog=caplog)
+
+
+def test_an_unknown_instruction_set_and_a_missing_compiler_are_fall_backs(monkeypatch, caplog):
+    env = CartPole()
+    x = env.reset(3, torch.Generator().manual_seed(0), F64)
+    monkeypatch.setenv("DIFFSIM_ISA", "avx1024")
+    assert torch.isfinite(Rollout(env, make_policy(env))(x, 2).costs).all()
+    assert "'avx1024'; known: native, avx512, avx2, plain" in caplog.records[-1].getMessage()
+    monkeypatch.delenv("DIFFSIM_ISA")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(build, "_toolchain", build._toolchain.__wrapped__)
+    assert torch.isfinite(Rollout(env, make_policy(env, NETWORKS["relu"]))(x, 2).costs).all()
+    assert "there is no C++ compiler" in caplog.records[-1].getMessage()
+    assert len(caplog.records) == 2

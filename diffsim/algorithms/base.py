@@ -24,7 +24,7 @@ class Record(NamedTuple):
     gradient_evaluations: int
     """Evaluations of the policy's objective with its gradient."""
     compile_seconds: float = 0.0
-    """Of the update's time, what went into compiling rollouts."""
+    """Of the update's time, what went into compiling rollouts; it is accounted for apart."""
     dropped: str = ""
     """Why the update left the parameters alone; empty if it did not."""
 

@@ -356,9 +356,11 @@ def fingerprint(value: Any) -> Any:
 def _plain(value: object) -> list[Any]:
     parts: list[Any] = []
     for name, v in getattr(value, "__dict__", {}).items():
+        if name[0] == "_":
+            continue
         if isinstance(v, Tensor):
             parts += (name, id(v))
-        elif isinstance(v, (int, float, str, tuple)) and name[0] != "_":
+        elif isinstance(v, (int, float, str, tuple)):
             parts += (name, str(v))
     return parts
 
