@@ -398,7 +398,9 @@ def test_native_rollouts_train_as_eager_ones_and_resume_to_the_bit(algorithm):
         resumed.step()
     assert same(resumed.state_dict(), native.state_dict())
     x = native.env.reset(5, torch.Generator().manual_seed(0))
-    assert torch.allclose(native.returns(x), Rollout(native.env, native.policy, backend="eager").returns(x), rtol=1e-3)
+    assert torch.allclose(
+        native.returns(x), Rollout(native.env, native.policy, backend="eager").returns(x), rtol=1e-3
+    )
     assert len(native.rollout._engines) == 1  # evaluation takes the kernel of training
     assert records[1][0].compile_seconds > 0
     assert not any(record.compile_seconds for record in (*records[0], *records[1][1:]))

@@ -130,8 +130,8 @@ template <int R, int C, bool ADD, class Finish>
 static inline void rows(const T* w, int64_t row, int64_t column, int count, const V* in, int in_row, V* out, int out_row, int width, Finish finish) {
   int first = 0;
   for (; first + R <= width; first += R) tile<R, C, ADD>(w, row, column, count, in, in_row, out, out_row, first, finish);
-  for (; first + 2 <= width; first += 2) tile<2, C, ADD>(w, row, column, count, in, in_row, out, out_row, first, finish);
-  if (first < width) tile<1, C, ADD>(w, row, column, count, in, in_row, out, out_row, first, finish);
+  if (first + 4 <= width) tile<4, C, ADD>(w, row, column, count, in, in_row, out, out_row, first, finish), first += 4;
+  for (; first < width; first++) tile<1, C, ADD>(w, row, column, count, in, in_row, out, out_row, first, finish);
 }
 
 // out[j][c] = finish(j, sum_k w[j * row + k * column] in[k][c]) for j < width and c < columns; rows of vectors.
