@@ -134,7 +134,7 @@ def test_a_terminal_sees_one_live_line(tmp_path):
     [
         (
             ["train", "pendulm"],
-            "unknown environment 'pendulm'; did you mean 'pendulum'? known: pendulum",
+            "unknown environment 'pendulm'; did you mean 'pendulum'? known: arm7, pendulum, quadrotor",
         ),
         (["train", "pendulum", "--optimizer", "adm"], "unknown optimizer 'adm'; did you mean 'adam'?"),
         (

@@ -13,9 +13,10 @@ from diffsim.policy import MLP, Policy
 from diffsim.rollouts import Noise, Rollout, randomised
 from examples.cartpole import CartPole
 from robotics_envs import ENVIRONMENTS, make_env
-from robotics_envs.base import Box, Env
+from robotics_envs.base import Box, Env, Parameter
 from solvers.native import build
 from solvers.native.trace import NativeUnsupportedError
+from solvers.runge_kutta import Euler
 
 F32, F64 = torch.float32, torch.float64
 SIMULATORS = [*ENVIRONMENTS, "cartpole"]
@@ -449,6 +450,27 @@ class Rounded(nn.Module):
         return Straight.apply(3 * self.layer(o))
 
 
+class Leaking(CartPole):
+    def dynamics(self, t, x, u, p):
+        return super().dynamics(t, x, u, p) * (1.0 if max(x.detach().flatten().tolist()) > 100 else 1.1)
+
+
+class Mixing(CartPole):
+    def cost(self, x, u, p):
+        return super().cost(x, u, p) / len(x)
+
+
+class Twice(nn.Module):
+    """A penalty on a layer's own weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = nn.Linear(5, 40), nn.Linear(40, 1)
+
+    def forward(self, o):
+        return self.last(torch.tanh(self.layer(o))) + 1e-4 * self.layer.weight.square().sum()
+
+
 class Ragged(nn.Module):
     """A convolution: nothing has a rule for it."""
 
@@ -468,7 +490,10 @@ class Ragged(nn.Module):
             nn.Linear(5, 1),
             r"decides what is computed .*test_rollouts.py:\d+: return super.*torch.where",
         ),
-        (CartPole(), Rounded(), "gradient of the compiled step differs.*autograd.Function"),
+        (CartPole(), Rounded(), "does not see the gradient of torch.autograd.Function Straight"),
+        (Leaking(), nn.Linear(5, 1), r"leave torch \(tolist .*test_rollouts.py"),
+        (Mixing(), nn.Linear(5, 1), "does the step mix rollouts"),
+        (CartPole(), Twice(), "a weight matrix is used in a layer and outside of it"),
         (CartPole(), Ragged(), r"no C\+\+ for the operation aten.convolution"),
     ],
 )
@@ -604,3 +629,148 @@ def test_an_unknown_instruction_set_and_a_missing_compiler_are_fall_backs(monkey
     assert torch.isfinite(Rollout(env, make_policy(env, NETWORKS["relu"]))(x, 2).costs).all()
     assert "there is no C++ compiler" in caplog.records[-1].getMessage()
     assert len(caplog.records) == 2
+
+
+class Watched(CartPole):
+    """Everything a number can hide in."""
+
+    gain = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self._hidden, self.items, self.table = 1.0, [1.0, 2.0], {"a": 1.0}
+        self.order, self.mask = torch.tensor([0, 1]), torch.tensor([True, False])
+        self.shape = torch.cos
+
+    def cost(self, x, u, p):
+        factor = self.gain * self._hidden * self.items[1] * self.table["a"]
+        return factor * self.shape(x[:, self.order[1]]) + torch.where(self.mask, x[:, :2], 2 * x[:, 2:]).sum(
+            -1
+        )
+
+
+def _swap_activation(env, policy):
+    policy.network[1] = nn.Sigmoid()
+
+
+def _new_weights(env, policy):
+    for a, b in zip(policy.network.parameters(), MLP(5, 1, (24, 12)).to(F64).parameters(), strict=True):
+        a.data = b.data
+
+
+CHANGES = {
+    "activation": _swap_activation,
+    "hook": lambda env, policy: policy.network[0].register_forward_hook(lambda module, inputs, out: 2 * out),
+    "class attribute": lambda env, policy: setattr(type(env), "gain", 3.0),
+    "private number": lambda env, policy: setattr(env, "_hidden", 2.0),
+    "list": lambda env, policy: env.items.__setitem__(1, 5.0),
+    "dict": lambda env, policy: env.table.__setitem__("a", 5.0),
+    "function": lambda env, policy: setattr(env, "shape", torch.sin),
+    "index": lambda env, policy: env.order.copy_(torch.tensor([1, 0])),
+    "mask": lambda env, policy: env.mask.copy_(torch.tensor([False, False])),
+    "box": lambda env, policy: setattr(env, "action_box", Box.symmetric(0.01)),
+    "solver": lambda env, policy: setattr(env, "solver", Euler()),
+    "shape": _new_weights,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_a_change_is_seen(change, monkeypatch):
+    monkeypatch.setattr(Watched, "gain", 1.0)
+    env = Watched()
+    policy = make_policy(env)
+    x = env.reset(5, torch.Generator().manual_seed(0), F64)
+    rollout = Rollout(env, policy, backend="native")
+    first = rollout(x, 4).costs
+    CHANGES[change](env, policy)
+    right = loop(env, policy, x, 4, env.params(x))[1]
+    assert worst([first], [right]) > 1e-6
+    assert worst([rollout(x, 4).costs], [right]) < 1e-12
+
+
+class Drawing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 1).to(F64)
+        self.register_buffer("calls", torch.zeros((), dtype=F64))
+
+    def forward(self, o):
+        return self.layer(nn.functional.dropout(o, 0.5, self.training)) + self.calls
+
+
+class Counting(Drawing):
+    def forward(self, o):
+        self.calls += 1.0
+        return self.layer(o) + 0.01 * self.calls
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(Drawing, "draws from torch's global generator"), (Counting, "changes a buffer")]
+)
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_what_changes_when_it_is_computed_again_is_computed_once(kind, why, backend, caplog):
+    env, results = CartPole(), []
+    policy = kind()
+    x = env.reset(5, torch.Generator().manual_seed(0), F64)
+    for ours in (False, True):
+        torch.manual_seed(3)
+        policy.calls.zero_()
+        run = lambda: Rollout(env, policy, backend=backend)(x, 4).costs
+        costs = run() if ours else loop(env, policy, x, 4, env.params(x))[1]
+        results.append(
+            [costs, *torch.autograd.grad(costs.sum(), list(policy.parameters())), policy.calls.clone()]
+        )
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+    assert why in caplog.records[0].getMessage()
+
+
+def test_a_buffer_changed_before_backward_is_noticed():
+    env = CartPole()
+    policy = make_policy(env)
+    x = env.reset(5, torch.Generator().manual_seed(0), F64)
+    for backend in ("eager", "native"):
+        costs = Rollout(env, policy, backend=backend)(x, 3).costs
+        policy.scale.mul_(1.5)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            costs.sum().backward()
+
+
+def test_part_of_a_library_is_built_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFSIM_CACHE", str(tmp_path))
+    source = 'extern "C" int three() { return 3; }'
+    build._load.cache_clear()
+    assert build.load(source).three() == 3
+    (library,) = tmp_path.glob("*.so")
+    whole = library.read_bytes()
+    library.unlink()
+    library.write_bytes(whole[: len(whole) // 2])
+    build._load.cache_clear()
+    assert build.load(source).three() == 3
+
+
+def test_names_of_parameters_are_the_simulators_own():
+    class Named(CartPole):
+        parameters = (
+            *CartPole.parameters,
+            Parameter("x0", 0.3, "m", source="chosen"),
+            Parameter("noise", 0.2, "1"),
+        )
+
+        def cost(self, x, u, p):
+            return (x[:, 0] - p["x0"]).square() * p["noise"]
+
+    env = Named()
+    compare(env, make_policy(env), 7, 3, F64, "native", 1e-10)
+
+
+def test_a_population_with_a_frozen_parameter():
+    env = CartPole()
+    policy = make_policy(env)
+    policy.network[0].weight.requires_grad_(False)
+    x = env.reset(4, torch.Generator().manual_seed(0), F64)
+    stacked = {k: torch.stack([v, 1.1 * v]).detach() for k, v in policy.named_parameters()}
+    eager, native = (Rollout(env, policy, backend=b).population(stacked, x, 3) for b in ("eager", "native"))
+    assert torch.allclose(eager, native, rtol=1e-12)
+    assert not torch.allclose(eager[0], eager[1])

@@ -6,8 +6,9 @@ States are kept as ``[n, B]``, so that generated loops run over rollouts.  A new
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,7 +69,8 @@ class Inductor(Stepwise):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)  # torch's, about itself
-                    self._functions[batch] = _compile(inputs, self.gradient)
+                    with _put_back(inputs.modules):
+                        self._functions[batch] = _compile(inputs, self.gradient)
             except Exception as error:  # compilers fail in too many ways to list
                 raise UnsupportedError(f"TorchInductor: {type(error).__name__}: {error}") from error
         return self._functions[batch]
@@ -86,6 +88,17 @@ class Inductor(Stepwise):
         pulled = dict(zip(names, results, strict=True))
         pulled["x0"] = pulled["x0"].t()
         return pulled
+
+
+@contextlib.contextmanager
+def _put_back(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Tracing a functional call may leave other objects in the place of a module's parameters."""
+    own = [(q, dict(q._parameters)) for module in modules for q in module.modules()]
+    try:
+        yield
+    finally:
+        for module, parameters in own:
+            module._parameters.update(parameters)
 
 
 def _others(inputs: Inputs, t: int) -> dict[Any, Tensor]:
@@ -114,7 +127,7 @@ def _compile(inputs: Inputs, gradient: bool) -> tuple[Function, Function | None]
         one = at_interval(inputs, 0, x) if grad else replace(inputs, x0=x)
         return replace(
             one,
-            p={k: wanted[k] for k in inputs.p},
+            p={k: wanted["p", k] for k in inputs.p},
             **{k: wanted[k].unsqueeze(0) for k in ("noise", "controls") if k in wanted},
         ), wanted
 

@@ -52,8 +52,11 @@ class Inputs:
         return None if self.noise is None else self.noise[t]
 
     def named(self) -> dict[Any, Tensor]:
-        """Every tensor that a gradient may be wanted of: ``x0``, noise, controls, p by name, parameters by identity."""
-        named: dict[Any, Tensor] = {"x0": self.x0, **self.p}
+        """Every tensor that a gradient may be wanted of.
+
+        By ``"x0"``, ``"noise"``, ``"controls"``, ``("p", name)`` and, for parameters, their identity.
+        """
+        named: dict[Any, Tensor] = {"x0": self.x0, **{("p", name): value for name, value in self.p.items()}}
         if isinstance(self.noise, Tensor):
             named["noise"] = self.noise
         if self.controls is not None:
@@ -83,6 +86,8 @@ class Engine(abc.ABC):
 
     compiled: ClassVar[bool] = True
     """Whether making it ready takes time worth accounting for."""
+    constant: frozenset[str] = frozenset()
+    """Names of the results that depend on nothing a gradient is wanted of."""
 
     @classmethod
     @abc.abstractmethod

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import types
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,41 +13,97 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffsim.rollouts.inputs import Inputs
 
 
-def fingerprint(value: Any) -> Any:
-    """Equal for objects that trace alike: numbers and words among their attributes, tensors by identity."""
-    if isinstance(value, nn.Module):
-        parts: list[Any] = []
-        for module in value.modules():
-            held = (*module._parameters.values(), *module._buffers.values())
-            parts += (module.training, *map(id, held), *_plain(module))
-        return tuple(parts)
-    owner = getattr(value, "__self__", None)
-    if owner is not None:
-        return id(value.__func__), fingerprint(owner)
-    cells = [fingerprint(c.cell_contents) for c in getattr(value, "__closure__", None) or ()]
-    return (id(value), *_plain(value), *cells)
+class _Same:
+    """An object by identity, kept alive so that no other takes its address."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
 
 
-def _plain(value: object) -> list[Any]:
+def fingerprint(*values: Any) -> tuple[Any, ...]:
+    """Equal for objects that trace alike.
+
+    Numbers and words count by value, at any depth of lists, dicts and attributes (of classes too); tensors and
+    functions by identity; tensors of whole numbers, which a trace takes for constants, also by their version.
+    """
     parts: list[Any] = []
-    for name, v in getattr(value, "__dict__", {}).items():
-        if name[0] == "_":
-            continue
-        if isinstance(v, Tensor):
-            parts += (name, id(v))
-        elif isinstance(v, (int, float, str, tuple)):
-            parts += (name, str(v))
-    return parts
+    seen: dict[int, int] = {}
+    for value in values:
+        _collect(value, parts, seen)
+    return tuple(parts)
+
+
+_OF_MODULES = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _collect(value: Any, parts: list[Any], seen: dict[int, int]) -> None:
+    if value is None or isinstance(value, (int, float, complex, str, bytes)):
+        parts += (type(value), str(value))
+    elif isinstance(value, Tensor):
+        parts += (_Same(value), value.shape, value.dtype)
+        if not value.is_floating_point() and not value.is_inference():
+            parts.append(value._version)
+    elif id(value) in seen:
+        parts.append(seen[id(value)])
+    elif isinstance(value, (types.ModuleType, type)):
+        parts.append(_Same(value))
+    else:
+        seen[id(value)] = len(seen)
+        _collect_parts(value, parts, seen)
+
+
+def _collect_parts(value: Any, parts: list[Any], seen: dict[int, int]) -> None:
+    if isinstance(value, Mapping):
+        parts += (dict, len(value))
+        for key, entry in value.items():
+            parts.append(str(key))
+            _collect(entry, parts, seen)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        parts += (type(value), len(value))
+        for entry in value:
+            _collect(entry, parts, seen)
+    elif isinstance(value, types.MethodType):
+        parts.append(_Same(value.__func__))
+        _collect(value.__self__, parts, seen)
+    elif isinstance(value, types.FunctionType):
+        parts.append(_Same(value))
+        for held in (*(value.__closure__ or ()), *(value.__defaults__ or ())):
+            _collect(held.cell_contents if isinstance(held, types.CellType) else held, parts, seen)
+    elif isinstance(value, nn.Module):
+        parts.append(type(value))
+        parts += [_Same(hook) for name in _HOOKS for hook in getattr(value, name).values()]
+        for name, entry in vars(value).items():
+            if name not in _OF_MODULES:
+                _collect(entry, parts, seen)
+    elif hasattr(value, "__dict__"):
+        parts.append(type(value))
+        for kind in (value, *type(value).__mro__):
+            if getattr(kind, "__module__", "").partition(".")[0] in ("builtins", "abc", "torch", "numpy"):
+                break
+            for name, entry in vars(kind).items():
+                if name[:2] != "__" and name != "_abc_impl":
+                    parts.append(name)
+                    _collect(entry, parts, seen)
+    else:
+        parts.append(_Same(value))
 
 
 def _one_step(inputs: Inputs, x: Tensor) -> list[Tensor]:
-    """What the first control interval of one rollout from ``x [1, n]`` gives."""
-    p = {name: (v[:1] if v.ndim else v).detach() for name, v in inputs.p.items()}
+    """What the first control interval of a few rollouts from ``x [few, n]`` gives."""
+    few = len(x)
+    p = {name: (v[:few] if v.ndim else v).detach() for name, v in inputs.p.items()}
     if inputs.controls is not None:
-        u = inputs.controls.detach()[0, :1]
+        u = inputs.controls.detach()[0, :few]
     else:
         noise = inputs.noise_at(0)
-        u = inputs.act(x, None if noise is None else noise.detach()[:1])
+        u = inputs.act(x, None if noise is None else noise.detach()[:few])
     return [*inputs.env.step(x, u, p), *([] if inputs.terminal is None else [inputs.terminal(x)])]
 
 
@@ -66,26 +124,50 @@ _Counter.__torch_dispatch__ = _Counter.dispatch  # type: ignore[assignment, meth
 def operations(inputs: Inputs) -> int:
     """How many operations of torch a control interval takes."""
     with _Counter() as counter:
-        _one_step(inputs, inputs.x0[:1])
+        _one_step(inputs, inputs.x0[:3])
     return counter.count
 
 
-def without_gradient(inputs: Inputs) -> frozenset[str]:
-    """The results (of ``Outcome``) that depend on no state, action or parameter.
+class Findings(NamedTuple):
+    """What a look at one control interval found out."""
+
+    constant: frozenset[str]
+    """The results (of ``Outcome``) that depend on no state, action or parameter."""
+    functions: tuple[str, ...]
+    """Names of the ``torch.autograd.Function`` in it that no back end's trace knows."""
+    changing: str
+    """Why computing a step again gives something else; empty if it does not."""
+
+
+def look(inputs: Inputs) -> Findings:
+    """Run one control interval of a few rollouts under autograd; random state and buffers are put back.
 
     Raises:
         ValueError: a tensor that requires a gradient is not among those that one is computed for.
     """
+    buffers = [q for module in inputs.modules for q in module.buffers()]
+    before, versions = [q.clone() for q in buffers], [q._version for q in buffers]
+    state = torch.get_rng_state()
     with torch.enable_grad():
-        x = inputs.x0.detach()[:1].requires_grad_()
+        x = inputs.x0.detach()[:3].clone().requires_grad_()
         outputs = _one_step(inputs, x)
+    changing = "" if torch.equal(state, torch.get_rng_state()) else "draws from torch's global generator"
+    torch.set_rng_state(state)
+    if versions != [q._version for q in buffers]:
+        changing = "changes a buffer"
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
     known = {id(x), *map(id, inputs.parameters)}
+    functions: list[str] = []
     stack, seen = [q.grad_fn for q in outputs], set()
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            functions.append(type(node).__name__.removesuffix("Backward"))
         variable = getattr(node, "variable", None)
         if variable is not None and id(variable) not in known:
             raise ValueError(
@@ -95,4 +177,5 @@ def without_gradient(inputs: Inputs) -> frozenset[str]:
             )
         stack.extend(following for following, _ in node.next_functions)
     named = zip(("last", "costs", "values"), outputs, strict=False)
-    return frozenset(name for name, output in named if not output.requires_grad)
+    constant = frozenset(name for name, output in named if not output.requires_grad)
+    return Findings(constant, tuple(f for f in functions if f != "ProjectedClip"), changing)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from diffsim.errors import ConfigError
 from diffsim.rollouts.inputs import Engine, Inputs, Outcome, UnsupportedError
-from diffsim.rollouts.inspection import fingerprint, operations, without_gradient
+from diffsim.rollouts.inspection import Findings, fingerprint, look, operations
 from diffsim.rollouts.noise import Noise
+from diffsim.rollouts.stepwise import Unrolled
 from robotics_envs.base import Costs, Env, Params, States
 from solvers.catalogue import Catalogue, unknown
 
@@ -36,6 +37,9 @@ _FEW = 256
 _COMPILING = {"native": 3.0, "inductor": 30.0}
 """Seconds that compiling takes, roughly; see docs/rollouts.md for what was measured."""
 
+
+_MOST_ENGINES = 16
+"""Back ends that a rollout keeps ready; the oldest go first."""
 
 _TOGETHER = 50
 """Control intervals of an episode that are in memory at a time."""
@@ -94,7 +98,6 @@ class Rollout:
         self.threads = threads
         self.expected_steps = expected_steps
         self._engines: dict[Any, Engine] = {}
-        self._constant: dict[Engine, frozenset[str]] = {}
         self._said: set[str] = set()
         self.compile_seconds = 0.0
         """Time spent on making back ends ready, so far."""
@@ -128,7 +131,9 @@ class Rollout:
         engine = self._engine(inputs, gradient)
         if not gradient:
             return _trajectory(engine.forward(inputs, keep_states)[0])
-        return Trajectory(*_Function.apply(engine, self._constant[engine], inputs, *inputs.named().values()))
+        if isinstance(engine, Unrolled):
+            return _trajectory(engine.unrolled(inputs))
+        return Trajectory(*_Function.apply(engine, inputs, *inputs.named().values()))
 
     @torch.no_grad()
     def returns(self, x0: States, p: Params | None = None, noise: Float[Tensor, " m"] | None = None) -> Costs:
@@ -232,27 +237,38 @@ class Rollout:
                 raise ValueError(
                     f"{name} has the shape {tuple(tensor.shape)}, expected [steps, B, m] = {[steps, len(x0), m]}"
                 )
-        for name, tensor in (*shapes.items(), *p.items()):
-            if tensor is None:
-                continue
+        for name, tensor in p.items():
             if not isinstance(tensor, Tensor):
-                raise ValueError(f"{name} = {tensor!r} must be a tensor")
-            if tensor.dtype != x0.dtype or tensor.device != x0.device:
-                raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, x0 {x0.dtype} on {x0.device}")
-            if name in p and tensor.shape not in ((), (len(x0),)):
+                raise ValueError(f"p[{name!r}] = {tensor!r} must be a tensor")
+            if tensor.shape not in ((), (len(x0),)):
                 raise ValueError(
                     f"p[{name!r}] has the shape {tuple(tensor.shape)}, expected [] or [{len(x0)}]"
                 )
+        given = {**shapes, **{f"p[{name!r}]": value for name, value in p.items()}}
+        for name, tensor in given.items():
+            if tensor is not None and (tensor.dtype != x0.dtype or tensor.device != x0.device):
+                raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, x0 {x0.dtype} on {x0.device}")
         modules = [q for q in (policy, self.terminal) if isinstance(q, nn.Module)]
-        parameters = {id(q): q for module in modules for q in module.parameters() if q.requires_grad}
+        parameters = {id(q): q for module in modules for q in module.parameters()}
         for q in parameters.values():
             if q.dtype != x0.dtype or q.device != x0.device:
                 raise ValueError(f"the policy has {q.dtype} on {q.device}, x0 is {x0.dtype} on {x0.device}")
         threads = self.threads or (1 if len(x0) < _FEW else torch.get_num_threads())
+        trained = tuple(q for q in parameters.values() if q.requires_grad)
         return Inputs(
-            env, self._act, self.terminal, x0, steps, p, noise, controls, tuple(modules), tuple(parameters.values()),
-            truncate, threads,
-        )  # fmt: skip
+            env,
+            self._act,
+            self.terminal,
+            x0,
+            steps,
+            p,
+            noise,
+            controls,
+            tuple(modules),
+            trained,
+            truncate,
+            threads,
+        )
 
     def _act(self, x: Tensor, noise: Tensor | None) -> Tensor:
         assert self.policy is not None
@@ -262,29 +278,47 @@ class Rollout:
     def _engine(self, inputs: Inputs, gradient: bool) -> Engine:
         """The back end for these inputs, made ready if it is new."""
         kinds = [(name, v.ndim, v.requires_grad) for name, v in inputs.named().items()]
-        held = [fingerprint(q) for q in (self.env, self.policy, self.terminal)]
+        held = fingerprint(self.env, self.policy, self.terminal)
         common = (inputs.x0.dtype, inputs.x0.device, type(inputs.noise), *kinds, *held)
         key = (gradient, common)
         if (True, common) in self._engines:
             return self._engines[True, common]  # what was made ready for gradients does without them too
         if key not in self._engines:
             started = time.perf_counter()
-            constant = without_gradient(inputs) if gradient else frozenset()
-            self._engines[key] = engine = self._ready(inputs, gradient)
-            self._constant[engine] = constant
+            with torch.inference_mode(False):
+                findings = look(inputs) if gradient else Findings(frozenset(), (), "")
+                engine = self._ready(inputs, gradient, findings)
+            engine.constant = findings.constant
             if engine.compiled:
                 self.compile_seconds += time.perf_counter() - started
+            while len(self._engines) >= _MOST_ENGINES:
+                self._engines.pop(next(iter(self._engines)))
+            self._engines[key] = engine
         return self._engines[key]
 
-    def _ready(self, inputs: Inputs, gradient: bool) -> Engine:
+    def _ready(self, inputs: Inputs, gradient: bool, findings: Findings) -> Engine:
+        if findings.changing:
+            self._say(
+                f"the rollout {findings.changing}, so its steps cannot be computed again: plain autograd, which keeps "
+                "every step's graph; hand random numbers in as noise to avoid it"
+            )
+            return Unrolled()
         for name in self._candidates(inputs):
             try:
+                if name == "native" and findings.functions:
+                    known = ", ".join(findings.functions)
+                    raise UnsupportedError(
+                        f"a trace does not see the gradient of torch.autograd.Function {known}"
+                    )
                 return BACKENDS.load(name).prepare(inputs, gradient)
             except UnsupportedError as error:
-                if str(error) not in self._said:
-                    self._said.add(str(error))
-                    logger.warning("backend %r cannot run this rollout, another one will: %s", name, error)
+                self._say(f"backend {name!r} cannot run this rollout, another one will: {error}")
         raise AssertionError("eager can run every rollout")
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning(message)
 
     def _candidates(self, inputs: Inputs) -> list[str]:
         """Back ends in the order to try them."""
@@ -307,19 +341,17 @@ def _trajectory(outcome: Outcome) -> Trajectory:
 
 
 class _Function(torch.autograd.Function):
-    """``apply(engine, constant, inputs, *inputs.named().values()) -> last, costs, states, values``.
-
-    ``constant`` names the results that depend on nothing a gradient is wanted of.
-    """
+    """``apply(engine, inputs, *inputs.named().values()) -> last, costs, states, values``."""
 
     @staticmethod
-    def forward(ctx: Any, engine: Engine, constant: frozenset[str], inputs: Inputs, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, engine: Engine, inputs: Inputs, *tensors: Tensor) -> Any:
         outcome, ctx.kept = engine.forward(inputs, keep_states=True)
         ctx.engine, ctx.inputs = engine, inputs
         ctx.set_materialize_grads(False)
         # Saving what was given, not only the states: autograd then notices if somebody writes into it.
-        ctx.save_for_backward(outcome.states, *tensors)
-        ctx.mark_non_differentiable(*(getattr(outcome, name) for name in constant))
+        held = [q for module in inputs.modules for q in (*module.parameters(), *module.buffers())]
+        ctx.save_for_backward(outcome.states, *tensors, *held)
+        ctx.mark_non_differentiable(*(getattr(outcome, name) for name in engine.constant))
         return _trajectory(outcome)[:]
 
     @staticmethod
@@ -335,4 +367,4 @@ class _Function(torch.autograd.Function):
             ctx.inputs, states, Outcome(by_states, by_last, by_costs, by_values), ctx.kept
         )
         gradients = [found.get(name) if tensor.requires_grad else None for name, tensor in named.items()]
-        return None, None, None, *gradients
+        return None, None, *gradients

@@ -81,6 +81,23 @@ class Stepwise(Engine):
         return {"x0": by_x, **total}
 
 
+class Unrolled(Stepwise):
+    """Plain autograd through every step, for what gives another result when it is computed again."""
+
+    def unrolled(self, inputs: Inputs) -> Outcome:
+        """Simulate under autograd."""
+        x = inputs.x0
+        states, costs = [x], []
+        for t in range(inputs.steps):
+            if inputs.truncate and t and t % inputs.truncate == 0:
+                x = x.detach()
+            x, cost = self.step(inputs, t, x)
+            states.append(x)
+            costs.append(cost)
+        values = None if inputs.terminal is None else inputs.terminal(x)
+        return Outcome(torch.stack(states), x, torch.stack(costs), values)
+
+
 def at_interval(inputs: Inputs, t: int | None, x: Tensor) -> Inputs:
     """The inputs of one control interval as leaves of a graph of its own; parameters are leaves already."""
 
@@ -128,7 +145,7 @@ def _add(total: dict[Any, Tensor], terms: dict[Any, Tensor]) -> None:
 def _one_after_the_other(engine: Stepwise, inputs: Inputs, keep_states: bool) -> Outcome:
     """A population's policies in turn; their parameters are put back afterwards."""
     each = len(inputs.x0) // inputs.members
-    own = {id(q): q for q in inputs.parameters}
+    own = {id(q): q for module in inputs.modules for q in module.parameters()}
     before = {key: q.detach().clone() for key, q in own.items()}
     outcomes = []
     try:

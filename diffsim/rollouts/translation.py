@@ -227,6 +227,9 @@ class Translation:
     ) -> list[tuple[str, Node | float]]:
         """Assignments of the gradient: to ``inputs`` by C++ target (``"by_x[0] ="``), and to all parameters."""
         below = set(in_order([q for q in outputs if isinstance(q, Node)]))
+        weights = {f"splat(in.shared[{op.weight}]" for op in self._linears() if self.slots[op.weight].wanted}
+        if any(node.name.partition("]")[0] + "]" in weights for node in below if node.op == "input"):
+            raise NativeUnsupportedError("a weight matrix is used in a layer and outside of it")
         gathered: dict[str, Node] = {}
         for k, (name, node) in enumerate(zip(self.own_names, self.own, strict=True)):
             if self.inputs.p[name].requires_grad and node in below:

@@ -9,6 +9,7 @@ import importlib.resources
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -77,7 +78,9 @@ def _toolchain() -> tuple[str, str]:
     if compiler is None:
         raise NativeUnsupportedError("there is no C++ compiler (g++, clang++ or $CXX)")
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        version = subprocess.run(
+            [*shlex.split(compiler), "--version"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise NativeUnsupportedError(f"the C++ compiler {compiler} does not run: {error}") from error
     processor = platform.machine()
@@ -104,8 +107,8 @@ def _load(source: str, isa: str) -> ctypes.CDLL:
     flags = (*FLAGS, *INSTRUCTION_SETS[isa])
     key = hashlib.sha256("\0".join((source, about, *flags)).encode()).hexdigest()[:32]
     folder = cache_folder()
-    library = folder / f"{key}.so"
-    if not library.exists():
+    library = _kept(folder, key)
+    if library is None:
         started = time.perf_counter()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -113,12 +116,26 @@ def _load(source: str, isa: str) -> ctypes.CDLL:
                 text, built = Path(scratch, "kernel.cpp"), Path(scratch, "kernel.so")
                 text.write_text(source)
                 done = subprocess.run(
-                    [compiler, *flags, str(text), "-o", str(built), "-lm"], capture_output=True, text=True
+                    [*shlex.split(compiler), *flags, str(text), "-o", str(built), "-lm"],
+                    capture_output=True,
+                    text=True,
                 )
                 if done.returncode:
                     raise NativeUnsupportedError(f"the C++ compiler failed:\n{done.stderr[:2000]}")
+                library = folder / f"{key}-{built.stat().st_size}.so"
                 built.replace(library)  # whole or not at all, also for another process that builds the same
         except OSError as error:
             raise NativeUnsupportedError(f"the library could not be written to {folder}: {error}") from error
         logger.info("compiled a kernel in %.1f s", time.perf_counter() - started)
-    return ctypes.CDLL(str(library))
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise NativeUnsupportedError(f"the library does not load; remove {library}: {error}") from error
+
+
+def _kept(folder: Path, key: str) -> Path | None:
+    """The library in the cache, if it is as long as its name says: a part of one would kill the process."""
+    for library in folder.glob(f"{key}-*.so"):
+        if library.is_file() and str(library.stat().st_size) == library.stem.rpartition("-")[2]:
+            return library
+    return None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -72,11 +73,15 @@ class Tracer(TorchDispatchMode):
 
     def __enter__(self) -> Tracer:
         _active.append(self)
-        return super().__enter__()
+        self._guard = _Guard(self)
+        super().__enter__()
+        self._guard.__enter__()
+        return self
 
     def __exit__(self, *error: Any) -> None:
-        _active.remove(self)
+        self._guard.__exit__(*error)
         super().__exit__(*error)
+        _active.remove(self)
 
     def bind(self, tensor: Tensor, array: Any) -> Tensor:
         """Let ``array`` stand for ``tensor``, which is kept alive so that no other takes its identity."""
@@ -147,6 +152,24 @@ class Tracer(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self.bind(tensor, tensor.detach().numpy().astype(object))
         return out
+
+
+class _Guard(TorchFunctionMode):
+    """Sees what leaves torch without an ATen operation."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _LEAVES_TORCH and not self.tracer._paused and not _is_constant(self.tracer.array(args[0])):
+            raise NotStraightLineError(
+                f"the values of a tensor leave torch ({func.__name__}{_where()}); a step must be straight-line"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+_LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__reversed__)
 
 
 # Not in the class body, where torch would wrap it in a function that imports its compiler (2 s) at the first call.
