@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffsim.rollouts.inputs import Inputs
+from robotics_envs.base import Box, Parameter
 
 
 class _Same:
@@ -54,6 +55,8 @@ def _collect(value: Any, parts: list[Any], seen: dict[int, int]) -> None:
         parts.append(seen[id(value)])
     elif isinstance(value, (types.ModuleType, type)):
         parts.append(_Same(value))
+    elif isinstance(value, (Parameter, Box)):
+        parts.append(value)  # frozen, compared by value
     else:
         seen[id(value)] = len(seen)
         _collect_parts(value, parts, seen)
