@@ -12,19 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffsim.rollouts.inputs import Inputs
 from robotics_envs.base import Box, Parameter
-
-
-class _Same:
-    """An object by identity, kept alive so that no other takes its address."""
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
+from solvers.native.identity import Identity
 
 
 def fingerprint(*values: Any) -> tuple[Any, ...]:
@@ -48,13 +36,13 @@ def _collect(value: Any, parts: list[Any], seen: dict[int, int]) -> None:
     if value is None or isinstance(value, (int, float, complex, str, bytes)):
         parts += (type(value), str(value))
     elif isinstance(value, Tensor):
-        parts += (_Same(value), value.shape, value.dtype)
+        parts += (Identity(value), value.shape, value.dtype)
         if not value.is_floating_point() and not value.is_inference():
             parts.append(value._version)
     elif id(value) in seen:
         parts.append(seen[id(value)])
     elif isinstance(value, (types.ModuleType, type)):
-        parts.append(_Same(value))
+        parts.append(Identity(value))
     elif isinstance(value, (Parameter, Box)):
         parts.append(value)  # frozen, compared by value
     else:
@@ -73,15 +61,15 @@ def _collect_parts(value: Any, parts: list[Any], seen: dict[int, int]) -> None:
         for entry in value:
             _collect(entry, parts, seen)
     elif isinstance(value, types.MethodType):
-        parts.append(_Same(value.__func__))
+        parts.append(Identity(value.__func__))
         _collect(value.__self__, parts, seen)
     elif isinstance(value, types.FunctionType):
-        parts.append(_Same(value))
+        parts.append(Identity(value))
         for held in (*(value.__closure__ or ()), *(value.__defaults__ or ())):
             _collect(held.cell_contents if isinstance(held, types.CellType) else held, parts, seen)
     elif isinstance(value, nn.Module):
         parts.append(type(value))
-        parts += [_Same(hook) for name in _HOOKS for hook in getattr(value, name).values()]
+        parts += [Identity(hook) for name in _HOOKS for hook in getattr(value, name).values()]
         for name, entry in vars(value).items():
             if name not in _OF_MODULES:
                 _collect(entry, parts, seen)
@@ -95,7 +83,7 @@ def _collect_parts(value: Any, parts: list[Any], seen: dict[int, int]) -> None:
                     parts.append(name)
                     _collect(entry, parts, seen)
     else:
-        parts.append(_Same(value))
+        parts.append(Identity(value))
 
 
 def _one_step(inputs: Inputs, x: Tensor) -> list[Tensor]:

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_unflatten
 from solvers.first_order import first_derivatives_only
 from solvers.native import build
 from solvers.native.expressions import EXPENSIVE, Graph, Node, in_order, to_cpp
+from solvers.native.identity import Identity
 from solvers.native.trace import NativeUnsupportedError, trace
 from solvers.problem import Leaves, Problem
 from solvers.runge_kutta import ExplicitRungeKutta
@@ -140,32 +141,19 @@ def _fingerprint(value: Any, depth: int) -> Any:
     code = getattr(value, "__code__", None)
     if code is None or depth > 3:
         plain = isinstance(value, (int, float, str, bool, type(None)))
-        return value if plain else _Held(value), _plain_attributes(value)
+        return value if plain else Identity(value), _plain_attributes(value)
     bound = getattr(value, "__self__", None)
     cells = tuple(
         _fingerprint(cell.cell_contents, depth + 1) for cell in getattr(value, "__closure__", None) or ()
     )
     defaults = tuple(_fingerprint(d, depth + 1) for d in getattr(value, "__defaults__", None) or ())
-    return code, cells, defaults, None if bound is None else (_Held(bound), _plain_attributes(bound))
+    return code, cells, defaults, None if bound is None else (Identity(bound), _plain_attributes(bound))
 
 
 def _plain_attributes(value: object) -> tuple[tuple[str, Any], ...]:
     """The numbers and words among an object's attributes: another value traces anew."""
     attributes = getattr(value, "__dict__", {})
     return tuple((k, v) for k, v in attributes.items() if isinstance(v, (int, float, str, bool, type(None))))
-
-
-class _Held:
-    """An object by identity, kept alive so that no other takes its address."""
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and other.value is self.value
 
 
 def _build(problem: Problem, leaves: Leaves) -> Kernel:
