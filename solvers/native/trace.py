@@ -169,7 +169,7 @@ class _Guard(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__reversed__)
+_LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
 
 
 # Not in the class body, where torch would wrap it in a function that imports its compiler (2 s) at the first call.
