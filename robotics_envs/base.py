@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from robotics_envs.drawing import Floats, Shape, View, state_bars
 from solvers.base import Solver
 from solvers.catalogue import UnknownNameError, unknown
 
@@ -106,7 +107,7 @@ class Env(abc.ABC):
 
     name: ClassVar[str]
     gym_id: ClassVar[str | None] = None
-    """The Gymnasium environment that is the same task, where there is one."""
+    """The foreign twin: a Gymnasium environment that is the same task, where there is one."""
     state_names: ClassVar[tuple[str, ...]]
     observation_names: ClassVar[tuple[str, ...]]
     angle_names: ClassVar[tuple[str, ...]] = ()
@@ -123,6 +124,12 @@ class Env(abc.ABC):
     episode_steps: ClassVar[int]
     """Control intervals in an episode of the task."""
     solver: Solver
+    substeps: ClassVar[int] = 1
+    """Equal steps of the solver in a control interval."""
+    cost_of_reached_state: ClassVar[bool] = False
+    """Whether an interval costs what the state at its end costs, instead of that at its start."""
+    view: ClassVar[View] = View((-1.2, -1.2), (1.2, 1.2))
+    """The part of the world that pictures show."""
 
     def __init__(self, **parameters: float) -> None:
         defaults = {parameter.name: parameter for parameter in self.parameters}
@@ -170,7 +177,22 @@ class Env(abc.ABC):
     def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
         """One control interval from ``x`` under ``u``: the next state ``[B, n]`` and the cost ``[B]``.
 
-        ``u`` is clipped here and nowhere else; the cost is that of the state before the step.
+        ``u`` is clipped here and nowhere else.  The cost is that of the state before the step, or of
+        the one after it where ``cost_of_reached_state`` is set.
         """
-        u = self.clip_action(u)
-        return self.solver.step(self.dynamics, 0.0, x, u, p, self.dt), self.cost(x, u, p)
+        u, following = self.clip_action(u), x
+        for _ in range(self.substeps):
+            following = self.solver.step(self.dynamics, 0.0, following, u, p, self.dt / self.substeps)
+        return following, self.cost(following if self.cost_of_reached_state else x, u, p)
+
+    def draw(self, x: Floats, u: Floats) -> list[Shape]:
+        """What moves, for one state ``x [n]`` and action ``u [m]`` in float64; a bar for each state unless overridden."""
+        return state_bars(x, self.state_names, self.state_box.low, self.state_box.high)
+
+    def scenery(self) -> list[Shape]:
+        """What stands still in every picture: ground, rails, walls."""
+        return []
+
+    def observation_from_twin(self, observation: Floats) -> Floats:
+        """An observation of ``gym_id`` as one of this simulator's, ``[..., k] -> [..., o]``."""
+        return observation

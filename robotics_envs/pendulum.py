@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.drawing import Circle, Floats, Line, Shape, View
 from solvers.symplectic import SemiImplicitEuler
 
 _SOURCE = "Gymnasium, envs/classic_control/pendulum.py"
@@ -46,6 +48,7 @@ class Pendulum(Env):
     state_box = Box.symmetric(math.pi, MAX_SPEED)
     dt = 0.05
     episode_steps = 200
+    view = View((-1.4, -1.4), (1.4, 1.4))
     solver = SemiImplicitEuler(project_velocity=lambda rate: rate.clamp(-MAX_SPEED, MAX_SPEED))
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
@@ -63,3 +66,12 @@ class Pendulum(Env):
         """``[cos angle, sin angle, rate]``."""
         angle, rate = x.unbind(-1)
         return torch.stack((torch.cos(angle), torch.sin(angle), rate), dim=-1)
+
+    def draw(self, x: Floats, u: Floats) -> list[Shape]:
+        """The rod, and the torque as an arc about its pivot."""
+        length = self.constants["l"].value
+        tip = (-length * math.sin(x[0]), length * math.cos(x[0]))
+        turn = np.linspace(0.0, 0.75 * math.pi * float(u[0]) / MAX_TORQUE, 16)
+        arc = [(-0.3 * math.sin(a), 0.3 * math.cos(a)) for a in turn]
+        rod = Line([(0.0, 0.0), tip], "limb", 0.12)
+        return [rod, Circle((0.0, 0.0), 0.05), Line(arc, "force", 0.03)]
