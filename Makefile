@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test conformance lint clean
+.PHONY: demo test conformance browser lint clean
 
 demo: $(VENV)/.installed-demo
 	@rm -rf $(DEMO)
@@ -17,12 +17,20 @@ demo: $(VENV)/.installed-demo
 	@echo "  $(DEMO)/curves.png  its learning curves"
 	@echo "Try next:  $(BIN)/diffsim show $(DEMO)"
 
-test: $(VENV)/.installed-test lint
+test: $(VENV)/.installed-test browser lint
 	$(BIN)/python -m pytest
 
 # Every simulator on every back end: about ten minutes of compiling.
 conformance: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
+
+# The animations are tested in a real one.
+browser:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+	  root=; [ "$$(id -u)" = 0 ] || root=sudo; \
+	  echo "installing chromium"; \
+	  $$root apt-get update -qq && $$root apt-get install -y -qq chromium >/dev/null; } || \
+	  echo "no chromium: the tests that need a browser will fail" >&2
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -17,6 +17,9 @@ from diffsim.run import build_env, resolve_device, torch_threads
 from diffsim.runfile import RunFile
 from robotics_envs.base import Env
 
+LONGEST_EPISODE = 100_000
+"""Steps after which an environment counts as one whose episodes never end."""
+
 
 class LoadedPolicy:
     """A trained policy as a function from NumPy observations to NumPy actions, without exploration noise.
@@ -143,7 +146,7 @@ def evaluate(
         if gym is None:
             result = evaluate_in_simulator(loaded, episodes, seed)
         else:
-            result = evaluate_in_gym(loaded.policy, gym, episodes, seed)
+            result = evaluate_in_gym(loaded, gym, episodes, seed)
     low, high = result.interval()
     loaded.file.append_evaluation(
         result.returns,
@@ -171,30 +174,28 @@ def evaluate_in_simulator(loaded: LoadedRun, episodes: int, seed: int) -> Evalua
     return Evaluation(f"diffsim:{env.name}", seed, returns, np.full(episodes, env.episode_steps))
 
 
-def evaluate_in_gym(policy: LoadedPolicy, gym_id: str, episodes: int, seed: int) -> Evaluation:
-    """Whole episodes in Gymnasium's own environment, stepped side by side so the policy sees a batch.
+def evaluate_in_gym(loaded: LoadedRun, gym_id: str, episodes: int, seed: int) -> Evaluation:
+    """Whole episodes in another environment of Gymnasium's, stepped side by side so the policy sees a batch.
+
+    Ids that begin with ``dm_control/`` are those of dm_control's suite, through shimmy.  In the simulator's
+    foreign twin, observations pass through ``Env.observation_from_twin``.
 
     Raises:
         EvaluationError: Gymnasium is not installed, or has no such environment, or its spaces differ
-            from what the policy was trained on.
+            from what the policy was trained on, or an episode does not end.
     """
-    try:
-        import gymnasium
-    except ModuleNotFoundError:
-        raise EvaluationError("evaluating with --gym needs Gymnasium: pip install 'diffsim[gym]'") from None
+    policy = loaded.policy
     returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
     together = min(episodes, 128)
+    envs = [_make(gym_id) for _ in range(together)]
+    translate = loaded.env.observation_from_twin if gym_id == loaded.env.gym_id else lambda o: o
     try:
-        envs = [gymnasium.make(gym_id) for _ in range(together)]
-    except gymnasium.error.Error as error:
-        raise EvaluationError(f"Gymnasium cannot make {gym_id!r}: {error}") from None
-    try:
-        _check_spaces(policy, envs[0], gym_id)
+        _check_spaces(policy, envs[0], gym_id, translate)
         for first in range(0, episodes, together):
             live = list(range(first, min(first + together, episodes)))
             observations = {i: envs[i - first].reset(seed=seed + i)[0] for i in live}
             while live:
-                actions = policy(np.stack([observations[i] for i in live]))
+                actions = policy(translate(np.stack([observations[i] for i in live])))
                 still = []
                 for i, action in zip(live, actions, strict=True):
                     observations[i], reward, terminated, truncated, _ = envs[i - first].step(action)
@@ -203,24 +204,54 @@ def evaluate_in_gym(policy: LoadedPolicy, gym_id: str, episodes: int, seed: int)
                     if not (terminated or truncated):
                         still.append(i)
                 live = still
+                if lengths.max() > LONGEST_EPISODE:
+                    raise EvaluationError(
+                        f"an episode of {gym_id} has not ended after {LONGEST_EPISODE:,} steps"
+                    )
     finally:
         for env in envs:
             env.close()
     return Evaluation(gym_id, seed, returns, lengths)
 
 
-def _check_spaces(policy: LoadedPolicy, env: Any, gym_id: str) -> None:
+def _make(gym_id: str) -> Any:
+    """A Gymnasium environment with a flat observation."""
+    try:
+        import gymnasium
+    except ModuleNotFoundError:
+        raise EvaluationError("evaluating with --gym needs Gymnasium: pip install 'diffsim[gym]'") from None
+    if gym_id.startswith("diffsim/"):
+        import robotics_envs.gym  # noqa: F401, registers them
+    if gym_id.startswith("dm_control/"):
+        # dm_control looks for a screen when it is imported, of which stepping has no need.
+        os.environ.setdefault("MUJOCO_GL", "disabled")
+        try:
+            import dm_control  # noqa: F401
+            import shimmy
+        except ModuleNotFoundError:
+            raise EvaluationError(
+                f"{gym_id} needs dm_control and shimmy: pip install 'diffsim[twins]'"
+            ) from None
+        gymnasium.register_envs(shimmy)
+    try:
+        env: Any = gymnasium.make(gym_id)
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise EvaluationError(f"Gymnasium cannot make {gym_id!r}: {error}") from None
+    if isinstance(env.observation_space, gymnasium.spaces.Dict):
+        env = gymnasium.wrappers.FlattenObservation(env)
+    return env
+
+
+def _check_spaces(policy: LoadedPolicy, env: Any, gym_id: str, translate: Any) -> None:
     from gymnasium.spaces import Box
 
-    if env.spec is not None and env.spec.max_episode_steps is None:
-        raise EvaluationError(f"{gym_id} has no time limit: its episodes may never end")
     if not isinstance(env.action_space, Box) or env.action_space.shape != (policy.actions,):
         raise EvaluationError(
             f"{gym_id} takes actions {env.action_space}; this policy gives {policy.actions} real numbers"
         )
-    wanted = (len(policy.observation_names),)
-    if env.observation_space.shape != wanted:
+    wanted, space = (len(policy.observation_names),), env.observation_space
+    if not isinstance(space, Box) or translate(np.zeros(space.shape)).shape != wanted:
         raise EvaluationError(
-            f"{gym_id} gives observations {env.observation_space}; this policy takes {wanted[0]} "
+            f"{gym_id} gives observations {space}; this policy takes {wanted[0]} "
             f"({', '.join(policy.observation_names)})"
         )

@@ -143,6 +143,12 @@ class Env(abc.ABC):
             }
         )
 
+    @property
+    def playback_speed(self) -> float:
+        """Simulated seconds per second of an animation: real time, unless an episode is too fast or slow to watch."""
+        seconds = self.episode_steps * self.dt
+        return 1.0 if 1.0 <= seconds <= 30.0 else seconds / 10.0
+
     def params(self, like: Tensor) -> dict[str, Tensor]:
         """The physical parameters as scalar tensors of the dtype and device of ``like``."""
         return {name: like.new_tensor(c.value) for name, c in self.constants.items()}
@@ -186,7 +192,7 @@ class Env(abc.ABC):
         return following, self.cost(following if self.cost_of_reached_state else x, u, p)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
-        """What moves, for one state ``x [n]`` and action ``u [m]`` in float64; a bar for each state unless overridden."""
+        """What moves, for one state ``x [n]`` and action ``u [m]``; a bar for each state unless overridden."""
         return state_bars(x, self.state_names, self.state_box.low, self.state_box.high)
 
     def scenery(self) -> list[Shape]:

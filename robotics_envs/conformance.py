@@ -6,14 +6,16 @@ everything that is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from robotics_envs.base import Env
+from robotics_envs.drawing import flatten
 from solvers.native.expressions import Graph
 from solvers.native.trace import NativeUnsupportedError, NotStraightLineError, trace
 
@@ -56,6 +58,31 @@ def sample(env: Env, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor
     rng = generator()
     x = env.state_box.sample(BATCH, rng, dtype)
     return x, env.action_box.sample(BATCH, rng, dtype), env.params(x)
+
+
+def numbers_make_sense(env: Env) -> list[str]:
+    complaints = []
+    if not (isinstance(env.dt, (int, float)) and 0 < env.dt < float("inf")):
+        complaints.append(f"dt = {env.dt!r}: a control interval is a positive number of seconds")
+    for name in ("episode_steps", "substeps"):
+        value = getattr(env, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            complaints.append(f"{name} = {value!r}: a whole number of at least 1 is needed")
+    for name in ("action_box", "state_box"):
+        box = getattr(env, name)
+        flat = [i for i, (low, high) in enumerate(zip(box.low, box.high, strict=True)) if low == high]
+        if name == "action_box" and flat:
+            complaints.append(
+                f"action_box has no width in component {flat[0]}: that action can change nothing"
+            )
+        elif len(flat) == len(box):
+            complaints.append("state_box has no width at all: training could start in one state only")
+    for name in ("state_names", "observation_names"):
+        names = getattr(env, name)
+        twice = {n for n in names if names.count(n) > 1}
+        if twice:
+            complaints.append(f"{name} holds {sorted(twice)[0]!r} more than once")
+    return complaints
 
 
 def names_match_shapes(env: Env) -> list[str]:
@@ -129,7 +156,7 @@ def reset_is_its_generator_alone(env: Env) -> list[str]:
     if not torch.equal(first, second):
         complaints.append("the same seed gives different starting states")
     if torch.equal(first, env.reset(BATCH, generator(2))) and env.start_box.low != env.start_box.high:
-        complaints.append("different seeds give the same starting states")
+        complaints.append("reset ignores its seed: different generators give the same starting states")
     if not torch.equal(before, torch.get_rng_state()):
         complaints.append("reset draws from the global generator")
     return complaints
@@ -151,25 +178,62 @@ def values_are_finite(env: Env) -> list[str]:
 def gradients_agree_with_finite_differences(env: Env) -> list[str]:
     """Of dynamics, step, cost and observe, in float64, with respect to x, u and every parameter."""
     x, u, p = sample(env)
-    names = list(p)
-
-    def over(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda x, u, *values: function(x, u, dict(zip(names, values, strict=True)))
-
-    functions: dict[str, Callable[..., Any]] = {
-        "dynamics": over(lambda x, u, p: env.dynamics(0.0, x, u, p)),
-        "step": over(env.step),
-        "cost": over(env.cost),
-        "observe": lambda x, u, *values: env.observe(x),
-    }
     # Inside the box by a margin: a finite difference across the clip of the action is no derivative.
-    inputs = [v.clone().requires_grad_() for v in (x, 0.9 * u, *p.values())]
+    low, high = env.action_box.bounds(u)
+    inputs = {"x": x, "u": low + (high - low) * (0.05 + 0.9 * (u - low) / (high - low)), **p}
+    functions: dict[str, Callable[..., Any]] = {
+        "dynamics": lambda x, u, **p: env.dynamics(0.0, x, u, p),
+        "step": lambda x, u, **p: env.step(x, u, p),
+        "cost": lambda x, u, **p: env.cost(x, u, p),
+        "observe": lambda x, u, **p: env.observe(x),
+    }
+    # Against every output by itself; of long states against random sums of outputs, which finds the same.
+    fast = x.shape[1] > 32
     complaints = []
     for name, function in functions.items():
+        values = [v.clone().requires_grad_() for v in inputs.values()]
+        call = lambda *values, function=function: function(**dict(zip(inputs, values, strict=True)))
         try:
-            torch.autograd.gradcheck(function, inputs)
+            gradcheck(call, values, fast_mode=fast)
+        except GradcheckError as error:
+            complaints += in_words(name, function, inputs) or [f"{name}: {error}"]
         except Exception as error:
-            complaints.append(f"{name}: {error}")
+            complaints.append(f"{name}: {type(error).__name__}: {error}")
+    return complaints
+
+
+def in_words(name: str, function: Callable[..., Any], inputs: Mapping[str, Tensor]) -> list[str]:
+    """Which inputs of a function have a wrong gradient, and in what way, from one random direction for each."""
+    complaints = []
+    for what, value in inputs.items():
+        direction = torch.randn(value.shape, generator=generator(3), dtype=value.dtype)
+        leaf = value.clone().requires_grad_()
+        outputs = function(**{**inputs, what: leaf})
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        ahead, behind = (
+            function(**{**inputs, what: value + sign * 1e-6 * direction}) for sign in (1.0, -1.0)
+        )
+        pairs = zip(ahead, behind, strict=True) if isinstance(ahead, tuple) else [(ahead, behind)]
+        for i, (output, (after, before)) in enumerate(zip(outputs, pairs, strict=True)):
+            weights = torch.randn(output.shape, generator=generator(4 + i), dtype=output.dtype)
+            measured = float((weights * (after - before)).sum()) / 2e-6
+            (gradient,) = (
+                torch.autograd.grad((weights * output).sum(), leaf, retain_graph=True, allow_unused=True)
+                if output.requires_grad
+                else (None,)
+            )
+            stated = 0.0 if gradient is None else float((gradient * direction).sum())
+            if abs(stated - measured) <= 1e-4 * max(1.0, abs(measured)):
+                continue
+            complaint = (
+                f"{name}: the gradient by {what} is {stated:.6g}, finite differences give {measured:.6g}"
+            )
+            if gradient is None or not gradient.any():
+                complaint = (
+                    f"{name} depends on {what} but no gradient comes back: something cuts it (detach, .data, "
+                    ".item(), NumPy, torch.no_grad, torch.tensor of a tensor)"
+                )
+            complaints.append(complaint)
     return complaints
 
 
@@ -183,20 +247,99 @@ def gradients_reach_every_input(env: Env) -> list[str]:
     if not (following.requires_grad or cost.requires_grad):
         return ["step detaches everything: no gradient reaches any input"]
     gradients = torch.autograd.grad(following.sum() + cost.sum(), list(inputs.values()), allow_unused=True)
-    return [
+    complaints = [
         f"the gradient with respect to {name} is zero everywhere"
         for name, gradient in zip(inputs, gradients, strict=True)
         if gradient is None or not gradient.any()
     ]
+    by_action = gradients[1]
+    if by_action is not None and by_action.any():
+        idle = [i for i, column in enumerate(by_action.unbind(-1)) if not column.any()]
+        complaints += [f"action component {i} changes neither the state nor the cost" for i in idle]
+    return complaints
 
 
 def rollouts_do_not_mix(env: Env) -> list[str]:
     x, u, p = sample(env)
-    together = env.step(x, u, p)
-    alone = [env.step(x[i : i + 1], u[i : i + 1], p) for i in range(BATCH)]
-    apart = [torch.cat(parts) for parts in zip(*alone, strict=True)]
-    same = all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(together, apart, strict=True))
-    return [] if same else ["a rollout's step depends on the others in its batch"]
+    functions: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {
+        "dynamics": lambda x, u: (env.dynamics(0.0, x, u, p),),
+        "step": lambda x, u: env.step(x, u, p),
+        "observe": lambda x, u: (env.observe(x),),
+        "done": lambda x, u: (env.done(x).double(),),
+    }
+    complaints = []
+    for name, function in functions.items():
+        together = function(x, u)
+        alone = [function(x[i : i + 1], u[i : i + 1]) for i in range(BATCH)]
+        apart = [torch.cat(parts) for parts in zip(*alone, strict=True)]
+        if not all(
+            torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(together, apart, strict=True)
+        ):
+            complaints.append(f"a rollout's {name} depends on the others in its batch")
+    return complaints
+
+
+def wild_episodes_stay_finite(env: Env) -> list[str]:
+    """Fifty intervals of actions from bound to bound, from anywhere in the state box, in both dtypes."""
+    complaints = []
+    for dtype in (torch.float32, torch.float64):
+        rng = generator(5)
+        x, p = env.state_box.sample(16, rng, dtype), env.params(torch.zeros((), dtype=dtype))
+        start, total = x.requires_grad_(), torch.zeros((), dtype=dtype)
+        for i in range(min(50, env.episode_steps)):
+            low, high = env.action_box.bounds(x)
+            u = torch.where(torch.rand(16, len(low), generator=rng, dtype=dtype) < 0.5, low, high)
+            x, cost = env.step(x, u, p)
+            total = total + cost.sum()
+            if not (x.isfinite().all() and cost.isfinite().all()):
+                complaints.append(f"not finite in {dtype} after {i + 1} intervals of extreme actions")
+                break
+        else:
+            (gradient,) = torch.autograd.grad(x.sum() + total, start)
+            # Chaos may take a gradient beyond the range of its numbers, but nothing may make it NaN.
+            if gradient.isnan().any():
+                complaints.append(f"the gradient of {min(50, env.episode_steps)} intervals is NaN in {dtype}")
+    return complaints
+
+
+def methods_can_be_vmapped(env: Env) -> list[str]:
+    """``torch.func.vmap`` over a leading axis of batches gives what the batches give one by one."""
+    x, u, p = sample(env)
+    xs, us = torch.stack((x, x.flip(0))), torch.stack((u, u.flip(0)))
+    functions: dict[str, Callable[[Tensor, Tensor], Any]] = {
+        "step": lambda x, u: env.step(x, u, p),
+        "observe": lambda x, u: (env.observe(x),),
+        "done": lambda x, u: (env.done(x),),
+    }
+    complaints = []
+    for name, function in functions.items():
+        try:
+            mapped = torch.func.vmap(function)(xs, us)
+        except Exception as error:
+            complaints.append(f"{name} under vmap: {type(error).__name__}: {str(error).splitlines()[0]}")
+            continue
+        apart = [torch.stack(parts) for parts in zip(*map(function, xs, us), strict=True)]
+        if not all(
+            torch.allclose(a.double(), b.double(), rtol=1e-9, atol=1e-9)
+            for a, b in zip(mapped, apart, strict=True)
+        ):
+            complaints.append(f"{name} under vmap gives other values")
+    return complaints
+
+
+def pictures_can_be_drawn(env: Env) -> list[str]:
+    x, u, _ = sample(env)
+    complaints = []
+    for state, action in zip(x.numpy(), u.numpy(), strict=True):
+        try:
+            drawn = flatten([*env.scenery(), *env.draw(state, action)], env.view)
+        except Exception as error:
+            complaints.append(f"{type(error).__name__}: {error}")
+            break
+        if not drawn:
+            complaints.append("draw gives no shape")
+            break
+    return complaints
 
 
 def parameters_may_differ_between_rollouts(env: Env) -> list[str]:
@@ -251,6 +394,7 @@ def step_follows_the_dynamics(env: Env) -> list[str]:
 
 
 CHECKS: tuple[Callable[[Env], list[str]], ...] = (
+    numbers_make_sense,
     names_match_shapes,
     angles_are_periodic,
     results_keep_shape_dtype_and_device,
@@ -261,6 +405,9 @@ CHECKS: tuple[Callable[[Env], list[str]], ...] = (
     rollouts_do_not_mix,
     parameters_may_differ_between_rollouts,
     actions_are_clipped,
+    wild_episodes_stay_finite,
+    methods_can_be_vmapped,
     steps_are_straight_line,
     step_follows_the_dynamics,
+    pictures_can_be_drawn,
 )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
-Point: TypeAlias = Sequence[float]
+Point: TypeAlias = Sequence[float] | Floats
 """``(right, up)`` in a plane, or ``(x, y, z)`` in space, in metres or what the view is in."""
 
 COLOURS = {
@@ -72,7 +72,7 @@ def _axes(azimuth: float, elevation: float) -> Floats:
 class Line:
     """A polyline; ``width`` in world units, 0 for a hairline."""
 
-    points: Sequence[Point]
+    points: Sequence[Point] | Floats
     colour: str = "ink"
     width: float = 0.0
 
@@ -81,7 +81,7 @@ class Line:
 class Polygon:
     """A filled polygon."""
 
-    points: Sequence[Point]
+    points: Sequence[Point] | Floats
     colour: str = "body"
 
 
@@ -153,7 +153,9 @@ def state_bars(x: Floats, names: Sequence[str], low: Sequence[float], high: Sequ
     return shapes
 
 
-def rasterise(shapes: Iterable[Shape], view: View, width: int = 480, height: int | None = None) -> NDArray[np.uint8]:
+def rasterise(
+    shapes: Iterable[Shape], view: View, width: int = 480, height: int | None = None
+) -> NDArray[np.uint8]:
     """Pixels ``[height, width, 3]`` of the shapes in order; the window is centred, its proportions kept.
 
     ``height`` follows from the window's proportions if not given.

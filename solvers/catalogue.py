@@ -7,8 +7,13 @@ until a name is asked for, so listing what exists costs nothing and no module re
 from __future__ import annotations
 
 import difflib
-import importlib
+import errno
+import importlib.util
+import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -50,23 +55,27 @@ class Catalogue(Mapping[str, str]):
         return len(self._paths)
 
     def load(self, name: str) -> Any:
-        """The class behind a catalogue name or behind a user's own ``"module:Class"``.
+        """The class behind a catalogue name or behind a user's own ``"file.py:Class"`` or ``"module:Class"``.
 
         Raises:
-            UnknownNameError: no such name, module or attribute.
+            UnknownNameError: no such name, file, module or attribute.
         """
-        if name in self._paths:
-            path = self._paths[name]
-        elif isinstance(name, str) and name.count(":") == 1 and all(name.split(":")):
-            path = name
-        else:
-            raise UnknownNameError(unknown(self.kind, name, self) + " (or your own as 'module:Class')")
-        module_name, attribute = path.split(":")
+        path = self._paths.get(name, name) if isinstance(name, str) else ""
+        module_name, _, attribute = path.rpartition(":")
+        is_file = module_name.endswith(".py")
+        if not module_name or not attribute or (":" in module_name and not is_file):
+            raise UnknownNameError(
+                unknown(self.kind, name, self) + " (or your own as 'my_file.py:Class' or 'module:Class')"
+            )
         try:
-            module = importlib.import_module(module_name)
+            module = _from_file(Path(module_name)) if is_file else importlib.import_module(module_name)
+        except FileNotFoundError as error:
+            raise UnknownNameError(
+                f"{self.kind} {name!r}: there is no file {error.filename!r}, as seen from {str(Path.cwd())!r}"
+            ) from None
         except ModuleNotFoundError as error:
             # A missing import *inside* the user's module is that module's error, not a wrong name.
-            if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            if is_file or error.name is None or not (module_name + ".").startswith(error.name + "."):
                 raise
             raise UnknownNameError(
                 f"{self.kind} {name!r}: there is no module {error.name!r}; "
@@ -78,3 +87,32 @@ class Catalogue(Mapping[str, str]):
                 f"{self.kind} {name!r}: " + unknown(f"attribute of module {module_name}", attribute, public)
             )
         return getattr(module, attribute)
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The module in a file anywhere, loaded once; while it loads, its folder is on the path for its imports.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    # Named after the whole path: two files my_env.py are two modules.
+    name = f"{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+    return module

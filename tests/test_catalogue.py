@@ -53,3 +53,33 @@ def test_a_missing_import_inside_a_users_module_is_not_a_wrong_name(tmp_path, mo
 def test_malformed_names_are_refused(name):
     with pytest.raises(UnknownNameError, match="unknown thing"):
         Catalogue("thing", {"pendulum": "a:b"}).load(name)
+
+
+def test_a_users_own_class_loads_from_a_file_anywhere(tmp_path, monkeypatch):
+    """Relative to the current folder, with the file's neighbours importable; two files of one name are two."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"neighbour_{folder}.py").write_text(f"where = {folder!r}\n")
+        (tmp_path / folder / "my_env.py").write_text(
+            f"from neighbour_{folder} import where\nclass Mine: at = where\n"
+        )
+    monkeypatch.chdir(tmp_path)
+    before, catalogue = list(sys.path), Catalogue("thing", {})
+    one, two = catalogue.load("one/my_env.py:Mine"), catalogue.load(f"{tmp_path}/two/my_env.py:Mine")
+    assert (one.at, two.at) == ("one", "two")
+    assert catalogue.load(f"{tmp_path}/one/../one/my_env.py:Mine") is one
+    assert sys.modules[one.__module__].Mine is one
+    assert sys.path == before
+    with pytest.raises(UnknownNameError, match=r"no file '.*three/my_env.py', as seen from"):
+        catalogue.load("three/my_env.py:Mine")
+    with pytest.raises(UnknownNameError, match="did you mean 'Mine'"):
+        catalogue.load("one/my_env.py:Mien")
+
+
+def test_a_file_that_fails_to_load_is_loaded_again_next_time(tmp_path):
+    file = tmp_path / "late.py"
+    file.write_text("raise RuntimeError('not yet')")
+    with pytest.raises(RuntimeError, match="not yet"):
+        Catalogue("thing", {}).load(f"{file}:Mine")
+    file.write_text("class Mine: pass  # of another length, which the cached bytecode is told from")
+    assert Catalogue("thing", {}).load(f"{file}:Mine").__name__ == "Mine"

@@ -9,6 +9,7 @@ from diffsim.algorithms import ALGORITHMS
 from diffsim.config import RunConfig, load_config
 from diffsim.config import tomllib as toml
 from diffsim.runfile import COLUMNS
+from robotics_envs import ENVIRONMENTS, make_env
 from solvers import SOLVERS, make_solver
 
 ROOT = Path(__file__).parent.parent
@@ -67,8 +68,34 @@ def test_the_rollouts_example_runs():
     assert all(q.grad is not None and q.grad.any() for q in names["policy"].parameters())
 
 
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_every_simulator_has_a_page_with_its_constants(name):
+    catalogue = (ROOT / "docs" / "environments.md").read_text()
+    (target,) = re.findall(rf"^\| \[`{name}`\]\(([^)]+)\)", catalogue, re.M)
+    text = (ROOT / "docs" / target).read_text()
+    rows = {
+        row[0]: row[1:] for row in re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]*) \| ([^|]+) \|", text, re.M)
+    }
+    for parameter in make_env(name).constants.values():
+        value, _, source = (cell.strip() for cell in rows[parameter.name])
+        assert float(value) == parameter.value, parameter.name
+        assert source, parameter.name
+    for section in ("Equations", "Constants", "Task", "Checked against", "What solves it"):
+        assert f"## {section}" in text, section
+    assert re.search(rf"!\[[^]]+\]\({name}\.gif\)", text)
+
+
+def test_the_environments_examples_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT)
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "environments.md").read_text(), re.S):
+        names: dict = {}
+        exec(code, names)
+    assert names["envs"].num_envs == 1024
+
+
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name
 )
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

@@ -1,5 +1,8 @@
 """Every simulator of the catalogue keeps the contract; the suite that says so can fail."""
 
+import subprocess
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -209,3 +212,28 @@ def test_another_solver_changes_the_integration():
 
 def test_the_julia_sources_are_found():
     assert (julia_sources() / "Project.toml").is_file()
+
+
+COMPILE = """
+import warnings, torch
+from robotics_envs import ENVIRONMENTS, make_env
+warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+torch.set_num_threads(1)
+for name in ENVIRONMENTS:
+    torch._dynamo.reset()
+    env = make_env(name)
+    x = env.reset(3, torch.Generator().manual_seed(0), torch.float64)
+    u, p = env.action_box.sample(3, torch.Generator().manual_seed(1), torch.float64), env.params(x)
+    compiled = torch.compile(lambda x, u: (*env.step(x, u, p), env.observe(x)), backend="eager", fullgraph=True)
+    for a, b in zip(compiled(x, u), (*env.step(x, u, p), env.observe(x)), strict=True):
+        assert torch.equal(a, b), name
+    print(name)
+"""
+
+
+def test_steps_and_observations_compile_in_one_graph():
+    """In a process of its own: the shape checks of these tests would break the graph."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", COMPILE], capture_output=True, text=True
+    )
+    assert done.stdout.split() == list(ENVIRONMENTS), done.stderr

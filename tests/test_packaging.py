@@ -48,5 +48,5 @@ def test_the_metadata_bound_torch_and_offer_extras(wheel):
     assert "Requires-Dist: torch<2.14,>=2.9\n" in metadata
     for required in ("numpy", "torchdiffeq", "h5py", "juliacall"):
         assert f"Requires-Dist: {required}>=" in metadata
-    for extra in ("bench", "gym", "plot", "rl", "ray", "slurm", "test", "all"):
+    for extra in ("bench", "gym", "plot", "render", "rl", "twins", "ray", "slurm", "test", "all"):
         assert f"Provides-Extra: {extra}\n" in metadata

@@ -1,0 +1,43 @@
+"""Simulators as Gymnasium environments.  Importing this module registers them all; it loads no torch.
+
+    import gymnasium
+    import robotics_envs.gym
+
+    env = gymnasium.make("diffsim/CartpoleSwingup-v0", render_mode="rgb_array")
+    envs = gymnasium.make_vec("diffsim/CartpoleSwingup-v0", num_envs=1024)
+    mine = gymnasium.make("diffsim/Simulator-v0", env="my_env.py:MyEnv")
+
+Without the import, ``gymnasium.make("robotics_envs.gym:diffsim/CartpoleSwingup-v0")`` does the same.
+"""
+
+from __future__ import annotations
+
+import gymnasium
+
+from robotics_envs import ENVIRONMENTS
+
+ANY = "diffsim/Simulator-v0"
+"""The environment of whatever simulator its argument ``env`` names or is."""
+
+
+def gym_id(name: str) -> str:
+    """The id of a simulator of the catalogue: ``cartpole_swingup`` is ``diffsim/CartpoleSwingup-v0``."""
+    return f"diffsim/{''.join(part.capitalize() for part in name.split('_'))}-v0"
+
+
+def register_envs() -> None:
+    """Register every simulator of the catalogue, and ``diffsim/Simulator-v0`` for others; again does nothing."""
+    ids = {ANY: {}, **{gym_id(name): {"env": name} for name in ENVIRONMENTS}}
+    for environment_id, arguments in ids.items():
+        if environment_id not in gymnasium.registry:
+            gymnasium.register(
+                id=environment_id,
+                entry_point="robotics_envs.gym_adapter:GymEnv",
+                vector_entry_point="robotics_envs.gym_adapter:GymVectorEnv",
+                kwargs=arguments,
+                # A second opinion on every step costs more than the step; check_env is there for that.
+                disable_env_checker=True,
+            )
+
+
+register_envs()

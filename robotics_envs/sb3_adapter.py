@@ -1,0 +1,101 @@
+"""Many rollouts of a simulator as one vector environment of Stable-Baselines3 (extra ``rl``).
+
+    from stable_baselines3 import PPO
+    from robotics_envs.sb3_adapter import SB3VecEnv
+
+    PPO("MlpPolicy", SB3VecEnv("cartpole_balance", num_envs=32)).learn(200_000)
+
+Stable-Baselines3 has an interface of its own for batches and would step Gymnasium's one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from robotics_envs.base import Env
+from robotics_envs.gym_adapter import Array, Simulation
+
+
+class SB3VecEnv(VecEnv):
+    """A batch of ``num_envs`` rollouts; one that ends starts anew within the same step.
+
+    Actions are in [-1, 1] and scaled to the action box, as Stable-Baselines3 asks for.  Further arguments
+    are those of :class:`robotics_envs.gym_adapter.GymVectorEnv`.
+    """
+
+    def __init__(self, env: Env | str, num_envs: int, **arguments: Any) -> None:
+        self._simulation = Simulation(env, num_envs, unit_actions=True, **arguments)
+        self._random = np.random.default_rng()
+        self._actions: Array | None = None
+        self._returns = np.zeros(num_envs)
+        super().__init__(num_envs, self._simulation.observation_space(), self._simulation.action_space())
+        self.render_mode = "rgb_array"
+
+    def reset(self) -> Array:
+        seed = self._seeds[0]
+        if seed is not None:
+            self._random = np.random.default_rng(seed)
+        self._simulation.seed(self._random)
+        self._simulation.reset(np.ones(self.num_envs, dtype=bool))
+        self._returns[:] = 0.0
+        self._reset_seeds()
+        return self._simulation.observation()
+
+    def step_async(self, actions: Array) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        simulation = self._simulation
+        assert self._actions is not None
+        reward, _, truncated = simulation.step(self._actions)
+        observation, ended = simulation.observation(), simulation.ended.copy()
+        self._returns += reward
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if ended.any():
+            for i in np.flatnonzero(ended):
+                infos[i] = {
+                    "terminal_observation": observation[i],
+                    "TimeLimit.truncated": bool(truncated[i]),
+                    # What Monitor would add, so that training logs returns.
+                    "episode": {"r": float(self._returns[i]), "l": int(simulation.elapsed[i]), "t": 0.0},
+                }
+            simulation.reset(ended)
+            self._returns[ended] = 0.0
+            fresh = simulation.observation()
+            observation = np.where(ended[:, None], fresh, observation)
+        return observation, reward.astype(np.float32), ended, infos
+
+    def get_images(self) -> Sequence[Any]:
+        return [self._simulation.picture(i) for i in range(self.num_envs)]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        value = (
+            getattr(self, attr_name, None)
+            if attr_name == "render_mode"
+            else getattr(self._simulation.env, attr_name)
+        )
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        raise AttributeError(
+            "one simulator serves all rollouts: give parameters=... when making the environment"
+        )
+
+    def env_method(
+        self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
+    ) -> list[Any]:
+        method = getattr(self._simulation.env, method_name)
+        return [method(*args, **kwargs) for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
+        # Episodes carry what Monitor would write, and nothing else is wrapped.
+        name = wrapper_class.__name__
+        return [name == "Monitor" for _ in self._get_indices(indices)]
