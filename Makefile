@@ -30,7 +30,7 @@ browser:
 	  root=; [ "$$(id -u)" = 0 ] || root=sudo; \
 	  echo "installing chromium"; \
 	  $$root apt-get update -qq && $$root apt-get install -y -qq chromium >/dev/null; } || \
-	  echo "no chromium: the tests that need a browser will fail" >&2
+	  echo "no chromium: the tests that need a browser will be skipped" >&2
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffsim.curves import plot
     from diffsim.errors import DiffsimError
     from diffsim.evaluation import Evaluation, LoadedPolicy, evaluate, load_policy
+    from diffsim.rendering.render import render
     from diffsim.run import train
     from diffsim.runfile import RunFile
 
@@ -27,6 +28,7 @@ __all__ = [
     "evaluate",
     "load_policy",
     "plot",
+    "render",
     "train",
 ]
 __version__ = "0.1.0"
@@ -38,6 +40,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "load_policy": "evaluation",
     "plot": "curves",
+    "render": "rendering.render",
     "train": "run",
     "RunFile": "runfile",
 }

@@ -157,6 +157,57 @@ def plot(runs: tuple[str, ...], out: str | None) -> None:
 
 
 @main.command()
+@click.argument("run", type=click.Path())
+@click.option(
+    "--out", type=click.Path(), help="Folder of the files.  [default: RUN, or here for a simulator]"
+)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    default=("gif", "html"),
+    show_default=True,
+    help="gif, html or mp4; repeatable.",
+)
+@click.option("--rollouts", default=4, show_default=True, help="How many episodes.")
+@click.option("--seed", default=1000, show_default=True, help="Of the starting states.")
+@click.option("--steps", type=int, help="Control intervals.  [default: an episode]")
+@click.option("--checkpoint", default="last", show_default=True, help="last or best.")
+@click.option("--actions", help="Of a simulator without a policy: zero (default) or random.")
+@click.option("--size", default=480, show_default=True, help="Width of GIF and MP4 in pixels.")
+@click.option(
+    "--speed", type=float, help="Simulated seconds per second.  [default: the simulator's, mostly 1]"
+)
+@click.option(
+    "--overlay/--no-overlay", default=True, help="Whether GIF and MP4 show all rollouts or the first."
+)
+def render(run: str, **options: Any) -> None:
+    """Animate RUN, or a simulator without a policy: its name, my_env.py:MyEnv or module:Class."""
+    from diffsim.rendering.render import render as draw
+
+    for path in draw(run, **options):
+        click.echo(f"wrote {path} ({path.stat().st_size / 1000:,.0f} kB)")
+
+
+@main.command()
+@click.argument("env")
+def check(env: str) -> None:
+    """Tell what is wrong with the simulator ENV, a name or "my_env.py:MyEnv"."""
+    from diffsim.config import load_class
+    from robotics_envs import ENVIRONMENTS
+    from robotics_envs.conformance import CHECKS, ConformanceError, check_env
+
+    env_class = load_class(ENVIRONMENTS, env)
+    try:
+        check_env(env_class() if isinstance(env_class, type) else env_class)
+    except ConformanceError as error:
+        raise DiffsimError(str(error)) from None
+    except (TypeError, ValueError) as error:
+        raise DiffsimError(f"{env} cannot be made: {error}") from None
+    click.echo(f"{env} keeps the contract ({len(CHECKS)} checks)")
+
+
+@main.command()
 def envs() -> None:
     """List the simulators."""
     from robotics_envs import ENVIRONMENTS

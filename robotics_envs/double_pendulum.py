@@ -11,36 +11,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.capsule import capsule_gyration, capsule_mass
 from robotics_envs.drawing import Circle, Floats, Line, Point, Polygon, Shape, View
 from robotics_envs.joint_limit import JointLimit
 from solvers.runge_kutta import RK4
 
 _MJCF = "Gymnasium, envs/mujoco/assets/inverted_double_pendulum.xml"
-DENSITY = 1000.0  # kg/m³, MuJoCo's default for geoms (MuJoCo documentation, XML reference, geom density)
 POLE_RADIUS = 0.045  # m, of the capsules
 RAIL = 1.0  # m, the slider's range to either side
 FALLEN = 1.0  # m, the height of the tip at which an episode ends
 ALIVE = 10.0  # reward of an interval that does not end in a fall
 OBSERVED_SPEED = 10.0  # m/s and rad/s, the clip of observed velocities
-
-
-def capsule_mass(radius: float, length: float) -> float:
-    """Mass kg of a capsule of ``DENSITY``: a cylinder of ``length`` m and two half balls at its ends."""
-    return DENSITY * math.pi * radius**2 * (length + 4 / 3 * radius)
-
-
-def capsule_gyration(radius: float, length: Any) -> Any:
-    """Squared radius of gyration m² of a capsule about an axis through its centre, across its own.
-
-    Cylinder and half balls weigh as ``length`` to ``4 radius / 3``.  About that axis the cylinder has
-    ``(3 radius² + length²) / 12`` and the half balls, whose centres of mass lie ``3 radius / 8`` beyond the
-    cylinder's ends, ``2 radius² / 5 + 3 radius length / 8 + length² / 4`` (Meriam and Kraige, Engineering
-    Mechanics: Statics, table D/4, and the parallel axis theorem).
-    """
-    balls = 4 / 3 * radius
-    rod = (3 * radius**2 + length**2) / 12
-    ends = 2 / 5 * radius**2 + 3 / 8 * radius * length + length**2 / 4
-    return (length * rod + balls * ends) / (length + balls)
 
 
 def _inertia(p: Params) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
-from robotics_envs.double_pendulum import DENSITY, capsule_gyration, capsule_mass
+from robotics_envs.capsule import DENSITY, capsule_gyration, capsule_mass
 from robotics_envs.drawing import Circle, Floats, Line, Shape, View
 from robotics_envs.joint_limit import JointLimit
 from solvers.runge_kutta import RK4

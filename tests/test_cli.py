@@ -134,7 +134,7 @@ def test_a_terminal_sees_one_live_line(tmp_path):
     [
         (
             ["train", "pendulm"],
-            "unknown environment 'pendulm'; did you mean 'pendulum'? known: arm7, pendulum, quadrotor",
+            "unknown environment 'pendulm'; did you mean 'pendulum'? known: acrobot, arm7,",
         ),
         (["train", "pendulum", "--optimizer", "adm"], "unknown optimizer 'adm'; did you mean 'adam'?"),
         (
@@ -160,8 +160,10 @@ def test_a_terminal_sees_one_live_line(tmp_path):
         (["train"], "env is missing"),
         (
             ["trian"],
-            "unknown command 'trian'; did you mean 'train'? known: envs, evaluate, plot, show, train",
+            "unknown command 'trian'; did you mean 'train'? known: check, envs, evaluate, plot, render, show,",
         ),
+        (["check", "pendulm"], "did you mean 'pendulum'?"),
+        (["check", "no_file.py:MyEnv"], "there is no file"),
         (["evaluate", "nowhere"], "no run at nowhere/run.h5"),
         (["show", "nowhere"], "no run at nowhere/run.h5"),
         (["plot", "nowhere"], "no run at nowhere/run.h5"),
@@ -239,3 +241,71 @@ def test_evaluating_in_gymnasium_appends_to_the_file(finished):
 
 def test_the_list_of_simulators():
     assert re.search(r"^pendulum +robotics_envs.pendulum:Pendulum$", invoke("envs").output, re.M)
+
+
+MINE = """
+import torch
+from robotics_envs.base import Box, Env, Parameter
+from solvers.runge_kutta import RK4
+
+class Mass(Env):
+    \"\"\"A mass on a spring has to come to rest.\"\"\"
+    name = "mass"
+    state_names = observation_names = ("position", "velocity")
+    parameters = (Parameter("stiffness", 2.0, "N/m", low=0.0),)
+    action_box, start_box, state_box = Box.symmetric(1.0), Box.symmetric(1.0, 1.0), Box.symmetric(2.0, 2.0)
+    dt, episode_steps, solver = 0.1, 30, RK4()
+
+    def dynamics(self, t, x, u, p):
+        position, velocity = x.unbind(-1)
+        return torch.stack((velocity, u[..., 0] - p["stiffness"] * position), dim=-1)
+
+    def cost(self, x, u, p):
+        return (x**2).sum(-1) + 0.1 * u[..., 0] ** 2
+
+class Broken(Mass):
+    def dynamics(self, t, x, u, p):
+        return super().dynamics(t, x, u, {"stiffness": p["stiffness"].detach()})
+
+class Stubborn(Mass):
+    def __init__(self, size):
+        super().__init__()
+"""
+
+
+def test_ones_own_simulator_goes_through_every_command(tmp_path, monkeypatch):
+    """From a file outside of this repository, found from the current folder."""
+    (tmp_path / "my_env.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    result = invoke("check", "my_env.py:Mass")
+    assert result.output == "my_env.py:Mass keeps the contract (16 checks)\n"
+    result = invoke("train", "my_env.py:Mass", "--out", "run", "--updates", 4, *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "next: diffsim evaluate run" in result.output
+    for command, answer in (
+        (("evaluate", "run", "--episodes", 3), "over 3 episodes of diffsim:mass"),
+        (
+            ("evaluate", "run", "--episodes", 3, "--gym", "diffsim/Pendulum-v0"),
+            "this policy takes 2 (position, velocity)",
+        ),
+        (("show", "run"), "my_env.py:Mass"),
+        (("render", "run", "--rollouts", 2), "render.html"),
+        (("render", "my_env.py:Mass", "--format", "gif", "--out", "pictures"), "Mass.gif"),
+    ):
+        result = invoke(*command)
+        assert answer in result.output, (command, result.output)
+
+
+def test_check_says_in_words_what_is_wrong(tmp_path, monkeypatch):
+    (tmp_path / "my_env.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    result = invoke("check", "my_env.py:Broken")
+    assert result.exit_code == 1
+    assert result.output.startswith("diffsim: Broken breaks the environment contract:")
+    for what in (
+        "dynamics depends on stiffness but no gradient comes back",
+        "step depends on stiffness but no",
+    ):
+        assert what in result.output
+    assert "cannot be made: " in invoke("check", "my_env.py:Stubborn").output
+    assert "check_env takes an instance" in invoke("check", "my_env.py:RK4").output

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.autograd.functional import jvp
 
-from robotics_envs.double_pendulum import DoublePendulum, capsule_gyration, capsule_mass
+from robotics_envs.capsule import capsule_gyration, capsule_mass
+from robotics_envs.double_pendulum import DoublePendulum
 
 F64 = torch.float64
 XML = (Path(gymnasium.envs.mujoco.__file__).parent / "assets" / "inverted_double_pendulum.xml").read_text()

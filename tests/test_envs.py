@@ -87,10 +87,64 @@ class ScalarOnly(Pendulum):
     parameters = (*Pendulum.parameters[:1], Parameter("m", 2.0, "kg"), *Pendulum.parameters[2:])
 
 
+class IgnoresItsSeed(Pendulum):
+    def reset(self, batch, generator, dtype=torch.float32):
+        return super().reset(batch, torch.Generator().manual_seed(0), dtype)
+
+
+class DoubledGradient(Pendulum):
+    def dynamics(self, t, x, u, p):
+        return super().dynamics(t, 2 * x - x.detach(), u, p)
+
+
+class MixedObservation(Pendulum):
+    def observe(self, x):
+        return super().observe(x) + x.mean()
+
+
+class IdleAction(Pendulum):
+    action_box = Box.symmetric(2.0, 1.0)
+
+
+class NoTime(Pendulum):
+    dt = 0.0
+    episode_steps = 0
+
+
+class FlatActions(Pendulum):
+    action_box = Box((1.0,), (1.0,))
+
+
+class Exploding(Pendulum):
+    solver = Euler()
+
+    def dynamics(self, t, x, u, p):
+        return super().dynamics(t, x, u, p) + 100 * x**3
+
+
+class Branching(Pendulum):
+    def cost(self, x, u, p):
+        return super().cost(x, u, p) if x.sum() < 1e9 else 2 * super().cost(x, u, p)
+
+
+class NotDrawable(Pendulum):
+    def draw(self, x, u):
+        return ["a rod"]
+
+
 @pytest.mark.parametrize(
     ("broken", "complaint"),
     [
-        (Detached, "gradients_agree_with_finite_differences: dynamics"),
+        (Detached, "dynamics depends on x but no gradient comes back: something cuts it"),
+        (DoubledGradient, r"dynamics: the gradient by x is \S+, finite differences give \S+"),
+        (IgnoresItsSeed, "reset ignores its seed"),
+        (MixedObservation, "a rollout's observe depends on the others"),
+        (IdleAction, "action component 1 changes neither the state nor the cost"),
+        (NoTime, r"dt = 0.0: a control interval is a positive number[\s\S]*episode_steps = 0"),
+        (FlatActions, "action_box has no width in component 0"),
+        (Exploding, "not finite in torch.float32 after .* intervals of extreme actions"),
+        (Branching, "step under vmap[\\s\\S]*steps_are_straight_line"),
+        (NotDrawable, "draw gives Line, Polygon, Circle and Text, not 'a rod'"),
         (SilentMass, "gradient with respect to m is zero everywhere"),
         (Unclipped, "does not act like the bound"),
         (Mixing, "depends on the others in its batch"),

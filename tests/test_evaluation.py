@@ -123,6 +123,22 @@ def test_environments_that_do_not_fit_are_named(run, gym, complaint):
     assert run.path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("cartpole_balance", 1000), ("acrobot", 1000), ("double_pendulum", None), ("reacher", 50)],
+)
+def test_policies_run_in_the_foreign_twins_of_mujoco(name, steps, tmp_path):
+    """An untrained policy: the twin's observations and rewards pass, and returns are of the same size."""
+    trained = diffsim.train(
+        name, out=tmp_path, updates=1, quiet=True, backend="eager",
+        algorithm={"batch": 8}, evaluation={"every": 0, "episodes": 2},
+    )  # fmt: skip
+    result = diffsim.evaluate(trained, gym=LoadedRun(trained.path).env.gym_id, episodes=2, seed=0)
+    assert np.isfinite(result.returns).all()
+    if steps is not None:
+        assert result.lengths.tolist() == [steps] * 2
+
+
 @pytest.mark.parametrize("arguments", [{"episodes": 0}, {"episodes": 2.5}, {"seed": -1}, {"episodes": "3"}])
 def test_impossible_numbers_are_named(run, arguments):
     ((name, value),) = arguments.items()

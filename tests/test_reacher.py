@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.autograd.functional import jvp
 
-from robotics_envs.double_pendulum import capsule_gyration
+from robotics_envs.capsule import capsule_gyration
 from robotics_envs.reacher import Reacher
 
 F64 = torch.float64
