@@ -1,292 +1,140 @@
-"""A seven-joint arm, the Franka Emika Panda, reaching for points in space."""
+"""A seven-joint arm, the Franka Emika Panda, reaching for poses: a place and an attitude."""
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
-from solvers.runge_kutta import RK4
+from robotics_envs.arm7_point import (
+    JOINT_HIGH,
+    JOINT_LOW,
+    LINKS,
+    MAX_TORQUE,
+    READY,
+    Arm7Point,
+    Joints,
+    Points,
+    axes_of,
+    cross,
+)
+from robotics_envs.base import Actions, Box, Costs, Observations, Params, States
+from robotics_envs.drawing import Circle, Floats, Shape
+from robotics_envs.quaternions import product, rotation
 
-Joints = Float[Tensor, "batch 7"]
-Points = Float[Tensor, "batch 3"]
+Quaternions = Float[Tensor, "batch 4"]
 
-
-class Link(NamedTuple):
-    """A link in its modified Denavit–Hartenberg frame (Craig): z is the axis of the joint that moves it.
-
-    From the frame before, the frame is turned by ``twist`` quarter turns about the old x, shifted by
-    ``a`` m along it, turned by the joint angle about its own z and shifted by ``d`` m along that.
-    """
-
-    twist: int
-    a: float
-    d: float
-    mass: float  # kg
-    centre: tuple[float, float, float]  # of mass, m, in the link's frame
-    inertia: tuple[float, float, float, float, float, float]  # xx yy zz xy xz yz about the centre, kg m²
-
-
-# Kinematics and limits: Franka Control Interface documentation, "Robot and interface specifications".
-# Inertia: Gaz, Cognetti, Oliva, Robuffo Giordano, De Luca, Dynamic Identification of the Franka Emika
-# Panda Robot With Retrieval of Feasible Parameters Using Penalty-Based Optimization, RA-L 4(4), 2019.
-# The height of the first centre cannot be identified, as it moves nothing, and is 0 there.
-LINKS = (
-    Link(
-        0, 0.0, 0.333, 4.970684, (0.003875, 0.002081, 0.0),
-        (0.70337, 0.70661, 0.009117, -0.000139, 0.006772, 0.019169),
-    ),
-    Link(
-        -1, 0.0, 0.0, 0.646926, (-0.003141, -0.02872, 0.003495),
-        (0.007962, 0.02811, 0.025995, -0.003925, 0.010254, 0.000704),
-    ),
-    Link(
-        1, 0.0, 0.316, 3.228604, (0.027518, 0.039252, -0.066502),
-        (0.037242, 0.036155, 0.01083, -0.004761, -0.011396, -0.012805),
-    ),
-    Link(
-        1, 0.0825, 0.0, 3.587895, (-0.05317, 0.104419, 0.027454),
-        (0.025853, 0.019552, 0.028323, 0.007796, -0.001332, 0.008641),
-    ),
-    Link(
-        -1, -0.0825, 0.384, 1.225946, (-0.011953, 0.041065, -0.038437),
-        (0.035549, 0.029474, 0.008627, -0.002117, -0.004037, 0.000229),
-    ),
-    Link(
-        1, 0.0, 0.0, 1.666555, (0.060149, -0.014117, -0.010517),
-        (0.001964, 0.004354, 0.005433, 0.000109, -0.001158, 0.000341),
-    ),
-    Link(
-        1, 0.088, 0.0, 0.735522, (0.010517, -0.004252, 0.061597),
-        (0.012516, 0.010027, 0.004815, -0.000428, -0.001196, -0.000741),
-    ),
-)  # fmt: skip
-FLANGE = 0.107  # m along the last z
-JOINT_LOW = (-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973)  # rad
-JOINT_HIGH = (2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973)  # rad
-MAX_RATE = (2.175, 2.175, 2.175, 2.175, 2.61, 2.61, 2.61)  # rad/s
-MAX_TORQUE = (87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0)  # N·m
-READY = (0.0, -math.pi / 4, 0.0, -3 * math.pi / 4, 0.0, math.pi / 2, math.pi / 4)  # rad
-RATE_STOP = 10.0  # rad/s
-_TARGET_LOW, _TARGET_HIGH = (0.3, -0.4, 0.2), (0.6, 0.4, 0.7)  # m
-
-_MUJOCO = "MuJoCo Menagerie, franka_emika_panda/panda.xml"
+TARGET_SPREAD = 0.4  # rad, of each joint about READY, where targets are drawn
 _JOINTS = Box(JOINT_LOW, JOINT_HIGH)
+_ROUNDING = 0.05  # m and 1, where the cost goes over from quadratic to linear
+_TARGET_LOW = (-0.05, -0.4, 0.25, -0.6, 0.5, -0.9, -0.6)  # m and 1
+_TARGET_HIGH = (0.5, 0.4, 0.95, 0.6, 1.0, 0.3, 0.6)
 
 
-class Constants(NamedTuple):
-    """What the links are made of, as tensors."""
+def attitude(q: Joints) -> Quaternions:
+    """The attitude of the flange in the base frame at the joint angles ``q`` rad, a unit quaternion.
 
-    mass: Float[Tensor, "7 1"]
-    carried: Float[Tensor, "7 1"]
-    """The mass from each link to the hand."""
-    centre: Float[Tensor, "7 3 1"]
-    inertia: Float[Tensor, "7 3 3"]
-    below: Tensor
-    """True on and below the diagonal, ``[7, 7]``."""
-    unit: Float[Tensor, "7 7"]
-
-
-@functools.lru_cache(maxsize=64)
-def _constants(dtype: torch.dtype, device: torch.device) -> Constants:
-    def tensor(values: Sequence[Any]) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
-
-    # Ordinary tensors even if the first to ask is in inference mode.
-    with torch.inference_mode(False):
-        inertia = [
-            (xx, xy, xz, xy, yy, yz, xz, yz, zz) for xx, yy, zz, xy, xz, yz in (k.inertia for k in LINKS)
-        ]
-        return Constants(
-            tensor([link.mass for link in LINKS]).unsqueeze(-1),
-            tensor([sum(link.mass for link in LINKS[i:]) for i in range(7)]).unsqueeze(-1),
-            tensor([link.centre for link in LINKS]).unsqueeze(-1),
-            tensor(inertia).unflatten(-1, (3, 3)),
-            torch.ones(7, 7, dtype=torch.bool, device=device).tril(),
-            torch.eye(7, dtype=dtype, device=device),
-        )
+    The product of the turns of all links, so it is smooth in the angles, over several turns as well.
+    """
+    half, zero = 0.5 * q, torch.zeros_like(q)
+    about_z = torch.stack((torch.cos(half), zero, zero, torch.sin(half)), dim=-1)
+    total = about_z[:, 0]
+    for i, link in enumerate(LINKS[1:], start=1):
+        quarter = math.pi / 4 * link.twist
+        about_x = about_z.new_tensor((math.cos(quarter), math.sin(quarter), 0.0, 0.0)).expand_as(total)
+        total = product(total, product(about_x, about_z[:, i]))
+    return total
 
 
-def _cross(a: Tensor, b: Tensor) -> Tensor:
-    """``a × b`` over the last dimension."""
-    ax, ay, az = a.unbind(-1)
-    bx, by, bz = b.unbind(-1)
-    return torch.stack((ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx), dim=-1)
+class Arm7(Arm7Point):
+    """A Franka Emika Panda moves its flange to a random pose, its centre and its attitude, and rests there.
 
+    State (21) ``[joint angles rad 7, joint rates rad/s 7, target position m 3, target quaternion w x y z
+    4]``; the target is in the base frame (z up) and constant.  Action ``[joint torques N·m 7]``.
+    Observation (21) ``[angles, rates, hand minus target m 3, axis times sine of the angle of the turn that
+    is left 3, its cosine]``, the axis in the base frame.  Mechanics, limits and what is clamped (the rates
+    at ±10 rad/s, cutting their gradient) are those of :class:`~robotics_envs.arm7_point.Arm7Point`, but the
+    torques go to a quarter of the robot's: with gravity compensated that is plenty, and rash enough.
 
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """``matrix [..., 3, 3]`` times ``vector [..., 3]``."""
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
-
-
-def _outwards(values: Tensor) -> Tensor:
-    """Sums along the chain from the base to each link, ``[B, 7, k]``."""
-    return torch.stack(list(itertools.accumulate(values.unbind(1))), dim=1)
-
-
-def _inwards(values: Tensor) -> Tensor:
-    """Sums along the chain from the hand to each link, ``[B, 7, k]``."""
-    return torch.stack(list(itertools.accumulate(reversed(values.unbind(1))))[::-1], dim=1)
-
-
-class Motion(NamedTuple):
-    """Where the links are. All vectors are in the base frame (z up) and moments about its origin."""
-
-    centre: Tensor
-    """Centres of mass, m, ``[B, 7, 3]``."""
-    inertia: Tensor
-    """About the centres of mass, kg m², ``[B, 7, 3, 3]``."""
-    axis: Tensor
-    """Of the joints, ``[B, 7, 3]``."""
-    arm: Tensor
-    """The velocity of the origin under a unit turn of each joint, m, ``[B, 7, 3]``."""
-
-
-class Arm7(Env):
-    """A Franka Emika Panda moves the centre of its flange to a random point and rests there.
-
-    State (17) ``[joint angles rad 7, joint rates rad/s 7, target m 3 (base frame, z up, constant)]``,
-    action ``[joint torques N·m 7]`` within the robot's limits, observation (17) ``[angles, rates, hand
-    minus target m]``.  The torque of gravity is compensated exactly, as the robot's own controller
-    does, so actions come on top of it and gravity leaves the dynamics.  Inertia: Gaz et al. 2019 (see
-    ``LINKS``); no gripper.
-
-    Nothing stops the joints at their limits; going beyond costs.  After each step the rates are clamped
-    to ±10 rad/s (the robot itself stops at ``MAX_RATE``), which keeps wild actions finite and cuts the
-    gradient of a rate where it acts.
+    The attitude is that of the flange's frame, which Franka's kinematics leaves parallel to the last link's.
+    A target quaternion of any length other than zero stands for the attitude of its direction, and it and
+    its negative for the same one.  ``reset`` draws targets that the arm can take: where it would be at
+    random joint angles.  The state box holds any place near those with any attitude near those, so that a
+    target in it may be out of reach; then the best compromise costs something.
     """
 
     name = "arm7"
     state_names = (
-        *(f"angle_{i}" for i in range(1, 8)),
-        *(f"rate_{i}" for i in range(1, 8)),
-        *("target_x", "target_y", "target_z"),
+        *Arm7Point.state_names,
+        *("target_quaternion_w", "target_quaternion_x", "target_quaternion_y", "target_quaternion_z"),
     )
-    observation_names = (*state_names[:14], "error_x", "error_y", "error_z")
-    parameters = (
-        Parameter("damping", 1.0, "N·m·s/rad, of each joint", low=0.0, source=_MUJOCO),
-        Parameter("armature", 0.1, "kg m², rotor inertia at each joint", low=0.0, source=_MUJOCO),
+    observation_names = (
+        *Arm7Point.observation_names,
+        *("turn_x", "turn_y", "turn_z", "turn_cosine"),
     )
-    action_box = Box.symmetric(*MAX_TORQUE)
     start_box = Box(
-        (*(q - 0.3 for q in READY), *(-0.1,) * 7, *_TARGET_LOW),
-        (*(q + 0.3 for q in READY), *(0.1,) * 7, *_TARGET_HIGH),
+        (*Arm7Point.start_box.low[:14], *_TARGET_LOW), (*Arm7Point.start_box.high[:14], *_TARGET_HIGH)
     )
+    """Of the angles and rates; targets are those of joint angles within ``TARGET_SPREAD`` of ``READY``."""
+    action_box = Box.symmetric(*(0.25 * torque for torque in MAX_TORQUE))
     state_box = Box(
-        (*JOINT_LOW, *(-rate for rate in MAX_RATE), *_TARGET_LOW), (*JOINT_HIGH, *MAX_RATE, *_TARGET_HIGH)
+        (*(max(q - 1.0, low) for q, low in zip(READY, JOINT_LOW, strict=True)), *(-1.5,) * 7, *_TARGET_LOW),
+        (
+            *(min(q + 1.0, high) for q, high in zip(READY, JOINT_HIGH, strict=True)),
+            *(1.5,) * 7,
+            *_TARGET_HIGH,
+        ),
     )
-    dt = 0.02
-    episode_steps = 150
-    solver = RK4()
+    dt = 0.04
+    episode_steps = 75
 
-    def frames(self, q: Joints) -> tuple[Tensor, Tensor]:
-        """Orientation ``[B, 7, 3, 3]`` (columns are axes) and origin m ``[B, 7, 3]`` of the link frames."""
-        cos, sin = (f(q).unsqueeze(-1).unbind(1) for f in (torch.cos, torch.sin))
-        zero, one = torch.zeros_like(cos[0]), torch.ones_like(cos[0])
-        x, y = torch.cat((cos[0], sin[0], zero), -1), torch.cat((-sin[0], cos[0], zero), -1)
-        z = torch.cat((zero, zero, one), -1)
-        origin = LINKS[0].d * z
-        axes, origins = [torch.stack((x, y, z), -1)], [origin]
-        for link, c, s in zip(LINKS[1:], cos[1:], sin[1:], strict=True):
-            # A quarter turn about x takes y to z and z to -y; a negative one takes y to -z and z to y.
-            if link.a:
-                origin = origin + link.a * x
-            before, z, y = x, (-y, y)[link.twist < 0], (z, -z)[link.twist < 0]
-            x, y = c * before + s * y, c * y - s * before
-            if link.d:
-                origin = origin + link.d * z
-            axes.append(torch.stack((x, y, z), -1))
-            origins.append(origin)
-        return torch.stack(axes, 1), torch.stack(origins, 1)
+    def misalignment(self, q: Joints, target: Quaternions) -> Float[Tensor, " batch"]:
+        """Half of 1 minus the cosine of the angle from the flange's attitude to that of ``target``."""
+        axes, _ = self.frames(q)
+        return 0.25 * (3 - (axes[:, -1].flatten(-2) * rotation(target)).sum(-1))
 
-    def hand(self, q: Joints) -> Points:
-        """The centre of the flange in the base frame, m."""
-        axes, origins = self.frames(q)
-        return origins[:, -1] + FLANGE * axes[:, -1, :, 2]
-
-    def links(self, q: Joints) -> Motion:
-        """Where the links are at the joint angles ``q`` rad."""
-        constants, (axes, origins) = _constants(q.dtype, q.device), self.frames(q)
-        return Motion(
-            origins + (axes @ constants.centre).squeeze(-1),
-            axes @ constants.inertia @ axes.mT,
-            axes[..., 2],
-            _cross(origins, axes[..., 2]),
-        )
-
-    def _mass_matrix(self, at: Motion, p: Params) -> Tensor:
-        # Composite rigid bodies: M_ij, i <= j, is the momentum that a unit rate of joint j gives to
-        # the links from j on, along the axis of joint i.
-        constants = _constants(at.axis.dtype, at.axis.device)
-        x, y, z = at.centre.unbind(-1)
-        mx, my, mz = (first := constants.mass * at.centre).unbind(-1)
-        xx, yy, zz, xy, xz, yz = mx * x, my * y, mz * z, mx * y, mx * z, my * z
-        shift = torch.stack((yy + zz, -xy, -xz, -xy, xx + zz, -yz, -xz, -yz, xx + yy), dim=-1)
-        first, inertia = _inwards(first), _inwards(at.inertia.flatten(-2) + shift).unflatten(-1, (3, 3))
-        angular = _times(inertia, at.axis) + _cross(first, at.arm)
-        linear = constants.carried * at.arm + _cross(at.axis, first)
-        upper = torch.cat((at.axis, at.arm), -1) @ torch.cat((angular, linear), -1).mT
-        armature = p["armature"].unsqueeze(-1).unsqueeze(-1) * constants.unit
-        return torch.where(constants.below, upper.mT, upper) + armature
-
-    def _bias(self, at: Motion, qd: Tensor, g: float) -> Tensor:
-        # Newton–Euler in the base frame. Velocities and accelerations are those of the body's point at
-        # the base's origin (Featherstone, Rigid Body Dynamics Algorithms, 2008, §2.11 and table 5.1).
-        mass, rate = _constants(at.axis.dtype, at.axis.device).mass, qd.unsqueeze(-1)
-        spin, slide = rate * at.axis, rate * at.arm
-        w, v = _outwards(torch.cat((spin, slide), -1)).split(3, -1)
-        turning = torch.cat((_cross(w, spin), _cross(w, slide) + _cross(v, spin)), -1)
-        dw, dv = _outwards(turning).split(3, -1)
-        centre_v = v + _cross(w, at.centre)
-        force = mass * (dv + _cross(dw, at.centre) + _cross(w, centre_v))
-        if g:
-            force = force + mass * force.new_tensor((0.0, 0.0, g))
-        moment = _times(at.inertia, dw) + _cross(w, _times(at.inertia, w)) + _cross(at.centre, force)
-        moment, force = _inwards(torch.cat((moment, force), -1)).split(3, -1)
-        return (at.axis * moment + at.arm * force).sum(-1)
-
-    def mass_matrix(self, q: Joints, p: Params) -> Float[Tensor, "batch 7 7"]:
-        """M(q) with the rotors, kg m²: the kinetic energy is ``qd' M qd / 2``."""
-        return self._mass_matrix(self.links(q), p)
-
-    def bias(self, q: Joints, qd: Joints, g: float = 0.0) -> Joints:
-        """The torques N·m that keep the rates ``qd`` rad/s constant, friction aside, under gravity g m/s².
-
-        With ``qd = 0`` and ``g = 9.81`` this is what the gravity compensation adds to the action.
-        """
-        return self._bias(self.links(q), qd, g)
-
-    def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
-        """d[angles, rates, target]/dt: ``M(q) qdd = torque - damping qd - bias(q, qd)``; the target rests."""
-        q, qd, target = x.split((7, 7, 3), dim=-1)
-        at = self.links(q)
-        torque = u - p["damping"].unsqueeze(-1) * qd - self._bias(at, qd, 0.0)
-        factor, _ = torch.linalg.cholesky_ex(self._mass_matrix(at, p))
-        qdd = torch.cholesky_solve(torque.unsqueeze(-1), factor).squeeze(-1)
-        return torch.cat((qd, qdd, torch.zeros_like(target)), dim=-1)
-
-    def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
-        """One control interval; the rates are clamped to ±10 rad/s at its end, which cuts their gradient."""
-        following, cost = super().step(x, u, p)
-        q, qd, target = following.split((7, 7, 3), dim=-1)
-        return torch.cat((q, qd.clamp(-RATE_STOP, RATE_STOP), target), dim=-1), cost
+    def turn_left(self, q: Joints, target: Quaternions) -> tuple[Points, Float[Tensor, "batch 1"]]:
+        """Of the turn from the flange's attitude to that of ``target``: axis times sine, and cosine."""
+        axes, _ = self.frames(q)
+        wanted = rotation(target).unflatten(-1, (3, 3))
+        both = 0.5 * cross(axes[:, -1].mT, wanted.mT).sum(-2)
+        return both, 1 - 2 * self.misalignment(q, target).unsqueeze(-1)
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
-        """Squared distance m² of the hand to the target; a little for rates, torques, limits passed."""
-        q, qd, target = x.split((7, 7, 3), dim=-1)
+        """``2 h(d) + h(sin(angle/2)) + 0.01 |rates|² + 0.005 |u / bound|² + |limits passed|²``.
+
+        ``h(a) = sqrt(a² + 0.05²) - 0.05`` is smooth at zero and like |a| far from it, so that the last
+        centimetres still count; d is the distance m of the hand to the target's place and the angle that
+        of the turn to its attitude.  A turn of 1 rad costs about what 0.25 m do.
+        """
+        q, qd, target, quaternion = x.split((7, 7, 3, 4), dim=-1)
         effort = u / self.action_box.bounds(u)[1]
         beyond = q - q.clamp(*_JOINTS.bounds(q))
-        near = ((self.hand(q) - target) ** 2).sum(-1)
-        return near + (0.005 * qd**2 + 0.005 * effort**2 + beyond**2).sum(-1)
+        far = torch.sqrt(((self.hand(q) - target) ** 2).sum(-1) + _ROUNDING**2) - _ROUNDING
+        turned = torch.sqrt(self.misalignment(q, quaternion) + _ROUNDING**2) - _ROUNDING
+        return 2 * far + turned + (0.01 * qd**2 + 0.005 * effort**2 + beyond**2).sum(-1)
 
     def observe(self, x: States) -> Observations:
-        """``[angles, rates, hand minus target]``."""
-        q, qd, target = x.split((7, 7, 3), dim=-1)
-        return torch.cat((q, qd, self.hand(q) - target), dim=-1)
+        """``[angles, rates, hand minus target, axis times sine of the turn that is left, its cosine]``."""
+        without, quaternion = x.split((17, 4), dim=-1)
+        return torch.cat((super().observe(without), *self.turn_left(x[:, :7], quaternion)), dim=-1)
+
+    def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Angles and rates from the start box and targets that the arm can take, ``[batch, 21]``."""
+        x = super().reset(batch, generator, dtype)
+        poses = Box(tuple(q - TARGET_SPREAD for q in READY), tuple(q + TARGET_SPREAD for q in READY))
+        q = poses.sample(batch, generator, dtype)
+        quaternion = attitude(q)
+        # Of the two quaternions of an attitude the one in the state box.
+        quaternion = torch.where(quaternion[:, 1:2] < 0, -quaternion, quaternion)
+        return torch.cat((x[:, :14], self.hand(q), quaternion), dim=-1)
+
+    def draw(self, x: Floats, u: Floats) -> list[Shape]:
+        """The arm as ``arm7_point`` draws it, and the target: a ring with long thin axes."""
+        turn = rotation(torch.from_numpy(np.asarray(x[17:21], float))).reshape(3, 3).numpy()
+        place = np.asarray(x[14:17], float)
+        ring = Circle(place.tolist(), 0.04, "target", filled=False)
+        return [*self.draw_arm(x, u), *axes_of(place, turn, 0.2, 0.006), ring]

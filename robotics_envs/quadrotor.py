@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.drawing import Circle, Floats, Line, Shape, View
+from robotics_envs.quaternions import rotation, unit
 from solvers.runge_kutta import RK4
 
 _THESIS = "Förster, System Identification of the Crazyflie 2.0 Nano Quadrocopter, ETH Zürich 2015"
 MAX_RATE = 2000 * math.pi / 180  # rad/s, the range of the gyroscope
+MAGNIFIED = 4.0  # how many times its size the vehicle is drawn
+FLOOR = -1.2  # m, the height at which a floor is drawn
 _AXES = ("x", "y", "z")
 _MOTORS = tuple(f"motor_{i}" for i in range(1, 5))
 
 
-def unit(quaternion: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
-    """The unit quaternion of the same attitude; zero, which has none, stays zero."""
-    return quaternion * torch.rsqrt((quaternion * quaternion).sum(-1, keepdim=True).clamp_min(1e-12))
+def floor() -> list[Shape]:
+    """A square grid, 2.4 m wide, to see places in space by."""
+    ticks = np.linspace(-1.2, 1.2, 7)
+    lines = [((-1.2, b, FLOOR), (1.2, b, FLOOR)) for b in ticks] + [
+        ((a, -1.2, FLOOR), (a, 1.2, FLOOR)) for a in ticks
+    ]
+    return [Line(ends, "faint") for ends in lines]
 
 
 class Quadrotor(Env):
@@ -53,7 +61,7 @@ class Quadrotor(Env):
         *(f"rotation_{row}{column}" for row in ("x", "y", "z") for column in ("x", "y", "z")),
         *state_names[7:],
     )
-    parameters = (
+    parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("g", 9.81, "m/s²", source="standard gravity, rounded"),
         Parameter("mass", 0.027, "kg", low=0.0, source="Bitcraze, Crazyflie 2.0 data sheet"),
         Parameter(
@@ -87,6 +95,7 @@ class Quadrotor(Env):
     )
     dt = 0.02
     episode_steps = 250
+    view = View((-1.8, -1.7), (1.8, 1.3), azimuth=-60.0, elevation=18.0)
     solver = RK4()
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
@@ -125,9 +134,9 @@ class Quadrotor(Env):
     def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
         """One control interval, after which the quaternion is made unit and the rates are clamped."""
         following, cost = super().step(x, u, p)
-        position, quaternion, velocity, rates, motors = following.split((3, 4, 3, 3, 4), dim=-1)
+        position, quaternion, velocity, rates, rest = following.split((3, 4, 3, 3, x.shape[-1] - 13), dim=-1)
         rates = rates.clamp(-MAX_RATE, MAX_RATE)
-        return torch.cat((position, unit(quaternion), velocity, rates, motors), dim=-1), cost
+        return torch.cat((position, unit(quaternion), velocity, rates, rest), dim=-1), cost
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
         """``|position|² + tilt/2 + 0.05 |velocity|² + 0.01 |rates|² + 0.05 |u - hover|²``.
@@ -145,15 +154,38 @@ class Quadrotor(Env):
     def observe(self, x: States) -> Observations:
         """``[position, rotation matrix by rows, velocity, body rates, motors]``."""
         position, quaternion, rest = x.split((3, 4, 10), dim=-1)
-        a, b, c, d = unit(quaternion).unbind(-1)
-        rotation = (
-            *(1 - 2 * (c * c + d * d), 2 * (b * c - a * d), 2 * (b * d + a * c)),
-            *(2 * (b * c + a * d), 1 - 2 * (b * b + d * d), 2 * (c * d - a * b)),
-            *(2 * (b * d - a * c), 2 * (c * d + a * b), 1 - 2 * (b * b + c * c)),
-        )
-        return torch.cat((position, torch.stack(rotation, dim=-1), rest), dim=-1)
+        return torch.cat((position, rotation(quaternion), rest), dim=-1)
 
     def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """States from the start box, ``[batch, 17]``, with unit quaternions: turned by up to 101 degrees."""
         x = super().reset(batch, generator, dtype)
         return torch.cat((x[:, :3], unit(x[:, 3:7]), x[:, 7:]), dim=-1)
+
+    def draw(self, x: Floats, u: Floats) -> list[Shape]:
+        """The vehicle, ``MAGNIFIED`` times its size, and each rotor's thrust as a flame below it.
+
+        The front arms are orange; a hairline leads to the shadow on the floor.
+        """
+        turn = rotation(torch.from_numpy(np.asarray(x[3:7], dtype=float))).reshape(3, 3).numpy()
+        position, arm = np.asarray(x[:3], dtype=float), MAGNIFIED * self.constants["arm"].value
+        shadow = (position[0], position[1], FLOOR)
+        shapes: list[Shape] = [Line([position, shadow], "faint"), Circle(shadow, 0.03, "ground")]
+        around = np.linspace(0.0, 2 * math.pi, 24)
+        circle = np.stack((np.cos(around), np.sin(around), np.zeros_like(around)), axis=-1)
+        # In the order of the motors: front right, back right, back left, front left.
+        for (ahead, left), motor in zip(((1, -1), (-1, -1), (-1, 1), (1, 1)), x[13:17], strict=True):
+            hub = np.array((ahead, left, 0.0)) * math.sqrt(0.5) * arm
+            rotor = position + (hub + 0.5 * arm * circle) @ turn.T
+            flame = position + np.stack((hub, hub - (0.0, 0.0, 2 * arm * float(motor)))) @ turn.T
+            shapes.append(Line(flame, "hot", 0.025))
+            shapes.append(Line([position, flame[0]], "limb" if ahead > 0 else "ink", 0.03))
+            shapes.append(Line(rotor, "body", 0.012))
+        return [*shapes, Circle(position, 0.05, "body")]
+
+    def scenery(self) -> list[Shape]:
+        """The floor (for the eye only: nothing collides with it) and the goal, a ring."""
+        return [
+            *floor(),
+            Circle((0.0, 0.0, 0.0), 0.08, "target", filled=False),
+            Circle((0.0, 0.0, 0.0), 0.02, "target"),
+        ]

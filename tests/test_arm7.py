@@ -1,257 +1,184 @@
-"""The arm obeys mechanics that is written here a second time: from transforms and Lagrange's equations."""
+"""Reaching for poses: the attitude of the flange and how far it is from the target's. Mechanics: test_arm7_point."""
 
 import math
 
 import pytest
 import torch
-from torch.autograd.functional import jacobian
+from torch.autograd.functional import jvp
 
-from robotics_envs import check_env
-from robotics_envs.arm7 import JOINT_LOW, LINKS, RATE_STOP, READY, Arm7
-from solvers.runge_kutta import RK4
+from robotics_envs.arm7 import Arm7, attitude
+from robotics_envs.arm7_point import JOINT_HIGH, JOINT_LOW, RATE_STOP, READY, Arm7Point
+from robotics_envs.quaternions import product, rotation, unit
 
 F64 = torch.float64
-G = 9.81
-# a, d, alpha of each joint and the flange, as Franka's documentation prints them.
-DH = (
-    (0.0, 0.333, 0.0),
-    (0.0, 0.0, -math.pi / 2),
-    (0.0, 0.316, math.pi / 2),
-    (0.0825, 0.0, math.pi / 2),
-    (-0.0825, 0.384, -math.pi / 2),
-    (0.0, 0.0, math.pi / 2),
-    (0.088, 0.0, math.pi / 2),
-)
-FLANGE_D = 0.107
-
-
-def transforms(q):
-    """Of the seven links for angles [7]: [7, 4, 4], by Craig's product of two screws."""
-    total, result = torch.eye(4, dtype=F64), []
-    for (a, d, alpha), angle in zip(DH, q, strict=True):
-        ca, sa = math.cos(alpha), math.sin(alpha)
-        about_x = torch.tensor([[1, 0, 0, a], [0, ca, -sa, 0], [0, sa, ca, 0], [0, 0, 0, 1]], dtype=F64)
-        c, s, zero, one = (
-            torch.cos(angle),
-            torch.sin(angle),
-            torch.zeros((), dtype=F64),
-            torch.ones((), dtype=F64),
-        )
-        rows = ((c, -s, zero, zero), (s, c, zero, zero), (zero, zero, one, one * d), (zero, zero, zero, one))
-        total = total @ about_x @ torch.stack([torch.stack(row) for row in rows])
-        result.append(total)
-    return torch.stack(result)
-
-
-def centres(q):
-    local = torch.tensor([(*link.centre, 1.0) for link in LINKS], dtype=F64)
-    return (transforms(q) @ local.unsqueeze(-1))[:, :3, 0]
-
-
-def potential(q):
-    return G * sum(link.mass * centre[2] for link, centre in zip(LINKS, centres(q), strict=True))
-
-
-def mass_matrix(q, armature, create_graph=False):
-    """From the kinetic energy of each link, with Jacobians by automatic differentiation."""
-    rotations = transforms(q)[:, :3, :3]
-    of_centres = jacobian(centres, q, create_graph=create_graph)
-    of_rotations = jacobian(lambda q: transforms(q)[:, :3, :3], q, create_graph=create_graph)
-    total = armature * torch.eye(7, dtype=F64)
-    for link, rotation, slide, turn in zip(LINKS, rotations, of_centres, of_rotations, strict=True):
-        spin = torch.einsum("abj,cb->acj", turn, rotation)  # skew matrices of the angular velocities
-        w = torch.stack((spin[2, 1], spin[0, 2], spin[1, 0]))
-        xx, yy, zz, xy, xz, yz = link.inertia
-        inertia = rotation @ torch.tensor([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]], dtype=F64) @ rotation.T
-        total = total + link.mass * slide.T @ slide + w.T @ inertia @ w
-    return total
+TARGET, QUATERNION = slice(14, 17), slice(17, 21)
 
 
 def some_states(batch, seed=0):
-    x = Arm7.state_box.sample(batch, torch.Generator().manual_seed(seed), F64)
-    return x, x[:, :7], x[:, 7:14]
+    env, generator = Arm7(), torch.Generator().manual_seed(seed)
+    return env.state_box.sample(batch, generator, F64), env.action_box.sample(batch, generator, F64)
 
 
-def frictionless(env, x):
-    return {**env.params(x), "damping": torch.zeros((), dtype=F64)}
+def about(axis, angle):
+    """The quaternions of turns by angles [B] about axes [B, 3] of length one."""
+    return torch.cat((torch.cos(angle / 2).unsqueeze(-1), torch.sin(angle / 2).unsqueeze(-1) * axis), -1)
 
 
-def test_conformance():
-    check_env(Arm7())
+def axes(batch, seed=3):
+    v = torch.randn(batch, 3, dtype=F64, generator=torch.Generator().manual_seed(seed))
+    return v / v.norm(dim=-1, keepdim=True)
 
 
-def test_the_hand_is_where_plane_geometry_puts_it():
-    """Upright; and ready, with the upper arm 45 degrees back, the forearm level and the hand down."""
-    hand = Arm7().hand(torch.tensor([(0.0,) * 7, READY], dtype=F64))
-    s = math.sqrt(0.5)
-    upright = (0.088, 0.0, 0.333 + 0.316 + 0.384 - 0.107)
-    ready = (s * (0.0825 - 0.316) + 0.384 + 0.088, 0.0, 0.333 + s * (0.316 + 0.0825) + 0.0825 - 0.107)
-    assert hand[0].tolist() == pytest.approx(upright, abs=1e-12)
-    assert hand[1].tolist() == pytest.approx(ready, abs=1e-12)
-
-
-def test_the_hand_is_where_the_transforms_put_it():
-    _, q, _ = some_states(5)
-    flange = torch.tensor([0.0, 0.0, FLANGE_D, 1.0], dtype=F64)
-    expected = torch.stack([(transforms(angles)[-1] @ flange)[:3] for angles in q])
-    assert torch.allclose(Arm7().hand(q), expected, rtol=0, atol=1e-13)
-
-
-def test_every_links_inertia_is_that_of_a_body():
-    """Positive masses, and principal moments that obey the triangle inequality."""
-    for link in LINKS:
-        xx, yy, zz, xy, xz, yz = link.inertia
-        moments = torch.linalg.eigvalsh(torch.tensor([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]], dtype=F64))
-        assert link.mass > 0
-        assert moments[0] > 0
-        assert moments[0] + moments[1] > moments[2]
-
-
-def test_the_mass_matrix_is_symmetric_and_positive_definite():
-    env = Arm7()
-    x, q, _ = some_states(500)
-    p = {**env.params(x), "armature": torch.zeros((), dtype=F64)}
-    m = env.mass_matrix(q, p)
-    assert torch.equal(m, m.mT)
-    assert torch.linalg.eigvalsh(m).min() > 1e-4
-
-
-def test_the_mass_matrix_is_that_of_the_kinetic_energy():
-    env = Arm7()
-    x, q, _ = some_states(5)
-    expected = torch.stack([mass_matrix(angles, 0.1) for angles in q])
-    assert torch.allclose(env.mass_matrix(q, env.params(x)), expected, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_bias_is_lagranges(seed):
-    """d/dt (M qd) - d/dq (qd' M qd / 2 - V), with and without gravity."""
-    _, q, qd = some_states(1, seed)
-    angles, rates = q[0], qd[0]
-    slope = jacobian(lambda q: mass_matrix(q, 0.0, create_graph=True), angles)
-    motion = torch.einsum("ijk,j,k->i", slope, rates, rates)
-    motion = motion - 0.5 * torch.einsum("ijk,i,j->k", slope, rates, rates)
-    weight = jacobian(potential, angles)
-    assert motion.norm() > 0.1
-    assert torch.allclose(Arm7().bias(q, qd)[0], motion, rtol=0, atol=1e-8)
-    assert torch.allclose(Arm7().bias(q, qd, G)[0], motion + weight, rtol=0, atol=1e-8)
-    assert torch.allclose(Arm7().bias(q, 0 * qd, G)[0], weight, rtol=0, atol=1e-10)
-
-
-def test_the_dynamics_solve_the_equation_of_motion():
-    """M qdd + bias + damping qd = torque, with the mass matrix of the kinetic energy."""
-    env = Arm7(damping=0.7, armature=0.05)
-    x, q, qd = some_states(4)
-    u = env.action_box.sample(4, torch.Generator().manual_seed(1), F64)
-    rate = env.dynamics(0.0, x, u, env.params(x))
-    m = torch.stack([mass_matrix(angles, 0.05) for angles in q])
-    torque = (m @ rate[:, 7:14, None])[..., 0] + env.bias(q, qd) + 0.7 * qd
-    assert torch.allclose(torque, u, rtol=0, atol=1e-9)
-    assert torch.equal(rate[:, :7], qd)
-    assert not rate[:, 14:].any()
-
-
-def drift(env, steps):
-    """The largest change of energy in 1 s of free fall: the action takes gravity's compensation away."""
-    x = torch.zeros(1, 17, dtype=F64)
-    x[:, :7] = torch.tensor(READY, dtype=F64) + 0.2
-    x[:, 7:14] = torch.tensor([0.5, -0.3, 0.4, 0.2, -0.5, 0.3, 0.6], dtype=F64)
-    p = frictionless(env, x)
-
-    def falling(t, x, u, p):
-        return env.dynamics(t, x, -env.bias(x[:, :7], torch.zeros_like(x[:, :7]), G), p)
-
-    def energy(x):
-        kinetic = 0.5 * x[0, 7:14] @ mass_matrix(x[0, :7], 0.1) @ x[0, 7:14]
-        return float(kinetic + potential(x[0, :7])), float(kinetic)
-
-    (start, _), kinetic, worst = energy(x), 0.0, 0.0
-    for step in range(1, steps + 1):
-        x = RK4().step(falling, 0.0, x, None, p, 1.0 / steps)
-        if step % (steps // 10) == 0:
-            now, moving = energy(x)
-            worst, kinetic = max(worst, abs(now - start)), max(kinetic, moving)
-    assert kinetic > 10.0  # it does fall
-    return worst
-
-
-def test_a_falling_arm_keeps_its_energy_to_the_order_of_the_solver():
-    env = Arm7()
-    coarse, fine = drift(env, 100), drift(env, 200)
-    assert fine < 1e-3  # J, of more than 10 J
-    assert math.log2(coarse / fine) > 3.7
-
-
-def test_friction_takes_the_power_it_should():
-    """d/dt (kinetic energy) = -damping |qd|² where no torque acts."""
-    env = Arm7()
-    x, q, qd = some_states(1)
-    p = env.params(x)
-    rate = env.dynamics(0.0, x, torch.zeros(1, 7, dtype=F64), p)[:, 7:14]
-    slope = jacobian(lambda q: mass_matrix(q, 0.1, create_graph=True), q[0])
-    power = qd[0] @ mass_matrix(q[0], 0.1) @ rate[0]
-    power = power + 0.5 * torch.einsum("ijk,i,j,k->", slope, qd[0], qd[0], qd[0])
-    assert float(power) == pytest.approx(-float((qd**2).sum()), rel=1e-9)
-
-
-def test_gravity_compensation_keeps_the_arm_at_rest():
-    env = Arm7()
-    x = env.reset(20, torch.Generator().manual_seed(0), F64)
+def reached(batch):
+    """At rest in the target's pose."""
+    x, _ = some_states(batch)
     x[:, 7:14] = 0.0
-    start, u = x, torch.zeros(20, 7, dtype=F64)
-    for _ in range(50):
+    x[:, TARGET], x[:, QUATERNION] = Arm7().hand(x[:, :7]), attitude(x[:, :7])
+    return x
+
+
+def test_the_product_of_quaternions_is_that_of_rotations():
+    a, b = torch.randn(2, 10, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+    one = (rotation(a).unflatten(-1, (3, 3)) @ rotation(b).unflatten(-1, (3, 3))).flatten(-2)
+    assert torch.allclose(rotation(product(a, b)), one, rtol=0, atol=1e-12)
+    assert torch.allclose(unit(product(a, b)), product(unit(a), unit(b)), rtol=0, atol=1e-12)
+
+
+def test_the_attitude_by_quaternions_is_that_of_the_frames():
+    x, _ = some_states(50)
+    frames, _ = Arm7().frames(x[:, :7])
+    assert torch.allclose(rotation(attitude(x[:, :7])), frames[:, -1].flatten(-2), rtol=0, atol=1e-13)
+    assert torch.allclose(attitude(x[:, :7]).norm(dim=-1), torch.ones(50, dtype=F64))
+
+
+def test_ready_points_the_flange_down():
+    """And half a right angle about the vertical: x forward and right, y to the right and back."""
+    turn = rotation(attitude(torch.tensor([READY], dtype=F64))).unflatten(-1, (3, 3))[0]
+    s = math.sqrt(0.5)
+    expected = torch.tensor([[s, -s, 0.0], [-s, -s, 0.0], [0.0, 0.0, -1.0]], dtype=F64)
+    assert torch.allclose(turn, expected, rtol=0, atol=1e-12)
+
+
+def test_the_flange_turns_about_the_joints_axes():
+    """Its angular velocity is the sum of rate times axis: d(attitude)/dt = (0, w) attitude / 2."""
+    x, _ = some_states(20)
+    q, qd = x[:, :7], x[:, 7:14]
+    value, change = jvp(attitude, q, qd)
+    w = (qd.unsqueeze(-1) * Arm7().links(q).axis).sum(1)
+    pure = torch.cat((torch.zeros(20, 1, dtype=F64), w), -1)
+    assert torch.allclose(change, 0.5 * product(pure, value), rtol=0, atol=1e-12)
+
+
+def test_the_turn_that_is_left_is_the_turn_that_was_made():
+    """A target turned away by a known angle about a known axis of the base frame is found again."""
+    env, x = Arm7(), reached(200)
+    angle, axis = math.pi * torch.rand(200, dtype=F64, generator=torch.Generator().manual_seed(5)), axes(200)
+    target = product(about(axis, angle), attitude(x[:, :7]))
+    both, cosine = env.turn_left(x[:, :7], target)
+    assert torch.allclose(both, torch.sin(angle).unsqueeze(-1) * axis, rtol=0, atol=1e-12)
+    assert torch.allclose(cosine[:, 0], torch.cos(angle), rtol=0, atol=1e-12)
+    assert torch.allclose(env.misalignment(x[:, :7], target), torch.sin(angle / 2) ** 2, rtol=0, atol=1e-12)
+
+
+def test_lengths_and_signs_of_the_target_quaternion_mean_nothing():
+    env, (x, u) = Arm7(), some_states(20)
+    p, other = env.params(x), x.clone()
+    other[:, QUATERNION] *= -0.3
+    assert torch.allclose(env.cost(other, u, p), env.cost(x, u, p), rtol=0, atol=1e-12)
+    assert torch.allclose(env.observe(other), env.observe(x), rtol=0, atol=1e-12)
+
+
+def test_rest_in_the_targets_pose_is_free_and_the_only_place_that_is():
+    env, x = Arm7(), reached(20)
+    u = torch.zeros(20, 7, dtype=F64)
+    p = env.params(x)
+    assert env.cost(x, u, p).abs().max() < 1e-14
+    for change in (
+        lambda y: y[:, TARGET].add_(0.02),
+        lambda y: y[:, 7].add_(0.1),
+        lambda y: y[:, QUATERNION].copy_(product(about(axes(20), torch.full((20,), 0.05)), y[:, QUATERNION])),
+    ):
+        y = x.clone()
+        change(y)
+        assert env.cost(y, u, p).min() > 1e-5
+    assert env.cost(x, u + 1.0, p).min() > 1e-5
+
+
+def test_the_mechanics_are_those_of_the_arm_that_reaches_points():
+    env, point, (x, u) = Arm7(), Arm7Point(), some_states(5)
+    p = env.params(x)
+    rate = env.dynamics(0.0, x, u, p)
+    assert torch.equal(rate[:, :17], point.dynamics(0.0, x[:, :17], u, p))
+    assert not rate[:, 17:].any()
+    following, _ = env.step(x, u, p)
+    assert torch.equal(following[:, 14:], x[:, 14:])
+
+
+def test_gravity_compensated_the_arm_rests_where_it_is():
+    env, x = Arm7(), reached(5)
+    start, u = x, torch.zeros(5, 7, dtype=F64)
+    for _ in range(10):
         x, _ = env.step(x, u, env.params(x))
     assert torch.equal(x, start)
-    # ... which is no small feat: without it each arm would set off.
-    fall = env.dynamics(0.0, start, -env.bias(start[:, :7], 0 * start[:, :7], G), env.params(x))[:, 7:14]
-    assert fall.norm(dim=-1).min() > 1.0
 
 
-def test_gradients_in_float64_also_at_rest():
+def test_a_feedback_through_the_jacobian_reaches_the_pose():
+    """Springs on the observed errors pull the hand there, so their signs are right, and dampers calm it."""
     env = Arm7()
-    x, _, _ = some_states(3)
-    x[1, 7:14] = 0.0
-    x[2, :14] = 0.0
-    u = 0.5 * env.action_box.sample(3, torch.Generator().manual_seed(1), F64)
-    values = list(env.params(x).values())
-    inputs = [v.clone().requires_grad_() for v in (x, u, *values)]
+    x = env.reset(16, torch.Generator().manual_seed(0), F64)
+    p = env.params(x)
+    first = env.observe(x)
+    for _ in range(100):
+        at, errors = env.links(x[:, :7]), env.observe(x)[:, 14:20]
+        lever = (env.hand(x[:, :7]).unsqueeze(1)).expand(-1, 7, 3)
+        slide = at.arm + torch.linalg.cross(at.axis, lever)  # of the hand under a unit turn of each joint
+        pull = (slide * (-100.0 * errors[:, None, :3]) + at.axis * (10.0 * errors[:, None, 3:])).sum(-1)
+        x, _ = env.step(x, pull - x[:, 7:14] * x.new_tensor((10, 10, 10, 10, 1, 1, 1)), p)
+    last = env.observe(x)
+    assert (last[:, 14:17].norm(dim=-1) < 0.25 * first[:, 14:17].norm(dim=-1)).all()
+    assert (1 - last[:, 20] < 0.25 * (1 - first[:, 20])).all()
 
-    def call(x, u, damping, armature):
-        return env.dynamics(0.0, x, u, {"damping": damping, "armature": armature})
 
-    assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
+def test_starts_and_their_targets_are_in_the_state_box_and_within_reach():
+    env = Arm7()
+    x = env.reset(5000, torch.Generator().manual_seed(0), F64)
+    low, high = env.state_box.bounds(x)
+    assert (x >= low).all()
+    assert (x <= high).all()
+    assert (x[:, QUATERNION].norm(dim=-1) - 1).abs().max() < 1e-12
+    shoulder = torch.tensor([0.0, 0.0, 0.333], dtype=F64)
+    assert (x[:, TARGET] - shoulder).norm(dim=-1).max() < 0.855  # m, the reach in Franka's data sheet
+    limits = torch.tensor((JOINT_LOW, JOINT_HIGH), dtype=F64)
+    assert (x[:, :7] > limits[0]).all()
+    assert (x[:, :7] < limits[1]).all()
+    turn = torch.rad2deg(torch.acos(env.observe(x)[:, 20]))
+    assert 25 < turn.median() < 60
+    assert 0.1 < (env.hand(x[:, :7]) - x[:, TARGET]).norm(dim=-1).median() < 0.4
 
 
-def test_full_torque_for_a_whole_episode_stays_finite():
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_wild_torques_stay_finite_and_so_do_gradients(dtype):
     env, generator = Arm7(), torch.Generator().manual_seed(0)
-    x = env.reset(64, generator)
-    low, high = env.action_box.bounds(x)
-    u = torch.where(torch.rand(64, 7, generator=generator) > 0.5, low, high)
-    for _ in range(env.episode_steps):
+    start = (3 * env.state_box.sample(16, generator, dtype)).requires_grad_()
+    low, high = env.action_box.bounds(start)
+    x = start
+    for step in range(200):
+        u = torch.where(torch.rand(16, 7, generator=generator, dtype=dtype) > 0.5, low, high)
         x, cost = env.step(x, u, env.params(x))
+        if step == 4:
+            (gradient,) = torch.autograd.grad(cost.sum() + x.sum(), start)
+            x = x.detach()
+    assert torch.isfinite(gradient).all()
     assert torch.isfinite(x).all()
     assert torch.isfinite(cost).all()
-    assert x[:, 7:14].abs().max() == RATE_STOP
+    assert x[:, 7:14].abs().max() <= RATE_STOP
 
 
-def test_the_cost_counts_distance_rates_torque_and_limits():
-    env = Arm7()
-    x = torch.zeros(4, 17, dtype=F64)
-    x[:, :7] = torch.tensor(READY, dtype=F64)
-    x[:, 14:] = env.hand(x[:, :7])
-    x[1, 14] += 0.5
-    x[2, 7:14] = 1.0
+def test_the_gradient_is_finite_in_the_pose_itself_and_half_a_turn_from_it():
+    env, x = Arm7(), reached(4)
+    half = product(about(axes(4), torch.full((4,), math.pi, dtype=F64)), attitude(x[:, :7]))
+    x[2:, QUATERNION] = half[2:]
+    x.requires_grad_()
     u = torch.zeros(4, 7, dtype=F64)
-    u[3] = torch.tensor(env.action_box.high, dtype=F64)
-    cost = env.cost(x, u, env.params(x)).tolist()
-    assert cost == pytest.approx([0.0, 0.25, 0.035, 0.035])
-    x[0, 3] = JOINT_LOW[3] - 0.1
-    x[0, 14:] = env.hand(x[:1, :7])[0]
-    assert float(env.cost(x, u, env.params(x))[0]) == pytest.approx(0.01)
-
-
-def test_every_target_is_within_reach():
-    low, high = Arm7.start_box.bounds(torch.zeros(1, dtype=F64))
-    corners = torch.cartesian_prod(*torch.stack((low, high), 1)[14:])
-    shoulder = torch.tensor([0.0, 0.0, 0.333], dtype=F64)
-    assert (corners - shoulder).norm(dim=-1).max() < 0.855  # m, the reach in Franka's data sheet
+    (gradient,) = torch.autograd.grad(env.cost(x, u, env.params(x)).sum() + env.observe(x).sum(), x)
+    assert torch.isfinite(gradient).all()
