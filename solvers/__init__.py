@@ -56,6 +56,7 @@ SOLVERS = Catalogue(
         "backward_euler": "solvers.implicit:BackwardEuler",
         "implicit_midpoint": "solvers.implicit:ImplicitMidpoint",
         "sdirk3": "solvers.implicit:SDIRK3",
+        "rkc": "solvers.chebyshev:RungeKuttaChebyshev",
         "rodas5p": "solvers.rosenbrock:Rodas5P",
         "torchdiffeq.dopri5": "solvers.torchdiffeq_methods:Dopri5",
         "torchdiffeq.dopri8": "solvers.torchdiffeq_methods:Dopri8",

@@ -290,7 +290,7 @@ def test_ones_own_simulator_goes_through_every_command(tmp_path, monkeypatch):
         ),
         (("show", "run"), "my_env.py:Mass"),
         (("render", "run", "--rollouts", 2), "render.html"),
-        (("render", "my_env.py:Mass", "--format", "gif", "--out", "pictures"), "Mass.gif"),
+        (("render", "my_env.py:Mass", "--format", "gif", "--out", "pictures"), "mass.gif"),
     ):
         result = invoke(*command)
         assert answer in result.output, (command, result.output)

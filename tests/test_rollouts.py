@@ -19,7 +19,10 @@ from solvers.native.trace import NativeUnsupportedError
 from solvers.runge_kutta import Euler
 
 F32, F64 = torch.float32, torch.float64
-SIMULATORS = [*ENVIRONMENTS, "cartpole"]
+SIMULATORS = ["pendulum", "cartpole", "quadrotor", "arm7_point"]
+"""On which everything is tried. The kernels of the others take minutes to compile in all."""
+OTHERS = [name for name in ENVIRONMENTS if name not in SIMULATORS]
+LARGE = ("arm7", "double_pendulum", "hopper", "satellite", "heat_rod")
 
 try:
     build._toolchain()
@@ -147,6 +150,15 @@ def test_native_closed_loop(name, dtype, tolerance, batch, caplog):
 @pytest.mark.parametrize("name", SIMULATORS)
 def test_native_open_loop(name, dtype, tolerance, batch, caplog):
     compare(simulator(name), None, batch, 3, dtype, "native", tolerance, closed=False, caplog=caplog)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in OTHERS]
+)
+def test_native_closed_loop_of_the_others(name, caplog):
+    env = simulator(name)
+    # Long enough for the hopper to land: in the air the ground's gradients are below 1e-16, and rounding.
+    compare(env, make_policy(env, dtype=F64), 9, 8, F64, "native", 1e-9, caplog=caplog)
 
 
 class Normalised(nn.Sequential):

@@ -23,7 +23,7 @@ from solvers.native.expressions import Graph, Node, in_order, to_cpp
 from solvers.native.rules import elementwise
 from solvers.native.trace import NativeUnsupportedError, Tracer
 
-_MOST_NODES = 30_000  # beyond, the C++ compiler takes minutes
+_MOST_NODES = 40_000  # beyond, the C++ compiler takes minutes
 _INLINE = 400
 """Vector fields of at most so many operations are written out at every stage of the solver, larger ones called."""
 
