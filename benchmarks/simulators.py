@@ -1,16 +1,17 @@
-"""One set of defaults on every simulator: ``python benchmarks/simulators.py --out benchmarks/results/simulators.json``.
+"""One set of settings on every simulator: ``python benchmarks/simulators.py --out benchmarks/results/simulators.json``.
 
-Trains each simulator of the catalogue with default settings for a few seeds and drives 64 episodes from the task's
-starts (generator seed 1): mean and worst return, next to the returns of actions in the middle of their box, and, where
-there is a foreign twin, the mean return of 10 episodes in it.  ``--table`` prints the committed results as Markdown.
-Every seed is kept, failures included.  Returns are comparable within a simulator only.
+Trains each simulator of the catalogue for a few seeds with the default settings, and with one other set (``long``:
+longer windows, less noise, more updates), and drives 64 episodes from the task's starts (generator seed 1): mean and
+worst return, next to the return of actions in the middle of their box, and, where there is a foreign twin, the mean
+return of 10 episodes in it.  ``--table`` prints the results as Markdown.  Every seed is kept, failures
+included.  Returns are comparable within a simulator only.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,10 @@ from diffsim.rollouts import Rollout
 from robotics_envs import ENVIRONMENTS, make_env
 
 EPISODES = 64
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "long": {"algorithm": {"window": 16, "discount": 0.99, "noise": 0.1}, "updates": 1000},
+}
 
 
 def returns(env: Any, policy: Any) -> torch.Tensor:
@@ -49,9 +54,11 @@ def returns(env: Any, policy: Any) -> torch.Tensor:
     return total
 
 
-def train_and_judge(name: str, seed: int) -> dict[str, Any]:
+def train_and_judge(name: str, settings: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        file = diffsim.train(name, out=folder, seed=seed, quiet=True, evaluation={"every": 0})
+        file = diffsim.train(
+            name, out=folder, seed=seed, quiet=True, evaluation={"every": 0}, **SETTINGS[settings]
+        )
         loaded, history = LoadedRun(file.path), file.history()
         got = returns(loaded.env, loaded.policy.module)
         twin = None
@@ -69,29 +76,32 @@ def train_and_judge(name: str, seed: int) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
+    """Rows of simulators; each cell the mean returns of all seeds, in brackets those in the foreign twin."""
     lines = [
-        "| simulator | middle actions | seeds 0, 1, …: mean return (worst of 64) | foreign twin | steps, M |",
-        "|---|---|---|---|---|",
+        "| simulator | middle actions | " + " | ".join(SETTINGS) + " |",
+        "|---|---|" + "---|" * len(SETTINGS),
     ]
     for name, row in results["simulators"].items():
-        seeds = "; ".join(
-            run["error"] if "error" in run else f"{run['mean']:.4g} ({run['worst']:.4g})"
-            for run in row["runs"]
-        )
-        good = [run for run in row["runs"] if "error" not in run]
-        twins = ", ".join(f"{run['twin']:.4g}" for run in good if run["twin"] is not None)
-        steps = f"{statistics.mean(run['env_steps'] for run in good) / 1e6:.2f}" if good else ""
-        lines.append(f"| `{name}` | {row['middle']:.4g} | {seeds} | {twins} | {steps} |")
+        cells = []
+        for settings in SETTINGS:
+            runs = row["runs"].get(settings, [])
+            cell = ", ".join(run.get("error") or f"{run['mean']:.4g}" for run in runs)
+            twins = [f"{run['twin']:.4g}" for run in runs if run.get("twin") is not None]
+            cells.append(cell + (f" ({', '.join(twins)})" if twins else ""))
+        lines.append(f"| `{name}` | {row['middle']:.4g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 @click.command()
 @click.option("--seeds", default=3, show_default=True)
+@click.option("--settings", multiple=True, type=click.Choice(list(SETTINGS)), default=list(SETTINGS))
 @click.option("--only", multiple=True, help="Simulators to train; all of the catalogue if not given.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON to write, or to add to where it exists.")
 @click.option("--table", "print_table", is_flag=True, help="Print the results in --out and train nothing.")
-def main(seeds: int, only: tuple[str, ...], out: Path | None, print_table: bool) -> None:
-    """Train every simulator with default settings."""
+def main(
+    seeds: int, settings: tuple[str, ...], only: tuple[str, ...], out: Path | None, print_table: bool
+) -> None:
+    """Train every simulator with the same settings."""
     os.environ.setdefault("MUJOCO_GL", "disabled")
     torch.set_num_threads(1)
     results: dict[str, Any] = {"simulators": {}}
@@ -99,15 +109,17 @@ def main(seeds: int, only: tuple[str, ...], out: Path | None, print_table: bool)
         results = json.loads(out.read_text())
     if not print_table:
         results |= {"machine": describe("cpu"), "episodes": EPISODES}
-        for name in only or ENVIRONMENTS:
-            row: dict[str, Any] = {"middle": float(returns(make_env(name), None).mean()), "runs": []}
+        for chosen, name in itertools.product(settings, only or ENVIRONMENTS):
+            row = results["simulators"].setdefault(name, {"runs": {}})
+            row["middle"] = float(returns(make_env(name), None).mean())
+            row["runs"][chosen] = []
             for seed in range(seeds):
                 try:
-                    row["runs"].append(train_and_judge(name, seed))
+                    run = train_and_judge(name, chosen, seed)
                 except diffsim.DiffsimError as error:
-                    row["runs"].append({"seed": seed, "error": type(error).__name__, "message": str(error)})
-                print(name, row["runs"][-1], flush=True)
-            results["simulators"][name] = row
+                    run = {"seed": seed, "error": type(error).__name__, "message": str(error)}
+                row["runs"][chosen].append(run)
+                print(name, chosen, run, flush=True)
             if out is not None:
                 order = {n: results["simulators"][n] for n in ENVIRONMENTS if n in results["simulators"]}
                 out.write_text(json.dumps({**results, "simulators": order}, indent=1) + "\n")

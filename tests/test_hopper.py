@@ -1,4 +1,4 @@
-"""The hopper obeys Lagrange's equations, bounces without loss where nothing is lossy and never sticks to the ground."""
+"""The hopper obeys Lagrange, bounces without loss where nothing is lossy and never sticks to the ground."""
 
 import math
 
