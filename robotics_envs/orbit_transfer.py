@@ -90,7 +90,7 @@ class OrbitTransfer(Env):
         return torch.cat(stopped, dim=-1), cost
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
-        """``|d| + 0.05 |u|`` with ``d² = 50 (h/h* - 1)² + 5 e²``: the orbit's distance from the target's, and propellant.
+        """``|d| + 0.05 |u|`` with ``d² = 50 (h/h* - 1)² + 5 e²``: the orbit's distance from the target, and propellant.
 
         h is the angular momentum by mass, ``h* = sqrt(mu target)``, e the eccentricity; both only change
         under thrust.  Lengths ``|v|`` are rounded off to ``sqrt(v² + 0.01) - 0.1``, and that of ``u`` also
