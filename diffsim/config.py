@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -92,10 +93,21 @@ class EvaluationConfig(Settings):
     episodes: int = Field(default=128, ge=1)
 
 
+class EnvConfig(Named):
+    """``name`` is a simulator; options beside it override its physical parameters."""
+
+    @field_validator("name")
+    @classmethod
+    def _from_anywhere(cls, name: str) -> str:
+        # A run is looked at from other folders than it was started in.
+        file, _, attribute = name.rpartition(":")
+        return f"{Path(file).expanduser().resolve()}:{attribute}" if file.endswith(".py") else name
+
+
 class RunConfig(Settings):
     """Everything that determines a run, and nothing else."""
 
-    env: Named
+    env: EnvConfig
     policy: PolicyConfig = PolicyConfig()
     algorithm: Named = Named(name="short_window")
     optimizer: OptimizerConfig = OptimizerConfig.model_validate(
@@ -148,12 +160,20 @@ def load_class(catalogue: Catalogue, name: str) -> Any:
     """The class behind a name in a configuration.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or its module fails to load.
     """
     try:
         return catalogue.load(name)
     except UnknownNameError as error:
         raise ConfigError(str(error)) from None
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        file, line = where.filename, where.lineno
+        if isinstance(error, SyntaxError):
+            file, line = error.filename or file, error.lineno
+        raise ConfigError(
+            f"{catalogue.kind} {name!r} cannot be loaded: {type(error).__name__}: {error} ({file}, line {line})"
+        ) from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:

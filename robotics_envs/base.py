@@ -56,6 +56,9 @@ class Box:
     high: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        # Lists and arrays are welcome; kept are tuples of floats, which can be compared and hashed.
+        for name in ("low", "high"):
+            object.__setattr__(self, name, tuple(float(bound) for bound in getattr(self, name)))
         if len(self.low) != len(self.high) or not self.low:
             raise ValueError(f"box bounds differ in length or are empty: {self.low} and {self.high}")
         for low, high in zip(self.low, self.high, strict=True):
@@ -143,6 +146,13 @@ class Env(abc.ABC):
             }
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A read-only view can be neither copied nor sent to another process.
+        return {**vars(self), "constants": dict(self.constants)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, constants=MappingProxyType(state["constants"]))
+
     @property
     def playback_speed(self) -> float:
         """Simulated seconds per second of an animation: real time, unless an episode is too fast or slow to watch."""
@@ -155,7 +165,10 @@ class Env(abc.ABC):
 
     @abc.abstractmethod
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
-        """dx/dt ``[B, n]`` under the applied (already clipped) action ``u``."""
+        """dx/dt ``[B, n]`` under the applied (already clipped) action ``u``.
+
+        Every step starts at t = 0: a simulator that depends on time has time, or a phase, among its states.
+        """
 
     @abc.abstractmethod
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
@@ -165,8 +178,8 @@ class Env(abc.ABC):
         """What the policy sees, ``[B, o]``; the state itself unless overridden."""
         return x
 
-    def done(self, x: Float[Tensor, "*batch n"]) -> Bool[Tensor, "*batch"]:
-        """Which rollouts have ended for good, ``[..., n] -> [...]`` bool; a time limit is not an end.
+    def done(self, x: States) -> Bool[Tensor, " batch"]:
+        """Which rollouts have ended for good, ``[B]`` bool; a time limit is not an end.
 
         Rollouts are stepped on after their end and what follows is ignored, so it has to stay finite.
         """

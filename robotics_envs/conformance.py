@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
-from robotics_envs.base import Env
+from robotics_envs.base import Box, Env
 from robotics_envs.drawing import flatten
 from solvers.native.expressions import Graph
 from solvers.native.trace import NativeUnsupportedError, NotStraightLineError, trace
 
-BATCH = 7
+BATCH = 5
+WILD = 30  # control intervals
+NEEDED = (
+    *("name", "state_names", "observation_names", "action_box", "start_box", "state_box"),
+    *("dt", "episode_steps", "solver"),
+)
+"""What has no default."""
 
 
 class ConformanceError(AssertionError):
@@ -37,12 +43,14 @@ def check_env(env: Env) -> None:
             f"check_env takes an instance of robotics_envs.base.Env, got {env!r}; "
             "a class has to be called first: check_env(MyEnv())"
         )
-    complaints = []
-    for check in CHECKS:
+    complaints = what_is_missing(env)
+    for check in () if complaints else CHECKS:
         try:
             complaints += [f"{check.__name__}: {complaint}" for complaint in check(env)]
         except Exception as error:  # a crash is a breach like any other, and must not hide the rest
             complaints.append(f"{check.__name__}: {type(error).__name__}: {error}")
+        if check is calls_repeat_and_change_nothing and complaints:
+            break  # what follows compares calls with each other
     if complaints:
         raise ConformanceError(
             f"{type(env).__name__} breaks the environment contract:\n  " + "\n  ".join(complaints)
@@ -58,6 +66,65 @@ def sample(env: Env, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor
     rng = generator()
     x = env.state_box.sample(BATCH, rng, dtype)
     return x, env.action_box.sample(BATCH, rng, dtype), env.params(x)
+
+
+def what_is_missing(env: Env) -> list[str]:
+    """Without these nothing else can be tried."""
+    complaints = [
+        f"{name} is missing: set it as a class attribute" for name in NEEDED if not hasattr(env, name)
+    ]
+    if not hasattr(env, "constants"):
+        complaints.append("__init__ has to call super().__init__(**parameters), which keeps the parameters")
+    for name in ("state_names", "observation_names", "angle_names"):
+        names = getattr(env, name, ())
+        if isinstance(names, str) or not all(isinstance(n, str) for n in names):
+            complaints.append(f"{name} = {names!r}: a tuple of names is needed, ('{names}',) for one")
+    for name in ("action_box", "start_box", "state_box"):
+        if hasattr(env, name) and not isinstance(getattr(env, name), Box):
+            complaints.append(f"{name} = {getattr(env, name)!r}: a robotics_envs.base.Box is needed")
+    if not complaints:
+        for name in ("start_box", "state_box"):
+            if len(getattr(env, name)) != len(env.state_names):
+                complaints.append(
+                    f"{name} has {len(getattr(env, name))} components, the names {len(env.state_names)}"
+                )
+    return complaints
+
+
+def calls_repeat_and_change_nothing(env: Env) -> list[str]:
+    """The same call gives the same result, and what is handed in stays as it was."""
+    x, u, p = sample(env)
+    functions: dict[str, Callable[..., Any]] = {
+        "dynamics": lambda x, u, p: env.dynamics(0.0, x, u, p),
+        "step": env.step,
+        "cost": env.cost,
+        "observe": lambda x, u, p: env.observe(x),
+        "done": lambda x, u, p: env.done(x),
+    }
+    complaints = []
+    for name, function in functions.items():
+        given = (x.clone(), u.clone(), {key: value.clone() for key, value in p.items()})
+        first = function(*given)
+        if not (torch.equal(given[0], x) and torch.equal(given[1], u)):
+            complaints.append(f"{name} writes into the state or action it is given")
+            continue
+        second = function(x.clone(), u.clone(), p)
+        pairs = zip(first, second, strict=True) if isinstance(first, tuple) else [(first, second)]
+        for a, b in pairs:
+            if not isinstance(a, Tensor):
+                complaints.append(f"{name} gives {type(a).__name__}, a torch tensor is needed")
+            elif a.shape != b.shape or not torch.equal(a, b):
+                complaints.append(
+                    f"two equal calls of {name} differ: it hides a state or draws random numbers"
+                )
+    return complaints
+
+
+def dynamics_ignore_the_clock(env: Env) -> list[str]:
+    x, u, p = sample(env)
+    if torch.equal(env.dynamics(0.0, x, u, p), env.dynamics(1.7, x, u, p)):
+        return []
+    return ["dynamics depends on t, but every step starts at t = 0: make time, or a phase, one of the states"]
 
 
 def numbers_make_sense(env: Env) -> list[str]:
@@ -87,12 +154,8 @@ def numbers_make_sense(env: Env) -> list[str]:
 
 def names_match_shapes(env: Env) -> list[str]:
     x, _, _ = sample(env)
-    sizes = {
-        "start_box": (len(env.start_box), len(env.state_names)),
-        "state_box": (len(env.state_box), len(env.state_names)),
-        "observe": (env.observe(x).shape[-1], len(env.observation_names)),
-    }
-    return [f"{k} has {got} components, the names {want}" for k, (got, want) in sizes.items() if got != want]
+    got, wanted = env.observe(x).shape[-1], len(env.observation_names)
+    return [] if got == wanted else [f"observe has {got} components, the names {wanted}"]
 
 
 def angles_are_periodic(env: Env) -> list[str]:
@@ -152,7 +215,26 @@ def shapes_on(env: Env, dtype: torch.dtype, device: str) -> list[str]:
 def reset_is_its_generator_alone(env: Env) -> list[str]:
     complaints = []
     before = torch.get_rng_state()
+    for batch, dtype in ((BATCH, torch.float64), (1, torch.float32)):
+        x = env.reset(batch, generator(1), dtype)
+        if (tuple(x.shape), x.dtype) != ((batch, len(env.state_names)), dtype):
+            complaints.append(
+                f"reset({batch}, generator, {dtype}) gives {list(x.shape)} {x.dtype}, "
+                f"wanted {[batch, len(env.state_names)]} {dtype}"
+            )
+    if complaints:
+        return complaints
     first, second = env.reset(BATCH, generator(1)), env.reset(BATCH, generator(1))
+    if env.start_box.low != env.start_box.high and torch.equal(first, first[:1].expand_as(first)):
+        complaints.append("reset gives all rollouts of a batch the same starting state")
+    low, high = env.state_box.bounds(first)
+    angle = torch.tensor([name in env.angle_names for name in env.state_names])
+    middle, half = (low + high) / 2, (high - low) / 2
+    outside = ((env.reset(256, generator(3)) - middle).abs() > 1.5 * half + 1e-6).any(0) & ~angle
+    complaints += [
+        f"episodes start far outside of state_box in {env.state_names[i]}"
+        for i in outside.nonzero().flatten()
+    ]
     if not torch.equal(first, second):
         complaints.append("the same seed gives different starting states")
     if torch.equal(first, env.reset(BATCH, generator(2))) and env.start_box.low != env.start_box.high:
@@ -187,14 +269,14 @@ def gradients_agree_with_finite_differences(env: Env) -> list[str]:
         "cost": lambda x, u, **p: env.cost(x, u, p),
         "observe": lambda x, u, **p: env.observe(x),
     }
-    # Against every output by itself; of long states against random sums of outputs, which finds the same.
-    fast = x.shape[1] > 32
+    # Against every output by itself; of long states and long steps along random directions, which finds the same.
+    long = x.shape[1] > 32
     complaints = []
     for name, function in functions.items():
         values = [v.clone().requires_grad_() for v in inputs.values()]
         call = lambda *values, function=function: function(**dict(zip(inputs, values, strict=True)))
         try:
-            gradcheck(call, values, fast_mode=fast)
+            gradcheck(call, values, fast_mode=long or (name == "step" and env.substeps > 1))
         except GradcheckError as error:
             complaints += in_words(name, function, inputs) or [f"{name}: {error}"]
         except Exception as error:
@@ -248,7 +330,7 @@ def gradients_reach_every_input(env: Env) -> list[str]:
         return ["step detaches everything: no gradient reaches any input"]
     gradients = torch.autograd.grad(following.sum() + cost.sum(), list(inputs.values()), allow_unused=True)
     complaints = [
-        f"the gradient with respect to {name} is zero everywhere"
+        f"the gradient with respect to {name} is zero everywhere in the state box"
         for name, gradient in zip(inputs, gradients, strict=True)
         if gradient is None or not gradient.any()
     ]
@@ -265,9 +347,15 @@ def rollouts_do_not_mix(env: Env) -> list[str]:
         "dynamics": lambda x, u: (env.dynamics(0.0, x, u, p),),
         "step": lambda x, u: env.step(x, u, p),
         "observe": lambda x, u: (env.observe(x),),
-        "done": lambda x, u: (env.done(x).double(),),
     }
     complaints = []
+    # Ends are rare: looked for in many states, far beyond the box too.
+    low, high = env.state_box.bounds(x)
+    many = (low + high) / 2 + 3 * (env.state_box.sample(400, generator(7), x.dtype) - (low + high) / 2)
+    ends = env.done(many)
+    parts = [env.done(many[i : i + size]) for size in (1, 50) for i in range(0, 50 * size, size) if i < 400]
+    if not (torch.equal(torch.cat(parts[:50]), ends[:50]) and torch.equal(torch.cat(parts[50:]), ends)):
+        complaints.append("a rollout's done depends on the others in its batch")
     for name, function in functions.items():
         together = function(x, u)
         alone = [function(x[i : i + 1], u[i : i + 1]) for i in range(BATCH)]
@@ -280,13 +368,13 @@ def rollouts_do_not_mix(env: Env) -> list[str]:
 
 
 def wild_episodes_stay_finite(env: Env) -> list[str]:
-    """Fifty intervals of actions from bound to bound, from anywhere in the state box, in both dtypes."""
+    """Intervals of actions from bound to bound, from anywhere in the state box, in both dtypes."""
     complaints = []
     for dtype in (torch.float32, torch.float64):
         rng = generator(5)
         x, p = env.state_box.sample(16, rng, dtype), env.params(torch.zeros((), dtype=dtype))
         start, total = x.requires_grad_(), torch.zeros((), dtype=dtype)
-        for i in range(min(50, env.episode_steps)):
+        for i in range(min(WILD, env.episode_steps)):
             low, high = env.action_box.bounds(x)
             u = torch.where(torch.rand(16, len(low), generator=rng, dtype=dtype) < 0.5, low, high)
             x, cost = env.step(x, u, p)
@@ -298,7 +386,7 @@ def wild_episodes_stay_finite(env: Env) -> list[str]:
             (gradient,) = torch.autograd.grad(x.sum() + total, start)
             # Chaos may take a gradient beyond the range of its numbers, but nothing may make it NaN.
             if gradient.isnan().any():
-                complaints.append(f"the gradient of {min(50, env.episode_steps)} intervals is NaN in {dtype}")
+                complaints.append(f"the gradient of {i + 1} intervals is NaN in {dtype}")
     return complaints
 
 
@@ -332,7 +420,7 @@ def pictures_can_be_drawn(env: Env) -> list[str]:
     complaints = []
     for state, action in zip(x.numpy(), u.numpy(), strict=True):
         try:
-            drawn = flatten([*env.scenery(), *env.draw(state, action)], env.view)
+            drawn = flatten([*env.scenery(), *env.draw(state.copy(), action.copy())], env.view)
         except Exception as error:
             complaints.append(f"{type(error).__name__}: {error}")
             break
@@ -395,6 +483,8 @@ def step_follows_the_dynamics(env: Env) -> list[str]:
 
 CHECKS: tuple[Callable[[Env], list[str]], ...] = (
     numbers_make_sense,
+    calls_repeat_and_change_nothing,
+    dynamics_ignore_the_clock,
     names_match_shapes,
     angles_are_periodic,
     results_keep_shape_dtype_and_device,

@@ -20,6 +20,30 @@ ANY = "diffsim/Simulator-v0"
 """The environment of whatever simulator its argument ``env`` names or is."""
 
 
+EPISODE_STEPS = {
+    "pendulum": 200,
+    "cartpole_swingup": 1000,
+    "cartpole_balance": 1000,
+    "acrobot": 1000,
+    "double_pendulum": 1000,
+    "reacher": 50,
+    "arm7": 75,
+    "arm7_point": 150,
+    "quadrotor_planar": 250,
+    "quadrotor": 250,
+    "quadrotor_eight": 500,
+    "car": 300,
+    "rocket_landing": 80,
+    "satellite": 80,
+    "orbit_transfer": 50,
+    "hopper": 300,
+    "trebuchet": 150,
+    "reactor": 60,
+    "heat_rod": 90,
+}
+"""The simulators' own ``episode_steps``, stated again because a registration needs them and must not load torch."""
+
+
 def gym_id(name: str) -> str:
     """The id of a simulator of the catalogue: ``cartpole_swingup`` is ``diffsim/CartpoleSwingup-v0``."""
     return f"diffsim/{''.join(part.capitalize() for part in name.split('_'))}-v0"
@@ -27,14 +51,16 @@ def gym_id(name: str) -> str:
 
 def register_envs() -> None:
     """Register every simulator of the catalogue, and ``diffsim/Simulator-v0`` for others; again does nothing."""
-    ids = {ANY: {}, **{gym_id(name): {"env": name} for name in ENVIRONMENTS}}
-    for environment_id, arguments in ids.items():
+    ids: dict[str, tuple[dict[str, str], int | None]] = {ANY: ({}, None)}
+    ids |= {gym_id(name): ({"env": name}, EPISODE_STEPS[name]) for name in ENVIRONMENTS}
+    for environment_id, (arguments, steps) in ids.items():
         if environment_id not in gymnasium.registry:
             gymnasium.register(
                 id=environment_id,
-                entry_point="robotics_envs.gym_adapter:GymEnv",
+                entry_point=f"robotics_envs.gym_adapter:{'GymEnv' if steps is None else 'CatalogueEnv'}",
                 vector_entry_point="robotics_envs.gym_adapter:GymVectorEnv",
                 kwargs=arguments,
+                max_episode_steps=steps,
                 # A second opinion on every step costs more than the step; check_env is there for that.
                 disable_env_checker=True,
             )

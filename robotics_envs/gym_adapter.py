@@ -11,10 +11,11 @@ from gymnasium.spaces import Box as BoxSpace
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+from torch import Tensor
 
 from robotics_envs import make_env
 from robotics_envs.base import Env
-from robotics_envs.divergence import check_finite
+from robotics_envs.divergence import DivergenceError, check_finite
 from robotics_envs.drawing import rasterise
 
 Array = NDArray[Any]
@@ -46,6 +47,8 @@ class Simulation:
         self.episode_steps = self.env.episode_steps if episode_steps is None else episode_steps
         if not isinstance(self.episode_steps, int) or self.episode_steps < 1:
             raise ValueError(f"episode_steps = {episode_steps!r}: must be a whole number of at least 1")
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"num_envs = {batch!r}: must be a whole number of at least 1")
         self.batch, self.unit_actions, self.dtype = batch, unit_actions, dtype
         self.generator = torch.Generator(device=device)
         self.x = torch.zeros(batch, len(self.env.state_names), dtype=dtype, device=device)
@@ -55,9 +58,27 @@ class Simulation:
         for name, value in (parameters or {}).items():
             if name not in self.p:
                 raise ValueError(f"{self.env.name} has no parameter {name!r}; known: {', '.join(self.p)}")
-            self.p[name] = torch.as_tensor(value, dtype=dtype, device=device)
+            self.p[name] = self._parameter(name, value)
         self.elapsed = np.zeros(batch, dtype=np.int64)
         self.ended = np.ones(batch, dtype=bool)
+
+    def _parameter(self, name: str, value: Any) -> Tensor:
+        """A copy of a parameter's value or values, within the bounds that the simulator states."""
+        about = self.env.constants[name]
+        try:
+            tensor = torch.as_tensor(value).detach().to(self.x, copy=True)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"parameter {name} is a number or one for each rollout, got {value!r}") from None
+        if tensor.shape not in ((), (self.batch,)):
+            raise ValueError(
+                f"parameter {name} is a number or one for each of {self.batch} rollouts, "
+                f"got the shape {list(tensor.shape)}"
+            )
+        if not ((about.low < tensor) & (tensor < about.high)).all():
+            raise ValueError(
+                f"parameter {name} = {value!r} {about.unit} is outside its range ({about.low}, {about.high})"
+            )
+        return tensor
 
     def action_space(self) -> BoxSpace:
         low, high = (
@@ -83,7 +104,10 @@ class Simulation:
             raise ValueError(f"reset knows the option 'state', not {sorted(unknown)}")
         if options:
             n = self.x.shape[1]
-            state = torch.as_tensor(options["state"], dtype=self.dtype, device=self.x.device)
+            try:
+                state = torch.as_tensor(options["state"], dtype=self.dtype, device=self.x.device)
+            except (TypeError, ValueError, RuntimeError):
+                state = self.x.new_zeros(())
             if state.shape not in ((n,), (1, n), (self.batch, n)) or not state.isfinite().all():
                 raise ValueError(
                     f"options['state'] holds {n} finite numbers ({', '.join(self.env.state_names)}), "
@@ -104,7 +128,7 @@ class Simulation:
         Raises:
             robotics_envs.DivergenceError: a state or cost is not finite.
         """
-        u = torch.as_tensor(np.asarray(action), dtype=self.dtype, device=self.x.device)
+        u = torch.as_tensor(action, dtype=self.dtype, device=self.x.device).detach()
         if u.shape != self.u.shape or not u.isfinite().all():
             raise ValueError(f"actions are finite numbers of shape {list(self.u.shape)}, got {action!r}")
         if self.unit_actions:
@@ -120,14 +144,27 @@ class Simulation:
 
     @torch.no_grad()
     def observation(self) -> Array:
+        """Observations ``[B, o]`` in float32.
+
+        Raises:
+            robotics_envs.DivergenceError: one is not finite, or beyond float32.
+        """
         # Copies, here and in state(): what is handed out is the user's.
-        return np.array(self.env.observe(self.x).cpu().numpy(), dtype=np.float32)
+        exact = np.array(self.env.observe(self.x).cpu().numpy(), dtype=np.float64)
+        wrong = ~(np.abs(exact) <= np.finfo(np.float32).max)
+        if wrong.any():
+            rollout, component = np.argwhere(wrong)[0]
+            raise DivergenceError(
+                f"{self.env.name}: the observation {self.env.observation_names[component]} of rollout {rollout} is "
+                f"{exact[rollout, component]}, beyond float32. Start inside state_box"
+            )
+        return exact.astype(np.float32)
 
     def state(self) -> Array:
         return np.array(self.x.cpu().numpy(), dtype=np.float64)
 
     def picture(self, i: int) -> NDArray[np.uint8]:
-        x, u = (v[i].double().cpu().numpy() for v in (self.x, self.u))
+        x, u = (np.array(v[i].cpu().numpy(), dtype=np.float64) for v in (self.x, self.u))
         return rasterise([*self.env.scenery(), *self.env.draw(x, u)], self.env.view, PIXELS)
 
 
@@ -150,6 +187,8 @@ class GymEnv(gymnasium.Env[Array, Array]):
     ``reset(options={"state": x})`` starts at a given state ``[n]``; ``info["state"]`` is the state.
     """
 
+    limited = True
+    """Whether an episode is truncated here, and not by a wrapper."""
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 50}  # noqa: RUF012, an instance has its own
 
     def __init__(
@@ -169,6 +208,7 @@ class GymEnv(gymnasium.Env[Array, Array]):
         self.action_space = self._simulation.action_space()
         self.observation_space = self._simulation.observation_space()
         self._window: Any = None
+        self._limited = self.limited or episode_steps is not None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -183,7 +223,14 @@ class GymEnv(gymnasium.Env[Array, Array]):
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         if self._simulation.ended[0]:
             raise gymnasium.error.ResetNeeded("the episode has ended, or none has begun: call reset()")
-        reward, terminated, truncated = self._simulation.step(np.asarray(action)[None])
+        given = action.detach().cpu().numpy() if isinstance(action, Tensor) else np.asarray(action)
+        if given.shape != self.action_space.shape:
+            raise ValueError(
+                f"actions are finite numbers of shape {list(self.action_space.shape or ())}, got {action!r}"
+            )
+        reward, terminated, truncated = self._simulation.step(given[None])
+        if not self._limited:
+            self._simulation.ended[0], truncated[0] = terminated[0], False
         if self.render_mode == "human":
             self.render()
         info = {"state": self._simulation.state()[0]}
@@ -214,6 +261,12 @@ class GymEnv(gymnasium.Env[Array, Array]):
             self._window = None
 
 
+class CatalogueEnv(GymEnv):
+    """A simulator of the catalogue: its time limit is the wrapper that ``gymnasium.make`` puts around it."""
+
+    limited = False
+
+
 class GymVectorEnv(VectorEnv[Array, Array, Array]):
     """Many rollouts of a simulator at once, as one batch of tensors; resets on the step after an end.
 
@@ -234,8 +287,6 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode = {render_mode!r}: many rollouts are drawn as 'rgb_array' only")
-        if not isinstance(num_envs, int) or num_envs < 1:
-            raise ValueError(f"num_envs = {num_envs!r}: must be a whole number of at least 1")
         steps = max_episode_steps if episode_steps is None else episode_steps
         self._simulation = Simulation(env, num_envs, parameters, steps, unit_actions, dtype, device)
         self.simulator, self.num_envs, self.render_mode = self._simulation.env, num_envs, render_mode

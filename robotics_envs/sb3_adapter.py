@@ -10,6 +10,7 @@ Stable-Baselines3 has an interface of its own for batches and would step Gymnasi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ class SB3VecEnv(VecEnv):
         self._random = np.random.default_rng()
         self._actions: Array | None = None
         self._returns = np.zeros(num_envs)
+        self._started = time.time()
         super().__init__(num_envs, self._simulation.observation_space(), self._simulation.action_space())
         self.render_mode = "rgb_array"
 
@@ -41,9 +43,10 @@ class SB3VecEnv(VecEnv):
         if seed is not None:
             self._random = np.random.default_rng(seed)
         self._simulation.seed(self._random)
-        self._simulation.reset(np.ones(self.num_envs, dtype=bool))
+        self._simulation.reset(np.ones(self.num_envs, dtype=bool), self._options[0] or None)
         self._returns[:] = 0.0
         self._reset_seeds()
+        self._reset_options()
         return self._simulation.observation()
 
     def step_async(self, actions: Array) -> None:
@@ -62,7 +65,11 @@ class SB3VecEnv(VecEnv):
                     "terminal_observation": observation[i],
                     "TimeLimit.truncated": bool(truncated[i]),
                     # What Monitor would add, so that training logs returns.
-                    "episode": {"r": float(self._returns[i]), "l": int(simulation.elapsed[i]), "t": 0.0},
+                    "episode": {
+                        "r": float(self._returns[i]),
+                        "l": int(simulation.elapsed[i]),
+                        "t": round(time.time() - self._started, 6),
+                    },
                 }
             simulation.reset(ended)
             self._returns[ended] = 0.0

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from robotics_envs import check_env
 from robotics_envs.arm7_point import JOINT_LOW, LINKS, RATE_STOP, READY, Arm7Point
 from solvers.runge_kutta import RK4
 
@@ -74,10 +73,6 @@ def some_states(batch, seed=0):
 
 def frictionless(env, x):
     return {**env.params(x), "damping": torch.zeros((), dtype=F64)}
-
-
-def test_conformance():
-    check_env(Arm7Point())
 
 
 def test_the_hand_is_where_plane_geometry_puts_it():

@@ -278,7 +278,7 @@ def test_ones_own_simulator_goes_through_every_command(tmp_path, monkeypatch):
     (tmp_path / "my_env.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     result = invoke("check", "my_env.py:Mass")
-    assert result.output == "my_env.py:Mass keeps the contract (16 checks)\n"
+    assert result.output == "my_env.py:Mass keeps the contract (18 checks)\n"
     result = invoke("train", "my_env.py:Mass", "--out", "run", "--updates", 4, *SMALL)
     assert result.exit_code == 0, result.output
     assert "next: diffsim evaluate run" in result.output
@@ -294,6 +294,38 @@ def test_ones_own_simulator_goes_through_every_command(tmp_path, monkeypatch):
     ):
         result = invoke(*command)
         assert answer in result.output, (command, result.output)
+
+
+def test_a_run_finds_its_simulator_from_another_folder(tmp_path, monkeypatch):
+    """Also where a file of the same name holds another simulator."""
+    for folder, stiffness in (("one", 2.0), ("two", 50.0)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "my_env.py").write_text(MINE.replace('2.0, "N/m"', f'{stiffness}, "N/m"'))
+    monkeypatch.chdir(tmp_path / "one")
+    assert invoke("train", "my_env.py:Mass", "--out", "run", "--updates", 4, *SMALL).exit_code == 0
+    here = invoke("evaluate", "run", "--episodes", 3).output
+    monkeypatch.chdir(tmp_path / "two")
+    assert invoke("evaluate", "../one/run", "--episodes", 3).output == here
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("def broken(:", "cannot be loaded: SyntaxError"),
+        (
+            "import nowhere_to_be_found",
+            "cannot be loaded: ModuleNotFoundError: No module named 'nowhere_to_be_found'",
+        ),
+        ("x = 1 / 0", "ZeroDivisionError: division by zero (my_env.py"),
+    ],
+)
+def test_a_file_that_does_not_load_is_one_line(text, complaint, tmp_path, monkeypatch):
+    (tmp_path / "my_env.py").write_text(text + "\n")
+    monkeypatch.chdir(tmp_path)
+    for command in ("check", "train", "render"):
+        output = invoke(command, "my_env.py:Mass").output
+        assert complaint.replace("(my_env.py", f"({tmp_path}/my_env.py") in output
+        assert "line 1)" in output
 
 
 def test_check_says_in_words_what_is_wrong(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Every simulator of the catalogue keeps the contract; the suite that says so can fail."""
 
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from robotics_envs import ENVIRONMENTS, check_env, julia_sources, make_env
-from robotics_envs.base import Box, Parameter
+from robotics_envs.base import Box, Env, Parameter
 from robotics_envs.conformance import ConformanceError
 from robotics_envs.pendulum import Pendulum
 from solvers.runge_kutta import Euler
@@ -132,9 +134,79 @@ class NotDrawable(Pendulum):
         return ["a rod"]
 
 
+class ForgotBoxes(Env):
+    name = "forgot"
+    state_names = "x"
+
+    def dynamics(self, t, x, u, p):
+        return -x
+
+    def cost(self, x, u, p):
+        return x[:, 0] ** 2
+
+
+class ForgotSuper(Pendulum):
+    def __init__(self):
+        pass
+
+
+class InPlace(Pendulum):
+    def cost(self, x, u, p):
+        x[:, 1] = 0.0
+        return x[:, 0] ** 2
+
+
+class Noisy(Pendulum):
+    def dynamics(self, t, x, u, p):
+        return super().dynamics(t, x, u, p) + torch.randn_like(x)
+
+
+class Clocked(Pendulum):
+    def dynamics(self, t, x, u, p):
+        return super().dynamics(t, x, u, p) + t
+
+
+class NumpyObservation(Pendulum):
+    def observe(self, x):
+        return super().observe(x).numpy()
+
+
+class ShortReset(Pendulum):
+    def reset(self, batch, generator, dtype=torch.float32):
+        return super().reset(batch, generator, torch.float32)[:, :1]
+
+
+class SameStarts(Pendulum):
+    def reset(self, batch, generator, dtype=torch.float32):
+        return super().reset(1, generator, dtype).expand(batch, -1)
+
+
+class FarStarts(Pendulum):
+    def reset(self, batch, generator, dtype=torch.float32):
+        return 100 + super().reset(batch, generator, dtype)
+
+
+class MixedEnd(Pendulum):
+    def done(self, x):
+        return (x[..., 1] - x[..., 1].mean()).abs() > 7
+
+
 @pytest.mark.parametrize(
     ("broken", "complaint"),
     [
+        (
+            ForgotBoxes,
+            r"observation_names is missing[\s\S]*state_box is missing[\s\S]*state_names = 'x': a tuple",
+        ),
+        (ForgotSuper, r"__init__ has to call super\(\).__init__"),
+        (InPlace, "cost writes into the state or action it is given"),
+        (Noisy, "two equal calls of dynamics differ"),
+        (Clocked, "dynamics depends on t, but every step starts at t = 0"),
+        (NumpyObservation, "observe gives ndarray, a torch tensor is needed"),
+        (ShortReset, r"reset\(5, generator, torch.float64\) gives \[5, 1\] torch.float32, wanted \[5, 2\]"),
+        (SameStarts, "gives all rollouts of a batch the same starting state"),
+        (FarStarts, "episodes start far outside of state_box in rate"),
+        (MixedEnd, "a rollout's done depends on the others"),
         (Detached, "dynamics depends on x but no gradient comes back: something cuts it"),
         (DoubledGradient, r"dynamics: the gradient by x is \S+, finite differences give \S+"),
         (IgnoresItsSeed, "reset ignores its seed"),
@@ -143,7 +215,7 @@ class NotDrawable(Pendulum):
         (NoTime, r"dt = 0.0: a control interval is a positive number[\s\S]*episode_steps = 0"),
         (FlatActions, "action_box has no width in component 0"),
         (Exploding, "not finite in torch.float32 after .* intervals of extreme actions"),
-        (Branching, "step under vmap[\\s\\S]*steps_are_straight_line"),
+        (Branching, r"step under vmap[\s\S]*steps_are_straight_line"),
         (NotDrawable, "draw gives Line, Polygon, Circle and Text, not 'a rod'"),
         (SilentMass, "gradient with respect to m is zero everywhere"),
         (Unclipped, "does not act like the bound"),
@@ -220,6 +292,16 @@ def test_parameters_change_the_physics_and_carry_gradients():
     assert float(rate) == pytest.approx(3 * 5 / (2 * 2) * np.sin(0.5))
     (slope,) = torch.autograd.grad(rate, p["g"])
     assert float(slope) == pytest.approx(3 / (2 * 2) * np.sin(0.5))
+
+
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_simulators_can_be_copied_and_sent(twin_of):
+    env = Pendulum(g=3.7)
+    twin = twin_of(env)
+    assert twin.constants == env.constants
+    assert type(twin.constants) is type(env.constants)
+    x, u = torch.ones(2, 2), torch.ones(2, 1)
+    assert torch.equal(twin.step(x, u, twin.params(x))[0], env.step(x, u, env.params(x))[0])
 
 
 def test_clipping_cuts_the_gradient_where_it_says_so():

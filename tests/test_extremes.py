@@ -10,6 +10,8 @@ from robotics_envs import ENVIRONMENTS, DivergenceError, make_env
 from robotics_envs.divergence import check_finite
 from robotics_envs.gym_adapter import GymVectorEnv
 
+# In one process, where they are counted.
+pytestmark = pytest.mark.xdist_group("extremes")
 TOTAL, EXAMPLES = 1_000_000, 10
 BATCH = TOTAL // len(ENVIRONMENTS) // EXAMPLES + 1
 CHECKED: dict[str, int] = {}

@@ -13,7 +13,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import robotics_envs.gym
 from robotics_envs import ENVIRONMENTS, DivergenceError, make_env
-from robotics_envs.gym import ANY, gym_id
+from robotics_envs.gym import ANY, EPISODE_STEPS, gym_id
 from robotics_envs.gym_adapter import GymEnv, GymVectorEnv
 from robotics_envs.pendulum import Pendulum
 
@@ -42,6 +42,11 @@ def test_registering_loads_no_torch_and_the_package_root_registers_nothing():
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert done.stdout == "(3,)\n", done.stderr
+
+
+def test_stated_time_limits_are_the_simulators():
+    assert {name: make_env(name).episode_steps for name in ENVIRONMENTS} == EPISODE_STEPS
+    assert gymnasium.spec("diffsim/Pendulum-v0").max_episode_steps == 200
 
 
 @pytest.mark.parametrize("environment_id", IDS)
@@ -233,9 +238,59 @@ def test_divergence_is_an_error_with_its_remedy():
         env.step(np.zeros(1, dtype=np.float32))
 
 
+def test_an_observation_beyond_float32_is_an_error():
+    env = GymEnv("pendulum")
+    with pytest.raises(DivergenceError, match=r"observation rate of rollout 0 is 1e\+60, beyond float32"):
+        env.reset(options={"state": [0.0, 1e60]})
+
+
+@pytest.mark.parametrize("limit", [None, 50, 300])
+def test_the_time_limit_is_the_tasks_or_the_one_given(limit):
+    """Shorter and longer; the spec states it."""
+    env = gymnasium.make("diffsim/Pendulum-v0", **({} if limit is None else {"max_episode_steps": limit}))
+    wanted = limit or 200
+    assert env.spec.max_episode_steps == wanted
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(1, dtype=np.float32))[3] for _ in range(wanted)]
+    assert ends == [False] * (wanted - 1) + [True]
+
+
+def test_what_the_user_hands_in_stays_the_users():
+    """Arrays of parameters are copied; a draw that scribbles over its state changes nothing."""
+
+    class Scribbling(Pendulum):
+        def draw(self, x, u):
+            shapes = super().draw(x, u)
+            x.fill(0.0)
+            u.fill(0.0)
+            return shapes
+
+    g = np.full(2, 9.8)
+    envs = GymVectorEnv(Scribbling(), num_envs=2, parameters={"g": g}, render_mode="rgb_array")
+    g[:] = 0.0
+    envs.reset(options={"state": [[0.5, 0.0], [0.5, 0.0]]})
+    envs.render()
+    *_, info = envs.step(np.zeros((2, 1), dtype=np.float32))
+    assert info["state"][:, 1] == pytest.approx(0.05 * 1.5 * 9.8 * np.sin(0.5))
+    learned = torch.tensor(9.0, requires_grad=True) * 1.0
+    assert not GymEnv("pendulum", parameters={"g": learned})._simulation.p["g"].requires_grad
+
+
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
+        (lambda: GymEnv("pendulum", parameters={"m": -1.0}), r"parameter m = -1.0 kg is outside its range"),
+        (lambda: GymEnv("pendulum", parameters={"m": float("nan")}), "parameter m = nan"),
+        (
+            lambda: GymEnv("pendulum", parameters={"g": "a"}),
+            "parameter g is a number or one for each rollout",
+        ),
+        (
+            lambda: GymVectorEnv("pendulum", num_envs=4, parameters={"g": [1.0, 2.0]}),
+            r"one for each of 4 rollouts, got the shape \[2\]",
+        ),
+        (lambda: GymVectorEnv("pendulum", num_envs=True), "num_envs = True"),
+        (lambda: GymEnv("pendulum").reset(options={"state": None}), "holds 2 finite numbers"),
         (lambda: GymEnv("pendulm"), "did you mean 'pendulum'"),
         (lambda: GymEnv(Pendulum), "env is the name or an instance"),
         (lambda: GymEnv("pendulum", parameters={"mass": 1.0}), "has no parameter 'mass'"),

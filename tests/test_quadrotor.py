@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.autograd.functional import jvp
 
-from robotics_envs import check_env
 from robotics_envs.quadrotor import MAX_RATE, Quadrotor, unit
 
 F64 = torch.float64
@@ -30,10 +29,6 @@ def rotation(env, x):
 
 def some_states(batch):
     return Quadrotor().state_box.sample(batch, torch.Generator().manual_seed(0), F64)
-
-
-def test_conformance():
-    check_env(Quadrotor())
 
 
 def test_free_fall():

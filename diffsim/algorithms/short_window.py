@@ -161,7 +161,7 @@ class ShortWindow(Algorithm):
         observations = self.env.observe(states.flatten(0, 1)).unflatten(0, states.shape[:2])
         z = self.policy.normalise(observations)
         values = self.critic.values(z[1:])
-        goes_on = (~self.env.done(states[1:])).to(self.dtype)
+        goes_on = self._goes_on(states[1:])
         target, targets = values[-1], torch.empty_like(values)
         for t in reversed(range(s.window)):
             following = torch.lerp(values[t], target, s.td_lambda)
@@ -174,7 +174,12 @@ class ShortWindow(Algorithm):
 
     def _alive(self, states: Tensor) -> Tensor:
         """``[window + 1, batch]``: 1 until a rollout has ended, 0 after. The end itself has no gradient."""
-        return (~self.env.done(states)).to(self.dtype).cumprod(dim=0)
+        return self._goes_on(states).cumprod(dim=0)
+
+    def _goes_on(self, states: Tensor) -> Tensor:
+        """1 where a rollout has not ended, ``[T, batch, n] -> [T, batch]``."""
+        ended = self.env.done(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+        return (~ended).to(self.dtype)
 
     def _randn(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)

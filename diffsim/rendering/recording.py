@@ -60,12 +60,13 @@ class Recording:
             DiffsimError: the simulator draws what cannot be drawn.
         """
         env = self.env
-        shapes = env.draw(self.states[step, rollout], self.actions[step, rollout])
+        state, action = self.states[step, rollout], self.actions[step, rollout]
         try:
+            shapes = env.draw(state.copy(), action.copy())
             flatten(shapes, env.view)
-        except ValueError as error:
+        except Exception as error:  # a user's draw may fail in any way
             raise DiffsimError(
-                f"{env.name} cannot be drawn in the state {self.states[step, rollout].tolist()}: {error}"
+                f"{env.name} cannot be drawn in the state {state.tolist()}: {type(error).__name__}: {error}"
             ) from error
         return shapes
 

@@ -145,11 +145,9 @@ def _check_numbers(
             raise ConfigError(f"{name} = {number!r}: must be a whole number from {least} to {most}")
     if size % 2:
         raise ConfigError(f"size = {size}: must be even, as videos are; take {size + 1}")
-    for name, value, limit in (("speed", speed, math.inf), ("fps", fps, MOST_FRAMES)):
-        if value is not None and not (math.isfinite(value) and 0 < value <= limit):
-            raise ConfigError(
-                f"{name} = {value!r}: must be above 0" + f" and at most {limit:g}" * (limit < math.inf)
-            )
+    for name, value, limit in (("speed", speed, 1e6), ("fps", fps, MOST_FRAMES)):
+        if value is not None and not (math.isfinite(value) and 1e-3 <= value <= limit):
+            raise ConfigError(f"{name} = {value!r}: must be from 0.001 to {limit:g}")
 
 
 def _source(run: Any, checkpoint: str, actions: str | None) -> Source:

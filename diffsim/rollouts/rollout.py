@@ -149,7 +149,8 @@ class Rollout:
             given = None if noise is None else noise.expand(steps, len(x0), -1)
             trajectory = self(x, steps, p, noise=given)
             assert trajectory.states is not None
-            done = self.env.done(trajectory.states[1:]).cummax(0).values
+            states = trajectory.states[1:]
+            done = self.env.done(states.flatten(0, 1)).unflatten(0, states.shape[:2]).cummax(0).values
             alive = torch.cat((running.unsqueeze(0), running & ~done))
             total = total - torch.where(alive[:-1], trajectory.costs, 0.0).sum(0)
             x, running, left = trajectory.last, alive[-1], left - steps
