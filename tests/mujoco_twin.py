@@ -4,6 +4,7 @@ from typing import Any
 
 import mujoco
 import numpy as np
+import torch
 
 
 def dm_control_model(domain: str) -> mujoco.MjModel:
@@ -48,3 +49,22 @@ def trajectory(
         if (i + 1) % every == 0:
             states.append(np.concatenate((data.qpos, data.qvel)))
     return np.array(states)
+
+
+def qacc(env, x, u):
+    """Accelerations ``[B, 2]`` of a simulator with two joints."""
+    return env.dynamics(0.0, x, u, env.params(x))[:, 2:]
+
+
+def solve(env, x, controls, dt, p=None):
+    """States ``[T + 1, B, n]`` of a simulator under controls ``[T, B, m]``, each held for ``dt`` s."""
+    p = p or env.params(x)
+    path = [x]
+    for u in controls:
+        path.append(env.solver.step(env.dynamics, 0.0, path[-1], u, p, dt))
+    return torch.stack(path)
+
+
+def close(ours, theirs, relative):
+    """Whether a tensor and an array agree."""
+    return torch.allclose(ours, torch.as_tensor(theirs, dtype=ours.dtype), rtol=relative, atol=relative)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from dm_control import suite
 from dm_control.suite import common
-from mujoco_twin import accelerations, dm_control_model, trajectory
+from mujoco_twin import accelerations, close, dm_control_model, qacc, solve, trajectory
 from torch.autograd.functional import hessian, jacobian
 
 from robotics_envs.acrobot import Acrobot
@@ -27,23 +27,6 @@ def states(batch):
     env, generator = Acrobot(), torch.Generator().manual_seed(0)
     x = env.state_box.sample(batch, generator, F64)
     return env, x, env.action_box.sample(batch, generator, F64)
-
-
-def qacc(env, x, u):
-    return env.dynamics(0.0, x, u, env.params(x))[:, 2:]
-
-
-def solve(env, x, controls, dt, p=None):
-    """States ``[T + 1, B, 4]`` under controls ``[T, B, 1]``, each held for ``dt`` s."""
-    p = p or env.params(x)
-    path = [x]
-    for u in controls:
-        path.append(env.solver.step(env.dynamics, 0.0, path[-1], u, p, dt))
-    return torch.stack(path)
-
-
-def close(ours, theirs, relative):
-    return torch.allclose(ours, tensor(theirs), rtol=relative, atol=relative)
 
 
 def test_accelerations_are_mujocos():
@@ -222,21 +205,3 @@ def test_the_drive_is_clipped_and_the_target_is_flat():
     slope = torch.autograd.grad(env.cost(near, u[:3], p).sum(), near)[0]
     assert not slope[:2].any()
     assert slope[2, 0] > 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_200_wild_steps_stay_finite_and_so_do_their_gradients(dtype):
-    """Bang-bang drives, from three times the state box."""
-    env, generator = Acrobot(), torch.Generator().manual_seed(0)
-    x = start = (3 * env.state_box.sample(16, generator, dtype)).requires_grad_()
-    u = (2 * torch.rand(200, 16, 1, generator=generator, dtype=dtype).round() - 1).requires_grad_()
-    p = {name: value.requires_grad_() for name, value in env.params(x).items()}
-    total = 0.0
-    for action in u:
-        x, cost = env.step(x, action, p)
-        total = total + cost.sum()
-    assert torch.isfinite(x).all()
-    assert x[:, 2:].abs().max() < 150
-    for gradient in torch.autograd.grad(total, (start, u, *p.values())):
-        assert torch.isfinite(gradient).all()
-        assert gradient.any()

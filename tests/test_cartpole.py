@@ -11,7 +11,7 @@ import pytest
 import torch
 from dm_control import suite
 from dm_control.suite import common
-from mujoco_twin import accelerations, dm_control_model, trajectory
+from mujoco_twin import accelerations, close, dm_control_model, qacc, solve, trajectory
 
 from robotics_envs.capsule import capsule_gyration
 from robotics_envs.cartpole_balance import CartpoleBalance
@@ -34,23 +34,6 @@ def states(batch, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = CartpoleSwingup.state_box.sample(batch, generator, F64)
     return x, CartpoleSwingup.action_box.sample(batch, generator, F64)
-
-
-def qacc(env, x, u):
-    return env.dynamics(0.0, x, u, env.params(x))[:, 2:]
-
-
-def solve(env, x, controls, dt, p=None):
-    """States ``[T + 1, B, 4]`` under controls ``[T, B, 1]``, each held for ``dt`` s."""
-    p = p or env.params(x)
-    path = [x]
-    for u in controls:
-        path.append(env.solver.step(env.dynamics, 0.0, path[-1], u, p, dt))
-    return torch.stack(path)
-
-
-def close(ours, theirs, relative):
-    return torch.allclose(ours, tensor(theirs), rtol=relative, atol=relative)
 
 
 def test_accelerations_are_mujocos():
@@ -217,21 +200,3 @@ def test_the_drive_is_clipped(env, task):
     assert torch.equal(following, full)
     assert torch.equal(cost, price)
     assert not torch.autograd.grad(following.sum() + cost.sum(), u)[0].any()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_200_wild_steps_stay_finite_and_so_do_their_gradients(dtype):
-    """Bang-bang drives, from three times the state box: metres beyond the stop, where it pushes hardest."""
-    env, generator = CartpoleSwingup(), torch.Generator().manual_seed(0)
-    x = start = (3 * env.state_box.sample(16, generator, dtype)).requires_grad_()
-    u = (2 * torch.rand(200, 16, 1, generator=generator, dtype=dtype).round() - 1).requires_grad_()
-    p = {name: value.requires_grad_() for name, value in env.params(x).items()}
-    total = 0.0
-    for action in u:
-        x, cost = env.step(x, action, p)
-        total = total + cost.sum()
-    assert torch.isfinite(x).all()
-    assert x[:, 0].abs().max() < TRACK + 0.5
-    for gradient in torch.autograd.grad(total, (start, u, *p.values())):
-        assert torch.isfinite(gradient).all()
-        assert gradient.any()

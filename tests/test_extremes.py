@@ -72,6 +72,31 @@ def test_it_was_a_million():
     assert sum(CHECKED.values()) >= TOTAL
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_wild_episodes_stay_finite(name, dtype):
+    """200 intervals of actions from bound to bound from three times the state box; gradients of the last ten."""
+    env, generator = make_env(name), torch.Generator().manual_seed(0)
+    x = spread(env.state_box, 32, 3.0, generator, dtype)
+    low, high = env.action_box.bounds(x)
+    p = {parameter: value.requires_grad_() for parameter, value in env.params(x).items()}
+    total = torch.zeros((), dtype=dtype)
+    for i in range(200):
+        if i == 190:
+            x = start = x.detach().requires_grad_()
+        push = torch.rand(32, len(low), generator=generator, dtype=dtype).round()
+        u = (low + (high - low) * push).requires_grad_()
+        with torch.set_grad_enabled(i >= 190):
+            x, cost = env.step(x, u, p)
+            total = total + cost.sum()
+        assert x.isfinite().all(), i
+        assert cost.isfinite().all(), i
+    gradients = torch.autograd.grad(total + x.sum(), (start, u, *p.values()), allow_unused=True)
+    for gradient in gradients:
+        assert gradient is None or gradient.isfinite().all()
+    assert gradients[0].any()
+
+
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_the_adapter_raises_instead_of_giving_a_nan(name):
     """Through Gymnasium's interface: what comes out is finite, or an error and no observation."""
