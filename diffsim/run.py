@@ -23,7 +23,7 @@ from diffsim.runfile import COLUMNS, RunFile, Writer, already_there, checkpoint_
 from diffsim.signals import stop_on_signals
 from robotics_envs import ENVIRONMENTS
 from robotics_envs.base import Env
-from robotics_envs.conformance import names_match_shapes, shapes_on
+from robotics_envs.conformance.stated import names_match_shapes, shapes_on
 
 MAX_DROPPED_IN_A_ROW = 10
 
