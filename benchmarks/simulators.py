@@ -70,8 +70,6 @@ def train_and_judge(name: str, settings: str, seed: int) -> dict[str, Any]:
         "worst": float(got.min()),
         "twin": twin,
         "env_steps": int(history["env_steps"][-1]),
-        "seconds": float(history["wall_seconds"][-1]),
-        "compile_seconds": float(history["compile_seconds"].sum()),
     }
 
 

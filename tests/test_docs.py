@@ -1,6 +1,8 @@
 """What the documentation states about names and defaults is what the code has."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,14 @@ def test_the_environments_examples_run(monkeypatch):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_table_of_all_simulators_is_the_measured_one():
+    page = (ROOT / "docs" / "environments.md").read_text()
+    (stated,) = re.findall(r"<!-- simulators -->\n(.*?)\n<!-- -->", page, re.S)
+    printed = subprocess.run(
+        [sys.executable, "benchmarks/simulators.py", "--table", "--out", "benchmarks/results/simulators.json"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert printed.stdout.strip() == stated
+    assert [row.split("`")[1] for row in stated.splitlines()[2:]] == list(ENVIRONMENTS)
