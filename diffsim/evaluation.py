@@ -228,10 +228,8 @@ def _make(gym_id: str) -> Any:
         try:
             import dm_control  # noqa: F401
             import shimmy
-        except ModuleNotFoundError:
-            raise EvaluationError(
-                f"{gym_id} needs dm_control and shimmy: pip install 'diffsim[twins]'"
-            ) from None
+        except ModuleNotFoundError as error:
+            raise EvaluationError(f"{gym_id} needs more ({error}): pip install 'diffsim[twins]'") from None
         gymnasium.register_envs(shimmy)
     try:
         env: Any = gymnasium.make(gym_id)
