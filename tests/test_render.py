@@ -406,7 +406,7 @@ def test_looks_are_stored_once():
         (["pendulum", "--rollouts", "0"], "rollouts = 0: must be a whole number from 1 to 100"),
         (["pendulum", "--steps", "0"], "steps = 0: must be"),
         (["pendulum", "--size", "99"], "size = 99: must be even, as videos are; take 100"),
-        (["pendulum", "--speed", "0"], "speed = 0.0: must be above 0"),
+        (["pendulum", "--speed", "0"], "speed = 0.0: must be from 0.001"),
         (["pendulum", "--out", "/dev/null/x"], "cannot write /dev/null/x/pendulum.gif: Not a directory"),
         (["pendulum", "--sped", "1"], "unknown option '--sped'; did you mean '--speed'?"),
     ],
@@ -423,7 +423,7 @@ def test_mistakes_are_answered_with_one_line_and_no_file(args, complaint, tmp_pa
 def test_mistakes_in_python(run, tmp_path):
     with pytest.raises(ConfigError, match="formats is empty"):
         diffsim.render(run, formats=())
-    with pytest.raises(ConfigError, match=r"fps = 60: must be above 0 and at most 50"):
+    with pytest.raises(ConfigError, match=r"fps = 60: must be from 0.001 to 50"):
         diffsim.render(run, fps=60)
     with pytest.raises(ConfigError, match="actions = 'random': a run acts by its policy"):
         diffsim.render(run, actions="random")
