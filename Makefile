@@ -18,7 +18,7 @@ demo: $(VENV)/.installed-demo
 	@echo "Try next:  $(BIN)/diffsim show $(DEMO)"
 
 test: $(VENV)/.installed-test browser lint
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 # Every simulator on every back end: about ten minutes of compiling.
 conformance: $(VENV)/.installed-test
