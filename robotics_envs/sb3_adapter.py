@@ -26,7 +26,7 @@ class SB3VecEnv(VecEnv):
     """A batch of ``num_envs`` rollouts; one that ends starts anew within the same step.
 
     Actions are in [-1, 1] and scaled to the action box, as Stable-Baselines3 asks for.  Further arguments
-    are those of :class:`robotics_envs.gym_adapter.GymVectorEnv`.
+    are those of :class:`robotics_envs.gym_adapter.GymVectorEnv` but for ``render_mode``, which is ``rgb_array``.
     """
 
     def __init__(self, env: Env | str, num_envs: int, **arguments: Any) -> None:
@@ -84,11 +84,9 @@ class SB3VecEnv(VecEnv):
         """Nothing is open."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        value = (
-            getattr(self, attr_name, None)
-            if attr_name == "render_mode"
-            else getattr(self._simulation.env, attr_name)
-        )
+        # Stable-Baselines3 asks while it constructs this, before there is a render mode.
+        owner: Any = self if attr_name == "render_mode" else self._simulation.env
+        value = getattr(owner, attr_name, None) if owner is self else getattr(owner, attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:

@@ -38,6 +38,14 @@ def test_the_batch_steps_as_the_single_environment_does():
     assert not envs.step(actions)[2].any()
 
 
+def test_options_hold_for_one_reset():
+    envs = SB3VecEnv("pendulum", num_envs=2)
+    envs.set_options({"state": [0.5, 0.0]})
+    expected = [np.cos(0.5), np.sin(0.5), 0.0]
+    assert envs.reset() == pytest.approx(np.array([expected, expected]), abs=1e-6)
+    assert np.abs(envs.reset() - expected).max() > 1e-3
+
+
 def test_an_end_for_good_is_no_time_limit():
     class Falling(Pendulum):
         def done(self, x):
