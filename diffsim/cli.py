@@ -210,7 +210,59 @@ def check(env: str) -> None:
 @main.command()
 def envs() -> None:
     """List the simulators."""
-    from robotics_envs import ENVIRONMENTS
+    from robotics_envs import ENVIRONMENTS, JULIA
+    from robotics_envs.julia import SIMULATORS
 
     for name, path in ENVIRONMENTS.items():
-        click.echo(f"{name:20s} {path}")
+        click.echo(f"{name:22s} {path}")
+    for name in SIMULATORS:
+        click.echo(f"{JULIA + name:22s} in Julia; see: diffsim julia status")
+
+
+@main.group(cls=HelpfulGroup)
+def julia() -> None:
+    """The Julia that simulators named julia:… run in."""
+
+
+@julia.command()
+def status() -> None:
+    """Tell what Julia there is, which packages it has, and what is missing.
+
+    Exit code 1 if simulators in Julia cannot run as it stands.
+    """
+    from robotics_envs.julia.installation import JuliaError, find, report, threads
+
+    try:
+        found = report(find())
+    except JuliaError as error:
+        raise DiffsimError(str(error)) from None
+    installation = found.installation
+    click.echo(f"Julia {found.version}: {installation.executable} (named by {installation.source})")
+    click.echo(f"project: {installation.project}")
+    for name, version in found.packages.items():
+        click.echo(f"  {name} {version}")
+    click.echo(f"threads: {threads()}")
+    complaints = found.complaints()
+    if complaints:
+        raise DiffsimError("; ".join(complaints))
+    click.echo("simulators in Julia can run: diffsim train julia:Pendulum")
+
+
+@julia.command()
+@click.option("--adjoints", is_flag=True, help="SciMLSensitivity too, for simulators with many parameters.")
+def setup(adjoints: bool) -> None:
+    """Install and precompile what simulators in Julia need; the first time takes minutes.
+
+    Without PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT a Julia is looked for, and downloaded if there is none;
+    with them, the packages are installed into that project.
+    """
+    from robotics_envs.julia.installation import JuliaError, report
+    from robotics_envs.julia.installation import setup as install
+
+    try:
+        complaints = report(install(adjoints)).complaints()
+    except JuliaError as error:
+        raise DiffsimError(str(error)) from None
+    if complaints:
+        raise DiffsimError("; ".join(complaints))
+    click.echo("set up. Next: diffsim julia status, or diffsim train julia:Pendulum --out runs/julia-pendulum")

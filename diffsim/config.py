@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from diffsim.errors import ConfigError
+from robotics_envs import JULIA
+from robotics_envs.julia.installation import JuliaError
 from solvers.catalogue import Catalogue, UnknownNameError, unknown
 
 if sys.version_info >= (3, 11):
@@ -100,8 +102,10 @@ class EnvConfig(Named):
     @classmethod
     def _from_anywhere(cls, name: str) -> str:
         # A run is looked at from other folders than it was started in.
-        file, _, attribute = name.rpartition(":")
-        return f"{Path(file).expanduser().resolve()}:{attribute}" if file.endswith(".py") else name
+        start = JULIA if name.startswith(JULIA) else ""
+        file, _, attribute = name.removeprefix(start).rpartition(":")
+        ours = file.endswith(".py") or bool(start and file)
+        return f"{start}{Path(file).expanduser().resolve()}:{attribute}" if ours else name
 
 
 class RunConfig(Settings):
@@ -164,7 +168,7 @@ def load_class(catalogue: Catalogue, name: str) -> Any:
     """
     try:
         return catalogue.load(name)
-    except UnknownNameError as error:
+    except (UnknownNameError, JuliaError) as error:
         raise ConfigError(str(error)) from None
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]

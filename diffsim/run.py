@@ -21,7 +21,7 @@ from diffsim.policy import make_policy
 from diffsim.progress import Progress
 from diffsim.runfile import COLUMNS, RunFile, Writer, already_there, checkpoint_writer, history_writer
 from diffsim.signals import stop_on_signals
-from robotics_envs import ENVIRONMENTS
+from robotics_envs import ENVIRONMENTS, JULIA
 from robotics_envs.base import Env
 from robotics_envs.conformance.stated import names_match_shapes, shapes_on
 
@@ -100,6 +100,8 @@ def build_env(config: RunConfig) -> Env:
         ConfigError: there is none, it refuses its parameters, or its methods give wrong shapes.
     """
     name = config.env.name
+    if name.startswith(JULIA):
+        start_julia(config.threads)
     env_class = load_class(ENVIRONMENTS, name)
     if not (isinstance(env_class, type) and issubclass(env_class, Env)):
         raise ConfigError(f"environment {name!r} is no subclass of robotics_envs.base.Env: {env_class!r}")
@@ -113,6 +115,20 @@ def build_env(config: RunConfig) -> Env:
             f"environment {name!r}: {'; '.join(complaints)}; robotics_envs.check_env finds more"
         )
     return env
+
+
+def start_julia(threads: int) -> None:
+    """Start Julia with the threads of the run, unless it runs already or the environment names a number.
+
+    Raises:
+        ConfigError: it cannot be started.
+    """
+    from robotics_envs.julia import JuliaError, start
+
+    try:
+        start(threads)
+    except JuliaError as error:
+        raise ConfigError(str(error)) from None
 
 
 def algorithm_settings(config: RunConfig) -> Any:

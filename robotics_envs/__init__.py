@@ -9,7 +9,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solvers.catalogue import Catalogue
+from solvers.catalogue import Catalogue, UnknownNameError
 
 if TYPE_CHECKING:
     from robotics_envs.base import Env
@@ -18,7 +18,31 @@ if TYPE_CHECKING:
 
 __all__ = ["ENVIRONMENTS", "DivergenceError", "check_env", "julia_sources", "make_env"]
 
-ENVIRONMENTS = Catalogue(
+JULIA = "julia:"
+"""What the names of simulators written in Julia begin with."""
+
+
+class EnvironmentCatalogue(Catalogue):
+    """The simulators in Python, and by ``"julia:Pendulum"`` or ``"julia:my_env.jl:MyEnv"`` those in Julia."""
+
+    def load(self, name: str) -> Any:
+        """The class behind a name; see :meth:`Catalogue.load`.
+
+        Raises:
+            UnknownNameError: no such name, file, module or attribute.
+            robotics_envs.julia.JuliaError: there is no Julia, or it reports an error.
+        """
+        if not (isinstance(name, str) and name.startswith(JULIA)):
+            return super().load(name)
+        simulator = name.rpartition(":")[2]
+        if not simulator:
+            raise UnknownNameError(
+                f"environment {name!r} names no simulator: 'julia:Pendulum', or your own as 'julia:my_env.jl:MyEnv'"
+            )
+        return importlib.import_module("robotics_envs.julia.env").julia_env(name)
+
+
+ENVIRONMENTS = EnvironmentCatalogue(
     "environment",
     {
         "pendulum": "robotics_envs.pendulum:Pendulum",
@@ -47,20 +71,21 @@ ENVIRONMENTS = Catalogue(
 def make_env(name: str, **parameters: float) -> Env:
     """A simulator by its catalogue name, or one's own as ``"my_env.py:MyEnv"`` or ``"module:Class"``.
 
-    ``parameters`` override its physics.
+    Those in Julia are ``"julia:Pendulum"``, one's own ``"julia:my_env.jl:MyEnv"``.  ``parameters`` override the physics.
 
     Raises:
         solvers.UnknownNameError: no such simulator or parameter.
         ValueError: a parameter outside its bounds.
+        robotics_envs.julia.JuliaError: there is no Julia, or it reports an error.
     """
     return ENVIRONMENTS.load(name)(**parameters)
 
 
 def julia_sources() -> Path:
-    """The folder of the Julia package with the Julia simulators (it holds ``Project.toml``)."""
+    """The folder of ``DiffSimEnvs``, the Julia package with the Julia simulators (it holds ``Project.toml``)."""
     here = Path(__file__).resolve().parent
-    # In a wheel the sources lie inside this package; in a checkout they are the folder julia/.
-    return next(p for p in (here / "julia_sources", here.parent / "julia") if p.is_dir())
+    # In a wheel the sources lie inside this package; in a checkout, in the folder julia/.
+    return next(p for p in (here / "DiffSimEnvs", here.parent / "julia" / "DiffSimEnvs") if p.is_dir())
 
 
 _LAZY = {"DivergenceError": "robotics_envs.divergence", "check_env": "robotics_envs.conformance"}

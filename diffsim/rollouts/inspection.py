@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffsim.rollouts.inputs import Inputs
-from robotics_envs.base import Box, Parameter
+from robotics_envs.base import Box, Env, Parameter
 from solvers.native.identity import Identity
 
 
@@ -45,6 +45,8 @@ def _collect(value: Any, parts: list[Any], seen: dict[int, int]) -> None:
         parts.append(Identity(value))
     elif isinstance(value, (Parameter, Box)):
         parts.append(value)  # frozen, compared by value
+    elif isinstance(value, Env) and value.foreign:
+        parts.append(Identity(value))  # nothing of it is traced
     else:
         seen[id(value)] = len(seen)
         _collect_parts(value, parts, seen)

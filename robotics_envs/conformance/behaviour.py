@@ -184,6 +184,8 @@ def methods_can_be_vmapped(env: Env) -> list[str]:
 
 def steps_are_straight_line(env: Env) -> list[str]:
     """What is computed may not depend on values, or a step cannot be compiled: ``torch.where`` instead of ``if``."""
+    if env.foreign:
+        return []
     x, u, p = (sample(env)[0][:1], sample(env)[1][:1], sample(env)[2])
     functions: dict[str, Callable[..., Any]] = {
         "step": lambda x, u: env.step(x, u, p),
@@ -204,6 +206,8 @@ def steps_are_straight_line(env: Env) -> list[str]:
 
 def step_follows_the_dynamics(env: Env) -> list[str]:
     """As dt goes to zero, ``(step(x) - x) / dt`` goes to ``dynamics(x)``."""
+    if env.foreign:  # its step has one length
+        return []
     x, u, p = sample(env)
     x = 0.5 * x  # away from the limits a simulator may impose at the edge of its box
     rate = env.dynamics(0.0, x, u, p)

@@ -1,0 +1,43 @@
+"""
+Simulators as differentiable white boxes, in Julia.
+
+A simulator is a small struct of its physical parameters, one number type for all of them, and the methods
+of [`describe`](@ref), [`dynamics!`](@ref) and [`cost`](@ref) (and of [`observe`](@ref), [`done`](@ref),
+[`reset`](@ref), [`scheme`](@ref) and [`events`](@ref) where the defaults do not serve).  All of them are generic in
+their number types, so dual numbers pass through states, actions and parameters alike.
+
+[`open_simulator`](@ref) makes a batch of it, and [`evaluate!`](@ref) and [`pull!`](@ref) are what a trainer calls:
+values and Jacobians of all rollouts of a control interval, and vector-Jacobian products.
+"""
+module DiffSimEnvs
+
+using ForwardDiff: ForwardDiff, Dual, Partials
+using OrdinaryDiffEqRosenbrock: Rodas5P
+using OrdinaryDiffEqTsit5: Tsit5
+using OrdinaryDiffEqVerner: Vern9
+using PrecompileTools: @compile_workload
+using Random: AbstractRNG, Xoshiro
+using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, ODEProblem, init, reinit!, solve!
+using SciMLLogging: None
+using TOML: TOML
+
+export Simulator, Parameter, Box, Description
+export Discrete, Fixed, Adaptive, ForwardMode, AdjointMode
+export describe, dynamics!, cost, observe, done, reset, scheme, event, events, jump!, step!, sensitivity
+export open_simulator, evaluate!, pull!
+export CartpoleSwingup, Pendulum, Reactor, ThreeBody, Trebuchet
+
+include("simulator.jl")
+include("integration.jl")
+include("sensitivity.jl")
+include("batch.jl")
+include("loading.jl")
+include("foreign.jl")
+include("simulators/pendulum.jl")
+include("simulators/cartpole_swingup.jl")
+include("simulators/reactor.jl")
+include("simulators/trebuchet.jl")
+include("simulators/three_body.jl")
+include("precompile.jl")
+
+end

@@ -1,0 +1,19 @@
+using Test
+
+@testset "DiffSimEnvs" begin
+    @testset "$name" for name in (
+        "quality",
+        "contract",
+        "pendulum",
+        "cartpole_swingup",
+        "reactor",
+        "trebuchet",
+        "three_body",
+        "events",
+        "batches",
+        "adjoints",
+        "loading",
+    )
+        include("test_$name.jl")
+    end
+end

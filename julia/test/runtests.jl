@@ -1,5 +1,0 @@
-using Test
-
-@testset "RoboticsEnvs" begin
-    include("test_pendulum.jl")
-end

@@ -1,0 +1,338 @@
+"""A simulator that is computed in Julia, behind the contract of :class:`robotics_envs.base.Env`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.julia.runtime import JuliaError, Runtime, start
+from solvers.base import Solver, State, VectorField
+
+logger = logging.getLogger("diffsim")
+
+PREFIX = "julia:"
+_INTERVAL, _SLOPE, _COST, _OBSERVATION, _DONE = range(5)
+_NONE, _STATES_AND_ACTIONS, _ALL = range(3)
+"""What a Jacobian is by."""
+
+
+class InJulia(Solver):
+    """Stands where an environment has its solver: the steps are chosen and made in Julia."""
+
+    order = 0
+
+    def step(self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor) -> State:
+        """Not to be had.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "a simulator in Julia is stepped by env.step alone; solve env.dynamics with a solver of your own if you must"
+        )
+
+
+class _Simulator(NamedTuple):
+    """An opened simulator in a running Julia."""
+
+    runtime: Runtime
+    number: int
+    states: int
+    actions: int
+    parameters: int
+    observations: int
+
+    def outputs(self, quantity: int) -> tuple[int, int]:
+        """Components of the first and second result of a quantity."""
+        if quantity == _INTERVAL:
+            return self.states, 1
+        return {_SLOPE: self.states, _OBSERVATION: self.observations}.get(quantity, 1), 0
+
+    def inputs(self, derivatives: int) -> int:
+        """Columns of a Jacobian."""
+        return self.states + self.actions + (self.parameters if derivatives == _ALL else 0)
+
+
+class JuliaEnv(Env):
+    """An environment whose methods are Julia's; a subclass for each simulator is made by :func:`julia_env`.
+
+    Everything is computed on the CPU, in Float64 whatever the dtype of the tensors; the rollouts of a batch are spread
+    over Julia's threads, each by itself, so that results do not depend on their number.  Tensors are read and written
+    where they are; only those that are not contiguous are copied.  First derivatives only.
+
+    A rollout that the solver in Julia cannot simulate becomes NaN, with a warning; an error in Julia is a
+    :class:`JuliaError` with Julia's message and line.
+
+    Attributes:
+        sensitivity: ``"forward"`` (Jacobians by ForwardDiff, computed with the values) or ``"adjoint"``
+            (SciMLSensitivity, computed when a gradient is asked for; of control intervals only).
+    """
+
+    foreign = True
+    solver = InJulia()
+    file: ClassVar[str]
+    simulator: ClassVar[str]
+    sensitivity: str
+
+    def __init__(self, **parameters: float) -> None:
+        super().__init__(**parameters)
+        self.sensitivity = self._default_sensitivity
+        self._packed: tuple[tuple[Any, ...], Tensor] | None = None
+        self._warned = False
+
+    _own_reset: ClassVar[bool]
+    _default_sensitivity: ClassVar[str]
+    _simulator: ClassVar[_Simulator]
+
+    def __reduce__(self) -> Any:
+        # Its class is made in this process: another one makes it again.
+        return _again, (self.name, {**vars(self), "constants": dict(self.constants), "_packed": None})
+
+    def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
+        """dx/dt ``[B, n]``, at the start of a control interval whatever ``t``."""
+        return self._ask(_SLOPE, x, u, p)[0]
+
+    def cost(self, x: States, u: Actions, p: Params) -> Costs:
+        """The cost ``[B]``."""
+        return self._ask(_COST, x, u, p)[0].squeeze(-1)
+
+    def observe(self, x: States) -> Observations:
+        """What the policy sees, ``[B, o]``, with the simulator's own parameters."""
+        return self._ask(_OBSERVATION, x, *self._idle(x))[0]
+
+    def done(self, x: States) -> Bool[Tensor, " batch"]:
+        """Which rollouts have ended for good, ``[B]`` bool."""
+        return self._ask(_DONE, x.detach(), *self._idle(x))[0].squeeze(-1) > 0.5
+
+    def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
+        """One control interval from ``x`` under ``u``: the next state ``[B, n]`` and the cost ``[B]``."""
+        following, cost = self._ask(_INTERVAL, x, u, p)
+        return following, cost.squeeze(-1)
+
+    def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Starting states of the task, ``[batch, n]``: Julia's own draw, seeded by ``generator``, where it has one."""
+        if not self._own_reset:
+            return super().reset(batch, generator, dtype)
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+        s = self._simulator
+        x = torch.empty(batch, s.states, dtype=dtype)
+        s.runtime.reset(s.number, _single(x), batch, int(seed), x.data_ptr())
+        return x.to(generator.device)
+
+    def _idle(self, x: Tensor) -> tuple[Tensor, Params]:
+        """An action and parameters for what depends on neither."""
+        return x.new_zeros(len(x), self._simulator.actions), self._own(x.dtype, x.device)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019  # as long as the environment, whose constants do not change
+    def _own(self, dtype: torch.dtype, device: torch.device) -> Params:
+        return {name: torch.tensor(c.value, dtype=dtype, device=device) for name, c in self.constants.items()}
+
+    def _ask(self, quantity: int, x: Tensor, u: Tensor, p: Params) -> tuple[Tensor, Tensor]:
+        _check(self, x, u)
+        packed = self._pack(p, x)
+        if x.device.type == "meta":
+            first, second = self._simulator.outputs(quantity)
+            return x.new_empty(len(x), first), x.new_empty(len(x), second)
+        derivatives = _NONE
+        if torch.is_grad_enabled():
+            wanted = x.requires_grad or u.requires_grad
+            derivatives = _ALL if packed.requires_grad else _STATES_AND_ACTIONS if wanted else _NONE
+        adjoint = self.sensitivity == "adjoint" and quantity == _INTERVAL
+        if adjoint and derivatives:
+            self._simulator.runtime.load_adjoints()
+        arguments = (x.contiguous(), u.contiguous(), packed.contiguous())
+        first, second, _, failures = _Evaluate.apply(
+            self._simulator, quantity, derivatives, adjoint, *arguments
+        )
+        if failures and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s: the solver gave up on %d of %d rollouts, which are NaN now (said once); keep states and parameters "
+                "physical, or choose another scheme or tolerance in the simulator's file",
+                self.name, failures, len(x),
+            )  # fmt: skip
+        return first, second
+
+    def _pack(self, p: Params, x: Tensor) -> Tensor:
+        """The parameters as one tensor, ``[k]`` or, if one of them differs between rollouts, ``[B, k]``."""
+        if set(p) != set(self.constants):
+            wrong = ", ".join(sorted(set(p) ^ set(self.constants)))
+            raise ValueError(f"{self.name}: missing or unknown parameters: {wrong}")
+        values = [p[name] for name in self.constants]
+        if not values:
+            return x.new_zeros(0)
+        key = tuple((v, v._version) for v in values)
+        # Packing some scalars takes longer than many a simulator's step, and most calls come with the same ones.
+        if self._packed is not None and not any(v.requires_grad for v in values):
+            known = self._packed[0]
+            if all(a is b and i == j for (a, i), (b, j) in zip(known, key, strict=True)):
+                return self._packed[1]
+        if any(v.ndim for v in values):
+            packed = torch.stack([v.expand(len(x)) for v in values], dim=-1)
+        else:
+            packed = torch.stack(values)
+        if packed.dtype != x.dtype or packed.device != x.device:
+            raise ValueError(
+                f"{self.name}: states are {x.dtype} on {x.device}, parameters {packed.dtype} on {packed.device}"
+            )
+        if not packed.requires_grad:
+            self._packed = key, packed
+        return packed
+
+
+def _again(name: str, state: dict[str, Any]) -> JuliaEnv:
+    env = julia_env(name)()
+    env.__setstate__(state)
+    return env
+
+
+def _single(x: Tensor) -> int:
+    return int(x.dtype == torch.float32)
+
+
+def _check(env: JuliaEnv, x: Tensor, u: Tensor) -> None:
+    if x.device.type not in ("cpu", "meta"):
+        raise JuliaError(
+            f"{env.name} simulates on the CPU, the states are on {x.device}: train with device=cpu, or move them, "
+            "x.cpu(), and what comes back to the device of the policy; autograd follows both ways"
+        )
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{env.name} takes float32 or float64, the states are {x.dtype}")
+    if u.dtype != x.dtype or u.device != x.device:
+        raise ValueError(f"{env.name}: states are {x.dtype} on {x.device}, actions {u.dtype} on {u.device}")
+    s = env._simulator
+    if x.shape[1:] != (s.states,) or u.shape != (len(x), s.actions):
+        raise ValueError(
+            f"{env.name}: states {list(x.shape)} and actions {list(u.shape)} given, "
+            f"[B, {s.states}] and [B, {s.actions}] needed"
+        )
+
+
+class _Evaluate(torch.autograd.Function):
+    """``apply(simulator, quantity, derivatives, adjoint, x, u, p) -> first, second, jacobian, failures``, a whole batch at once."""
+
+    @staticmethod
+    def forward(
+        simulator: _Simulator, quantity: int, derivatives: int, adjoint: bool, x: Tensor, u: Tensor, p: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        first, second = simulator.outputs(quantity)
+        results = x.new_empty(len(x), first), x.new_empty(len(x), second)
+        wide = 0 if adjoint else simulator.inputs(derivatives) if derivatives else 0
+        jacobian = x.new_empty(len(x), wide, first + second if wide else 0, dtype=torch.float64)
+        failures = simulator.runtime.evaluate(
+            simulator.number, quantity, _single(x), len(x), derivatives if wide else _NONE, int(p.ndim == 1),
+            x.data_ptr(), u.data_ptr(), p.data_ptr(), *(r.data_ptr() for r in results), jacobian.data_ptr(),
+        )  # fmt: skip
+        return *results, jacobian, failures
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        simulator, quantity, derivatives, adjoint, x, u, p = inputs
+        _, _, jacobian, _ = output
+        ctx.simulator, ctx.quantity, ctx.derivatives, ctx.adjoint = simulator, quantity, derivatives, adjoint
+        ctx.mark_non_differentiable(jacobian)
+        ctx.save_for_backward(x, u, p, jacobian)
+
+    @staticmethod
+    def backward(ctx: Any, by_first: Tensor, by_second: Tensor, *_: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a simulator in Julia has first derivatives only (create_graph=True asks for second ones)"
+            )
+        x, u, p, jacobian = ctx.saved_tensors
+        s, count = ctx.simulator, len(x)
+        by_first, by_second = by_first.contiguous(), by_second.contiguous()
+        by_x, by_u = torch.empty_like(x), torch.empty_like(u)
+        with_p = ctx.adjoint or ctx.derivatives == _ALL
+        by_p = x.new_empty(count, s.parameters if with_p else 0)
+        bars = [g.data_ptr() for g in (by_first, by_second, by_x, by_u, by_p)]
+        if ctx.adjoint:
+            inputs = [g.data_ptr() for g in (x, u, p)]
+            s.runtime.adjoint(s.number, _single(x), count, int(p.ndim == 1), *inputs, *bars)
+        else:
+            s.runtime.pull(
+                s.number, ctx.quantity, _single(x), count, ctx.derivatives, jacobian.data_ptr(), *bars
+            )
+        if not ctx.needs_input_grad[6]:
+            total = None
+        else:
+            total = by_p.sum(0) if p.ndim == 1 else by_p
+        return None, None, None, None, by_x, by_u, total
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        *fixed, x, u, p = arguments
+        *_, x_dim, u_dim, p_dim = in_dims
+        many = info.batch_size
+
+        def front(value: Tensor, dim: int | None) -> Tensor:
+            return value.expand(many, *value.shape) if dim is None else value.movedim(dim, 0)
+
+        x, u = front(x, x_dim), front(u, u_dim)
+        rollouts = x.shape[1]
+        if p_dim is not None or p.ndim == 2:
+            p = front(p, p_dim)
+            p = p.unsqueeze(1).expand(many, rollouts, -1) if p.ndim == 2 else p
+            p = p.reshape(many * rollouts, -1).contiguous()
+        first, second, jacobian, failures = _Evaluate.apply(
+            *fixed, x.reshape(many * rollouts, -1).contiguous(), u.reshape(many * rollouts, -1).contiguous(), p
+        )
+        parts = [g.unflatten(0, (many, rollouts)) for g in (first, second, jacobian)]
+        return (*parts, failures), (0, 0, 0, None)
+
+
+def julia_env(name: str) -> type[JuliaEnv]:
+    """The environment class of ``"julia:Simulator"`` or ``"julia:my_env.jl:MySimulator"``; starts Julia if need be.
+
+    A file is loaded once in a process: what it says then is what its simulators are.
+
+    Raises:
+        JuliaError: there is no Julia, file or simulator of that name, or Julia reports an error.
+    """
+    path, _, simulator = name.removeprefix(PREFIX).rpartition(":")
+    file = str(Path(path).expanduser().resolve()) if path else ""
+    return _julia_env(file, simulator)
+
+
+@functools.lru_cache(maxsize=None)
+def _julia_env(file: str, simulator: str) -> type[JuliaEnv]:
+    runtime = start()
+    facts = runtime.open(file, simulator)
+    parameters = tuple(Parameter(**entry) for entry in facts["parameters"])
+    boxes = {name: Box(**facts[name]) for name in ("action_box", "start_box", "state_box")}
+    state, observation = tuple(facts["state"]), tuple(facts["observation"])
+    return type(
+        simulator,
+        (JuliaEnv,),
+        {
+            "__doc__": f"``{simulator}``, computed in Julia.",
+            "name": f"{PREFIX}{file}:{simulator}" if file else f"{PREFIX}{simulator}",
+            "gym_id": facts["gym_id"] or None,
+            "file": file,
+            "simulator": simulator,
+            "state_names": state,
+            "observation_names": observation,
+            "angle_names": tuple(facts["angles"]),
+            "parameters": parameters,
+            **boxes,
+            **{name: facts[name] for name in ("dt", "episode_steps", "cost_of_reached_state")},
+            "_own_reset": facts["own_reset"],
+            "_default_sensitivity": "adjoint" if facts["adjoint"] else "forward",
+            "_simulator": _Simulator(
+                runtime,
+                facts["number"],
+                states=len(state),
+                actions=len(boxes["action_box"]),
+                parameters=len(parameters),
+                observations=len(observation),
+            ),
+        },
+    )
+

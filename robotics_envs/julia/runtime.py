@@ -1,0 +1,248 @@
+"""Julia inside this process: the only module that imports juliacall, and the home of everything that starting it touches.
+
+Environment variables, import order, threads, signals and forks are settled here, because each of them can be settled
+once only, and before Julia starts.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from robotics_envs.julia.installation import ADJOINTS, PACKAGE, Installation, JuliaError, find
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["JuliaError", "Runtime", "start", "started"]
+
+_INT, _POINTER, _TEXT = ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p
+# Loading runs a user's file, which may use Python: with the GIL.  Simulating may not, and lets others run.
+_SIGNATURES = (
+    ctypes.PYFUNCTYPE(_INT, _TEXT, _TEXT, _TEXT, _INT),
+    ctypes.PYFUNCTYPE(_INT, _INT, _TEXT, _INT),
+    ctypes.PYFUNCTYPE(_INT, _TEXT, _INT),
+    ctypes.CFUNCTYPE(_INT, *[_INT] * 6, *[_POINTER] * 6),
+    ctypes.CFUNCTYPE(_INT, *[_INT] * 5, *[_POINTER] * 6),
+    ctypes.CFUNCTYPE(_INT, *[_INT] * 4, *[_POINTER] * 8),
+    ctypes.CFUNCTYPE(_INT, *[_INT] * 4, _POINTER),
+)
+_INTERRUPTED = -2
+
+# Of juliacall only the start is used: its own calls would compile for seconds before the first of ours.
+_LOAD = f"""
+try
+    import {PACKAGE}
+    {PACKAGE}.entry_points()
+catch error
+    "error " * first(split(sprint(showerror, error), '\\n'))
+end
+"""
+
+_OURS = (signal.SIGINT, signal.SIGTERM)
+_lock = threading.Lock()
+_runtime: Runtime | None = None
+
+
+class Runtime:
+    """A running Julia with DiffSimEnvs loaded.
+
+    Calls go through C function pointers over plain memory: they hold no GIL, touch no Python object, and may come
+    from any thread (Julia adopts it).  Made by :func:`start`.
+    """
+
+    def __init__(self, threads: int, addresses: Sequence[int]) -> None:
+        self.threads = threads
+        functions = [kind(address) for kind, address in zip(_SIGNATURES, addresses, strict=True)]
+        self._open, self._last_error, self._load_adjoints = functions[:3]
+        self._evaluate, self._pull, self._adjoint, self._reset = functions[3:]
+        self._adjoints_loaded = False
+
+    def open(self, file: str, name: str) -> dict[str, Any]:
+        """What there is to know of the simulator ``name`` of ``file`` (empty: of DiffSimEnvs), its ``number`` for later calls too.
+
+        Raises:
+            JuliaError: the file does not load, or the simulator is not complete; with Julia's message and line.
+        """
+        _refuse_fork()
+        found = tomllib.loads(_text(self._open, file.encode(), name.encode()))
+        if "error" in found:
+            raise JuliaError(found["error"])
+        return found
+
+    def load_adjoints(self) -> None:
+        """Make SciMLSensitivity's adjoints available; seconds at the first call, nothing after.
+
+        Raises:
+            JuliaError: the project does not have the package.
+        """
+        if self._adjoints_loaded:
+            return
+        _refuse_fork()
+        said = _text(self._load_adjoints)
+        if said:
+            raise JuliaError(
+                f"adjoints need the Julia package {ADJOINTS[0]}, run diffsim julia setup --adjoints: {said}"
+            )
+        self._adjoints_loaded = True
+
+    def evaluate(self, number: int, *arguments: int) -> int:
+        """``DiffSimEnvs.c_evaluate``; the number of rollouts that failed."""
+        return self._checked(number, self._evaluate, arguments)
+
+    def pull(self, number: int, *arguments: int) -> None:
+        """``DiffSimEnvs.c_pull``."""
+        self._checked(number, self._pull, arguments)
+
+    def adjoint(self, number: int, *arguments: int) -> None:
+        """``DiffSimEnvs.c_adjoint``."""
+        self._checked(number, self._adjoint, arguments)
+
+    def reset(self, number: int, *arguments: int) -> None:
+        """``DiffSimEnvs.c_reset``."""
+        self._checked(number, self._reset, arguments)
+
+    def _checked(self, number: int, function: Any, arguments: tuple[int, ...]) -> int:
+        if _forked:
+            _refuse_fork()
+        code = function(number, *arguments)
+        if code >= 0:
+            return code
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        raise JuliaError(_text(self._last_error, number))
+
+
+def _text(function: Any, *arguments: Any) -> str:
+    """What a function of Julia writes that gives the length of its text."""
+    capacity = 64_000
+    buffer = ctypes.create_string_buffer(capacity)
+    length = function(*arguments, buffer, capacity)
+    return buffer.raw[: min(length, capacity)].decode(errors="replace")
+
+
+def started() -> Runtime | None:
+    """The running Julia, if there is one."""
+    return _runtime
+
+
+def start(threads: int | None = None) -> Runtime:
+    """The running Julia, started if it is not.
+
+    Args:
+        threads: Julia threads that a batch is spread over; ``PYTHON_JULIACALL_THREADS`` or ``JULIA_NUM_THREADS`` win
+            over it, and without any it is one.  Settled by
+            the first call: results do not depend on it, so that later calls may name another number in vain.
+
+    Raises:
+        JuliaError: no Julia is set up, it cannot be started here, or its packages do not load.
+    """
+    global _runtime
+    _refuse_fork()
+    with _lock:
+        if _runtime is None:
+            if threads is not None and threads < 1:
+                raise JuliaError(f"Julia needs at least one thread, got {threads}")
+            if threading.current_thread() is not threading.main_thread():
+                raise JuliaError(
+                    "Julia can only be started from the main thread, whose signals it needs: call "
+                    "robotics_envs.julia.start() there first; other threads may use it then"
+                )
+            _runtime = _start(threads)
+        return _runtime
+
+
+def _start(threads: int | None) -> Runtime:
+    installation = find()
+    if threads is not None and "JULIA_NUM_THREADS" not in os.environ:
+        os.environ.setdefault("PYTHON_JULIACALL_THREADS", str(threads))
+    # Julia's threads wait for each other by way of its SIGSEGV handler, so that handler has to be there: without it a
+    # collection of garbage with more than one thread (an adopted one counts) is a segmentation fault.
+    if os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "yes") != "yes":
+        raise JuliaError(
+            "PYTHON_JULIACALL_HANDLE_SIGNALS has to be yes or unset: otherwise threads in Julia end in "
+            "segmentation faults.  Ctrl-C raises KeyboardInterrupt all the same"
+        )
+    with _python_keeps_its_signals(), warnings.catch_warnings():
+        # About torch, imported before: measured to be harmless with signals handled (docs/julia.md).
+        warnings.simplefilter("ignore")
+        try:
+            import juliacall  # noqa: F401
+        except Exception as error:
+            raise _does_not_load(installation, error) from error
+        library = ctypes.PyDLL(None)
+        library.jl_eval_string.restype = _POINTER
+        library.jl_string_ptr.argtypes, library.jl_string_ptr.restype = (_POINTER,), _TEXT
+        said = library.jl_string_ptr(library.jl_eval_string(_LOAD.encode())).decode()
+    if said.startswith("error "):
+        raise _does_not_load(installation, said.removeprefix("error "))
+    threads, *addresses = map(int, said.split())
+    _leave_julia(library)
+    return Runtime(threads, addresses)
+
+
+def _does_not_load(installation: Installation, reason: object) -> JuliaError:
+    return JuliaError(
+        f"{installation.executable} with the project {installation.project} does not load {PACKAGE} "
+        f"({str(reason).strip().splitlines()[0]}); run diffsim julia setup, and diffsim julia status to see what is there"
+    )
+
+
+@contextmanager
+def _python_keeps_its_signals() -> Iterator[None]:
+    """Julia blocks SIGINT and SIGTERM in this thread and lets one of its own wait for them; undo that.
+
+    The kernel prefers the main thread for a signal to the process, so it is Python's handler that runs: Ctrl-C raises
+    KeyboardInterrupt, or does what ``signal.signal`` says, also with many Julia threads.
+    """
+    before = {number: signal.getsignal(number) for number in _OURS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _leave_julia(library: ctypes.PyDLL) -> None:
+    """Tell Julia that this thread is outside of it while Python runs.
+
+    Otherwise a collection of garbage, wanted by another thread, would wait for this one to come back.
+    """
+    library.jl_gc_safe_enter.restype, library.jl_gc_safe_leave.argtypes = ctypes.c_int8, (ctypes.c_int8,)
+    state = library.jl_gc_safe_enter()
+    # Registered after juliacall's own, so it runs before that, which ends Julia from inside.
+    atexit.register(lambda: None if _forked else library.jl_gc_safe_leave(state))
+
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = _runtime is not None
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+def _refuse_fork() -> None:
+    if _forked:
+        raise JuliaError(
+            "Julia was started before this process was forked, and its threads do not survive that: use the start method "
+            "'spawn' or 'forkserver' (multiprocessing.get_context('spawn'), DataLoader(multiprocessing_context='spawn')), "
+            "or make the first Julia environment after the fork"
+        )
+
