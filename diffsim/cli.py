@@ -265,4 +265,6 @@ def setup(adjoints: bool) -> None:
         raise DiffsimError(str(error)) from None
     if complaints:
         raise DiffsimError("; ".join(complaints))
-    click.echo("set up. Next: diffsim julia status, or diffsim train julia:Pendulum --out runs/julia-pendulum")
+    click.echo(
+        "set up. Next: diffsim julia status, or diffsim train julia:Pendulum --out runs/julia-pendulum"
+    )

@@ -24,6 +24,7 @@ from diffsim.signals import stop_on_signals
 from robotics_envs import ENVIRONMENTS, JULIA
 from robotics_envs.base import Env
 from robotics_envs.conformance.stated import names_match_shapes, shapes_on
+from robotics_envs.julia.installation import JuliaError
 
 MAX_DROPPED_IN_A_ROW = 10
 
@@ -107,9 +108,9 @@ def build_env(config: RunConfig) -> Env:
         raise ConfigError(f"environment {name!r} is no subclass of robotics_envs.base.Env: {env_class!r}")
     try:
         env = env_class(**config.env.options)
-    except (ValueError, TypeError) as error:
+        complaints = [*names_match_shapes(env), *shapes_on(env, getattr(torch, config.dtype), "cpu")]
+    except (ValueError, TypeError, JuliaError) as error:
         raise ConfigError(f"environment {name!r}: {error}") from None
-    complaints = [*names_match_shapes(env), *shapes_on(env, getattr(torch, config.dtype), "cpu")]
     if complaints:
         raise ConfigError(
             f"environment {name!r}: {'; '.join(complaints)}; robotics_envs.check_env finds more"
@@ -123,7 +124,7 @@ def start_julia(threads: int) -> None:
     Raises:
         ConfigError: it cannot be started.
     """
-    from robotics_envs.julia import JuliaError, start
+    from robotics_envs.julia import start
 
     try:
         start(threads)

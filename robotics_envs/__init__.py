@@ -71,7 +71,8 @@ ENVIRONMENTS = EnvironmentCatalogue(
 def make_env(name: str, **parameters: float) -> Env:
     """A simulator by its catalogue name, or one's own as ``"my_env.py:MyEnv"`` or ``"module:Class"``.
 
-    Those in Julia are ``"julia:Pendulum"``, one's own ``"julia:my_env.jl:MyEnv"``.  ``parameters`` override the physics.
+    Those in Julia are ``"julia:Pendulum"``, one's own ``"julia:my_env.jl:MyEnv"``.  ``parameters`` override
+    the physics.
 
     Raises:
         solvers.UnknownNameError: no such simulator or parameter.

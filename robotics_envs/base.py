@@ -132,7 +132,7 @@ class Env(abc.ABC):
     cost_of_reached_state: ClassVar[bool] = False
     """Whether an interval costs what the state at its end costs, instead of that at its start."""
     foreign: ClassVar[bool] = False
-    """Whether the methods are computed outside of torch, where no trace of theirs can be taken and no solver be swapped."""
+    """Whether the methods are computed outside of torch: nothing of them can be traced, and ``solver`` is not used."""
     view: ClassVar[View] = View((-1.2, -1.2), (1.2, 1.2))
     """The part of the world that pictures show."""
 

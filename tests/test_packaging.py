@@ -31,15 +31,15 @@ def test_every_source_file_ships(wheel):
     for package in ("diffsim", "robotics_envs", "solvers"):
         for path in (p for kind in ("*.py", "*.cpp") for p in (ROOT / package).rglob(kind)):
             assert str(path.relative_to(ROOT)) in names
-    for path in [ROOT / "julia" / "Project.toml", *(ROOT / "julia").rglob("*.jl")]:
-        assert f"robotics_envs/julia_sources/{path.relative_to(ROOT / 'julia')}" in names
+    for path in (p for kind in ("*.toml", "*.jl", "*.json") for p in (ROOT / "julia").rglob(kind)):
+        assert f"robotics_envs/{path.relative_to(ROOT / 'julia')}" in names
 
 
 def test_the_installed_layout_finds_its_julia_sources(wheel, tmp_path):
     wheel.extractall(tmp_path)
     code = "import robotics_envs; print(robotics_envs.julia_sources())"
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.strip() == str(tmp_path / "robotics_envs" / "julia_sources"), done.stderr
+    assert done.stdout.strip() == str(tmp_path / "robotics_envs" / "DiffSimEnvs"), done.stderr
 
 
 def test_the_metadata_bound_torch_and_offer_extras(wheel):

@@ -307,7 +307,9 @@ class Rollout:
         if self.env.foreign:
             # Its forward pass computes derivatives along with the values: keep them instead of computing them again.
             if self.backend not in ("auto", "eager"):
-                self._say(f"backend {self.backend!r} cannot compile {self.env.name}, which is not computed in torch: eager")
+                self._say(
+                    f"backend {self.backend!r} cannot compile {self.env.name}, which is not computed in torch: eager"
+                )
             return Unrolled()
         for name in self._candidates(inputs):
             try:

@@ -35,7 +35,7 @@ class InJulia(Solver):
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            "a simulator in Julia is stepped by env.step alone; solve env.dynamics with a solver of your own if you must"
+            "a simulator in Julia is stepped by env.step alone; env.dynamics can be solved by solvers.solve"
         )
 
 
@@ -117,7 +117,7 @@ class JuliaEnv(Env):
         return following, cost.squeeze(-1)
 
     def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Starting states of the task, ``[batch, n]``: Julia's own draw, seeded by ``generator``, where it has one."""
+        """Starting states, ``[batch, n]``: Julia's own draw, seeded by ``generator``, where the simulator has one."""
         if not self._own_reset:
             return super().reset(batch, generator, dtype)
         seed = torch.randint(2**62, (), generator=generator, device=generator.device)
@@ -154,8 +154,8 @@ class JuliaEnv(Env):
         if failures and not self._warned:
             self._warned = True
             logger.warning(
-                "%s: the solver gave up on %d of %d rollouts, which are NaN now (said once); keep states and parameters "
-                "physical, or choose another scheme or tolerance in the simulator's file",
+                "%s: the solver gave up on %d of %d rollouts, which are NaN now (said once); keep states and "
+                "parameters physical, or choose another scheme or tolerance in the simulator's file",
                 self.name, failures, len(x),
             )  # fmt: skip
         return first, second
@@ -216,7 +216,7 @@ def _check(env: JuliaEnv, x: Tensor, u: Tensor) -> None:
 
 
 class _Evaluate(torch.autograd.Function):
-    """``apply(simulator, quantity, derivatives, adjoint, x, u, p) -> first, second, jacobian, failures``, a whole batch at once."""
+    """``apply(simulator, quantity, derivatives, adjoint, x, u, p) -> first, second, jacobian, failures`` of a batch."""
 
     @staticmethod
     def forward(
@@ -260,11 +260,9 @@ class _Evaluate(torch.autograd.Function):
             s.runtime.pull(
                 s.number, ctx.quantity, _single(x), count, ctx.derivatives, jacobian.data_ptr(), *bars
             )
-        if not ctx.needs_input_grad[6]:
-            total = None
-        else:
-            total = by_p.sum(0) if p.ndim == 1 else by_p
-        return None, None, None, None, by_x, by_u, total
+        if p.ndim == 1:  # shared by all rollouts
+            by_p = by_p.sum(0)
+        return None, None, None, None, by_x, by_u, by_p if ctx.needs_input_grad[6] else None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
@@ -282,7 +280,10 @@ class _Evaluate(torch.autograd.Function):
             p = p.unsqueeze(1).expand(many, rollouts, -1) if p.ndim == 2 else p
             p = p.reshape(many * rollouts, -1).contiguous()
         first, second, jacobian, failures = _Evaluate.apply(
-            *fixed, x.reshape(many * rollouts, -1).contiguous(), u.reshape(many * rollouts, -1).contiguous(), p
+            *fixed,
+            x.reshape(many * rollouts, -1).contiguous(),
+            u.reshape(many * rollouts, -1).contiguous(),
+            p,
         )
         parts = [g.unflatten(0, (many, rollouts)) for g in (first, second, jacobian)]
         return (*parts, failures), (0, 0, 0, None)
@@ -301,7 +302,7 @@ def julia_env(name: str) -> type[JuliaEnv]:
     return _julia_env(file, simulator)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _julia_env(file: str, simulator: str) -> type[JuliaEnv]:
     runtime = start()
     facts = runtime.open(file, simulator)
@@ -335,4 +336,3 @@ def _julia_env(file: str, simulator: str) -> type[JuliaEnv]:
             ),
         },
     )
-

@@ -55,7 +55,8 @@ def find() -> Installation:
     found = shutil.which(executable)
     if found is None:
         raise JuliaError(
-            f"PYTHON_JULIACALL_EXE = {executable!r} is no executable file; correct it, or unset it and run diffsim julia setup"
+            f"PYTHON_JULIACALL_EXE = {executable!r} is no executable file; correct it, or unset it and run "
+            "diffsim julia setup"
         )
     if not Path(project).is_dir():
         raise JuliaError(
@@ -80,7 +81,13 @@ def run(installation: Installation, script: str, *, capture: bool = True) -> str
     Raises:
         JuliaError: it fails; with what it wrote to standard error.
     """
-    command = [installation.executable, f"--project={installation.project}", "--startup-file=no", "-e", script]
+    command = [
+        installation.executable,
+        f"--project={installation.project}",
+        "--startup-file=no",
+        "-e",
+        script,
+    ]
     try:
         done = subprocess.run(command, text=True, capture_output=capture, check=False)
     except OSError as error:
@@ -179,12 +186,16 @@ def setup(adjoints: bool = False) -> Installation:
     steps = [
         "import Pkg",
         f'Pkg.develop(Pkg.PackageSpec(path = raw"{julia_sources()}"))',
-        f'Pkg.add(Pkg.PackageSpec(name = "PythonCall", uuid = "6099a3de-0909-46bc-b1f4-468b9a2dfc0d", version = "{wanted}"))',
+        _add("PythonCall", "6099a3de-0909-46bc-b1f4-468b9a2dfc0d", wanted),
     ]
     if adjoints:
-        steps.append(f'Pkg.add(Pkg.PackageSpec(name = "{ADJOINTS[0]}", uuid = "{ADJOINTS[1]}", version = "7"))')
+        steps.append(_add(*ADJOINTS, "7"))
     run(installation, "\n".join([*steps, "Pkg.instantiate()", "Pkg.precompile()"]), capture=False)
     return installation
+
+
+def _add(name: str, uuid: str, version: str) -> str:
+    return f'Pkg.add(Pkg.PackageSpec(name = "{name}", uuid = "{uuid}", version = "{version}"))'
 
 
 def _setup_juliapkg(adjoints: bool) -> Installation:

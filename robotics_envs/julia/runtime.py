@@ -1,4 +1,4 @@
-"""Julia inside this process: the only module that imports juliacall, and the home of everything that starting it touches.
+"""Julia inside this process: the only module that imports juliacall, and the home of all that starting it touches.
 
 Environment variables, import order, threads, signals and forks are settled here, because each of them can be settled
 once only, and before Julia starts.
@@ -69,7 +69,9 @@ class Runtime:
         self._adjoints_loaded = False
 
     def open(self, file: str, name: str) -> dict[str, Any]:
-        """What there is to know of the simulator ``name`` of ``file`` (empty: of DiffSimEnvs), its ``number`` for later calls too.
+        """What there is to know of the simulator ``name`` of ``file`` (empty: of DiffSimEnvs).
+
+        Its ``number`` is what later calls name it by.
 
         Raises:
             JuliaError: the file does not load, or the simulator is not complete; with Julia's message and line.
@@ -194,7 +196,7 @@ def _start(threads: int | None) -> Runtime:
 def _does_not_load(installation: Installation, reason: object) -> JuliaError:
     return JuliaError(
         f"{installation.executable} with the project {installation.project} does not load {PACKAGE} "
-        f"({str(reason).strip().splitlines()[0]}); run diffsim julia setup, and diffsim julia status to see what is there"
+        f"({str(reason).strip().splitlines()[0]}); run diffsim julia setup; diffsim julia status tells what is there"
     )
 
 
@@ -241,8 +243,7 @@ os.register_at_fork(after_in_child=_note_fork)
 def _refuse_fork() -> None:
     if _forked:
         raise JuliaError(
-            "Julia was started before this process was forked, and its threads do not survive that: use the start method "
-            "'spawn' or 'forkserver' (multiprocessing.get_context('spawn'), DataLoader(multiprocessing_context='spawn')), "
-            "or make the first Julia environment after the fork"
+            "Julia was started before this process was forked, and its threads do not survive that: use the start "
+            "method 'spawn' or 'forkserver' (multiprocessing.get_context('spawn'), "
+            "DataLoader(multiprocessing_context='spawn')), or make the first Julia environment after the fork"
         )
-

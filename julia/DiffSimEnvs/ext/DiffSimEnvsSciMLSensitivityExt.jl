@@ -3,7 +3,7 @@ module DiffSimEnvsSciMLSensitivityExt
 
 using DiffSimEnvs
 using DiffSimEnvs: None, rebuild, options
-using SciMLSensitivity: GaussAdjoint, ReverseDiffVJP, adjoint_sensitivities
+using SciMLSensitivity: InterpolatingAdjoint, ReverseDiffVJP, adjoint_sensitivities
 using SciMLSensitivity.SciMLBase: SciMLBase, ODEProblem, solve
 
 # A continuous adjoint is as accurate as both of its solves and the interpolation between the steps of the first: all
@@ -23,7 +23,9 @@ function DiffSimEnvs.adjoint_of_interval(::Type{S}, scheme, dt, x, u, p) where {
             scheme.algorithm;
             t = [dt],
             dgdu_discrete = (out, state, θ, t, i) -> (out .= by_next),
-            sensealg = GaussAdjoint(autojacvec = ReverseDiffVJP()),
+            # Gauss's and the quadrature's adjoint replay a tape of the first branch that was taken: parameters behind a
+            # clamp lose their gradient without a word.  This one records anew.
+            sensealg = InterpolatingAdjoint(autojacvec = ReverseDiffVJP()),
             tighter(scheme, dt)...,
         )
         by_θ = vec(by_θ)

@@ -17,13 +17,13 @@ using OrdinaryDiffEqTsit5: Tsit5
 using OrdinaryDiffEqVerner: Vern9
 using PrecompileTools: @compile_workload
 using Random: AbstractRNG, Xoshiro
-using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, ODEProblem, init, reinit!, solve!
+using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, ODEProblem, reinit!, solve!
 using SciMLLogging: None
 using TOML: TOML
 
 export Simulator, Parameter, Box, Description
 export Discrete, Fixed, Adaptive, ForwardMode, AdjointMode
-export describe, dynamics!, cost, observe, done, reset, scheme, event, events, jump!, step!, sensitivity
+export describe, dynamics!, cost, observe, done, reset, scheme, event, events, jump!, step!, sensitivity, primal
 export open_simulator, evaluate!, pull!
 export CartpoleSwingup, Pendulum, Reactor, ThreeBody, Trebuchet
 

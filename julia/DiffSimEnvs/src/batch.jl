@@ -220,10 +220,10 @@ end
 
 view_of(out, n) = length(out) == n ? out : view(out, 1:n)
 
-"Clip an action to its box; the partials of components beyond it are cut."
+"Clip an action to its box; the partials of components beyond it, and not on its bounds, are cut."
 function clip!(u, box)
     for i in eachindex(u)
-        u[i] = clamp(u[i], box.low[i], box.high[i])
+        box.low[i] <= primal(u[i]) <= box.high[i] || (u[i] = clamp(primal(u[i]), box.low[i], box.high[i]))
     end
     return u
 end
@@ -286,7 +286,7 @@ function adjoint!(batch::Batch{S}, x, u, p, by_first, by_second, by_x, by_u, by_
     d = batch.description
     batch.scheme isa Discrete &&
         throw(ArgumentError("$(nameof(S)) is a map, not a differential equation: it has no adjoint; use ForwardMode()"))
-    events(default(batch)) === nothing ||
+    isempty(events(default(batch))) ||
         throw(ArgumentError("$(nameof(S)) has events, which its adjoint would not see; use ForwardMode()"))
     tasks = [Threads.@spawn(adjoint_of_rollout!(batch, x, u, p, by_first, by_second, by_x, by_u, by_p, part)) for
              part in Iterators.partition(axes(x, 2), max(1, cld(size(x, 2), Threads.nthreads())))]

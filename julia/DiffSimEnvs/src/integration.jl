@@ -66,11 +66,13 @@ make_integrator(::Discrete, p, x, u, dt) = nothing
 
 function make_integrator(s::Scheme, p, x, u, dt)
     problem = ODEProblem{true,SciMLBase.FullSpecialize}(held!, copy(x), (0.0, dt), Held(copy(u), p))
-    return init(
+    happenings = events(p)
+    # `init` would give the time of a problem with events partials too, and with them the choice of steps.
+    return SciMLBase.__init(
         problem,
         s.algorithm;
         options(s, dt)...,
-        callback = events(p),
+        callback = isempty(happenings) ? nothing : CallbackSet(happenings...),
         save_on = false,
         save_start = false,
         save_end = false,
@@ -109,12 +111,14 @@ gradient knows how the time of the event follows state, action and parameters.  
 At the root, the partials of the condition say by how much it is off for a perturbed rollout, and its rate says for
 how long: `later = -g / (dg/dt)`.  The perturbed state moves on by `later` before the jump and back by it after the
 jump (the saltation matrix: Leine and Nijmeijer, Dynamics and Bifurcations of Non-Smooth Mechanical Systems, ch. 8).
-In values nothing happens, and nothing in derivatives either where the integrator's time carries them already.
+
+A condition that compares numbers does so by their [`primal`](@ref) values.
 """
 function event(condition, affect!; direction = :any)
     direction in (:any, :falling, :rising) ||
         throw(ArgumentError("direction = $(repr(direction)): known are :any, :falling and :rising"))
-    crossing = (x, t, integrator) -> condition(x, integrator.p.u, integrator.p.p)
+    # Located in values; its derivative is the business of `happen!`.
+    crossing = (x, t, integrator) -> ForwardDiff.value(condition(x, integrator.p.u, integrator.p.p))
     act! = integrator -> happen!(affect!, condition, integrator.u, integrator.p, integrator.t)
     return ContinuousCallback(
         crossing,

@@ -31,6 +31,15 @@ function adjoint_of_interval end
 
 has_adjoints() = !isempty(methods(adjoint_of_interval))
 
+"""
+    primal(x)
+
+The number without its derivatives, to compare by: ForwardDiff's dual numbers of equal value are not equal, nor `<=`, if
+their partials differ, and a branch would be taken by the partials.
+"""
+primal(x::Real) = x
+primal(x::Dual) = primal(ForwardDiff.value(x))
+
 "The tag of the perturbations that are carried through an interval."
 struct ThroughInterval end
 

@@ -168,10 +168,9 @@ scheme(p) = Adaptive(Tsit5())
 """
     events(p)
 
-What happens inside the control intervals: an [`event`](@ref), a `CallbackSet` of some, any other callback of SciML
-(its functions find the action in `integrator.p.u` and the parameters in `integrator.p.p`), or `nothing`.
+What happens inside the control intervals: a tuple of [`event`](@ref)s, empty unless there is a method.
 """
-events(p) = nothing
+events(p) = ()
 
 """
     jump!(x, u, p)

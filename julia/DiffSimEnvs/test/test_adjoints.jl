@@ -3,7 +3,7 @@ using SciMLSensitivity
 using Test
 
 @testset "an adjoint agrees with dual numbers" begin
-    for (S, tolerance) in ((Reactor, 1e-7), (ThreeBody, 1e-7), (CartpoleSwingup, 1e-6))
+    for (S, tolerance) in ((Reactor, 1e-7), (CartpoleSwingup, 1e-7))
         batch = open_simulator(S)
         x, u, p = sample(batch, 6)
         n, m, k = batch.sizes

@@ -25,7 +25,7 @@ end
 DiffSimEnvs.cost(x, u, p::Ball) = x[1]^2
 DiffSimEnvs.scheme(::Ball) = Adaptive(DiffSimEnvs.Tsit5(); reltol = 1e-10, abstol = 1e-10)
 DiffSimEnvs.events(::Ball) =
-    event((x, u, p) -> x[1], (x, u, p) -> (x[2] = -p.restitution * x[2]); direction = :falling)
+    (event((x, u, p) -> x[1], (x, u, p) -> (x[2] = -p.restitution * x[2]); direction = :falling),)
 
 "One bounce within the interval, in closed form; `z = [height, speed, push, g, restitution]`."
 function bounced(z, dt = 0.7)

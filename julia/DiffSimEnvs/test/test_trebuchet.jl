@@ -57,3 +57,12 @@ end
         @test maximum(abs.(J .- expected)[:, columns] ./ scale) < 2e-5
     end
 end
+
+@testset "a stone on the ground stays there, with dual numbers too" begin
+    x = reshape([1.0, 3.0, 0.4, 0.1, 0.1, 50.0, 0.0, 0.0, 0.0, 40.0], 10, 1)
+    y, J, failures = ask(batch, INTERVAL, x, reshape([0.4, 20.0], 2, 1), values)
+    @test failures == 0
+    @test y[1:10] == x[:, 1]
+    @test J[6, 6, 1] == 1
+    @test all(isfinite, J)
+end

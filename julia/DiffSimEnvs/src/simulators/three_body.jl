@@ -47,7 +47,10 @@ end
 scheme(::ThreeBody) = Adaptive(Vern9(); reltol = 1e-12, abstol = 1e-12)
 
 "1 / distance³, inside of a ball 1 / radius³."
-attraction(dx, dy, radius) = 1 / max(sqrt(dx^2 + dy^2), radius)^3
+function attraction(dx, dy, radius)
+    square = dx^2 + dy^2
+    return primal(square) > primal(radius)^2 ? 1 / (square * sqrt(square)) : 1 / radius^3
+end
 
 """
     dynamics!(dx, x, u, p::ThreeBody, t)

@@ -61,10 +61,10 @@ end
 
 scheme(::Trebuchet) = Adaptive(Tsit5(); reltol = 1e-9, abstol = 1e-9)
 
-loose(x) = x[1] > 0.5
+loose(x) = primal(x[1]) > 0.5
 
 "The stone lying on the ground: at rest, as in flight it never is."
-lying(x) = x[7] <= 0 && x[8] == 0 && x[9] == 0
+lying(x) = primal(x[7]) <= 0 && primal(x[8]) == primal(x[9]) == 0
 
 """
     dynamics!(dx, x, u, p::Trebuchet, t)
@@ -124,13 +124,13 @@ function land!(x, u, p::Trebuchet)
 end
 
 function jump!(x, u, p::Trebuchet)
-    !loose(x) && x[3] <= u[1] && release!(x, u, p)
-    loose(x) && x[7] <= 0 && x[9] <= 0 && land!(x, u, p)
+    !loose(x) && primal(x[3]) <= primal(u[1]) && release!(x, u, p)
+    loose(x) && primal(x[7]) <= 0 && primal(x[9]) <= 0 && land!(x, u, p)
     return x
 end
 
 # Of events that cannot happen any more, the conditions stay away from zero.
-events(::Trebuchet) = CallbackSet(
+events(::Trebuchet) = (
     event((x, u, p) -> loose(x) ? one(x[3]) : x[3] - u[1], release!; direction = :falling),
     event((x, u, p) -> loose(x) && !lying(x) ? x[7] : one(x[7]), land!; direction = :falling),
 )
@@ -139,7 +139,7 @@ events(::Trebuchet) = CallbackSet(
 function landing(x, g)
     height, up = max(x[7], zero(x[7])), x[9]
     square = up^2 + 2 * g * height
-    return square > 0 ? x[6] + x[8] * (up + sqrt(square)) / g : x[6] + zero(square)
+    return primal(square) > 0 ? x[6] + x[8] * (up + sqrt(square)) / g : x[6] + zero(square)
 end
 
 observe(x, p::Trebuchet) = (x[1], x[2], x[3], x[4], x[5], loose(x) ? landing(x, p.g) : zero(x[6] * p.g), x[10])
