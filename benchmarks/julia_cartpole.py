@@ -7,7 +7,9 @@ Each optimizer trains with one set of settings in both simulators.  Every policy
 same starting states in both of them, and the mean return in the torch simulator is compared: "within seed noise" means
 that an exact permutation test of the difference of the means has p > 0.05 and Welch's 95 % interval of it holds 0.
 Every seed is kept; a run that failed counts as 0, the least there is.  The twins share their equations but not their
-method (RK4 in torch, Tsit5 in Julia, both of 0.01 s) nor their draws of starting states, so no two runs are equal.
+method (RK4 in torch, Tsit5 in Julia, both of 0.01 s) nor, but for CMA-ES, their draws of starting states, so no two
+runs are equal.  The settings of L-BFGS and CMA-ES were chosen among a few in torch, by seeds that are shown here too.
+``--report`` prints the results as Markdown and trains nothing.
 """
 
 from __future__ import annotations

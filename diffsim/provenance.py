@@ -9,6 +9,8 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+from robotics_envs.julia.runtime import started
+
 PACKAGES = ("diffsim", "torch", "numpy", "scipy", "torchdiffeq", "h5py", "juliacall")
 
 
@@ -29,6 +31,9 @@ def describe(device: str) -> dict[str, str | int]:
     }
     for package in PACKAGES:
         facts[f"version_{package}"] = _version(package)
+    julia = started()
+    for package, version in julia.versions.items() if julia else ():
+        facts[f"version_{'' if package == 'julia' else 'julia_'}{package}"] = version
     return facts
 
 

@@ -57,7 +57,7 @@ class _Simulator(NamedTuple):
 
     def inputs(self, derivatives: int) -> int:
         """Columns of a Jacobian."""
-        return self.states + self.actions + (self.parameters if derivatives == _ALL else 0)
+        return (0, self.states + self.actions, self.states + self.actions + self.parameters)[derivatives]
 
 
 class JuliaEnv(Env):
@@ -138,8 +138,7 @@ class JuliaEnv(Env):
         _check(self, x, u)
         packed = self._pack(p, x)
         if x.device.type == "meta":
-            first, second = self._simulator.outputs(quantity)
-            return x.new_empty(len(x), first), x.new_empty(len(x), second)
+            return tuple(x.new_empty(len(x), size) for size in self._simulator.outputs(quantity))  # type: ignore[return-value]
         derivatives = _NONE
         if torch.is_grad_enabled():
             wanted = x.requires_grad or u.requires_grad
@@ -148,9 +147,14 @@ class JuliaEnv(Env):
         if adjoint and derivatives:
             self._simulator.runtime.load_adjoints()
         arguments = (x.contiguous(), u.contiguous(), packed.contiguous())
-        first, second, _, failures = _Evaluate.apply(
-            self._simulator, quantity, derivatives, adjoint, *arguments
-        )
+        transformed = torch._C._are_functorch_transforms_active()
+        if not derivatives and not transformed:
+            first, second, _, failures = _evaluate(self._simulator, quantity, _NONE, *arguments)
+        else:
+            function = _EvaluateMapped if transformed else _Evaluate
+            first, second, _, failures = function.apply(
+                self._simulator, quantity, derivatives, adjoint, *arguments
+            )
         if failures and not self._warned:
             self._warned = True
             logger.warning(
@@ -215,30 +219,39 @@ def _check(env: JuliaEnv, x: Tensor, u: Tensor) -> None:
         )
 
 
+def _evaluate(
+    s: _Simulator, quantity: int, derivatives: int, x: Tensor, u: Tensor, p: Tensor
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """A quantity of a batch: first and second result, Jacobian ``[B, columns, results]``, how many rollouts failed."""
+    first, second = s.outputs(quantity)
+    count, wide = len(x), s.inputs(derivatives)
+    results = x.new_empty(count, first), x.new_empty(count, second)
+    jacobian = x.new_empty(count, wide, first + second if wide else 0, dtype=torch.float64)
+    failures = s.runtime.evaluate(
+        s.number, quantity, _single(x), count, derivatives, int(p.ndim == 1),
+        x.data_ptr(), u.data_ptr(), p.data_ptr(), *(r.data_ptr() for r in results), jacobian.data_ptr(),
+    )  # fmt: skip
+    return *results, jacobian, failures
+
+
 class _Evaluate(torch.autograd.Function):
-    """``apply(simulator, quantity, derivatives, adjoint, x, u, p) -> first, second, jacobian, failures`` of a batch."""
+    """``apply(simulator, quantity, derivatives, adjoint, x, u, p)`` gives what ``_evaluate`` does, differentiably."""
 
     @staticmethod
     def forward(
-        simulator: _Simulator, quantity: int, derivatives: int, adjoint: bool, x: Tensor, u: Tensor, p: Tensor
+        ctx: Any,
+        s: _Simulator,
+        quantity: int,
+        derivatives: int,
+        adjoint: bool,
+        x: Tensor,
+        u: Tensor,
+        p: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, int]:
-        first, second = simulator.outputs(quantity)
-        results = x.new_empty(len(x), first), x.new_empty(len(x), second)
-        wide = 0 if adjoint else simulator.inputs(derivatives) if derivatives else 0
-        jacobian = x.new_empty(len(x), wide, first + second if wide else 0, dtype=torch.float64)
-        failures = simulator.runtime.evaluate(
-            simulator.number, quantity, _single(x), len(x), derivatives if wide else _NONE, int(p.ndim == 1),
-            x.data_ptr(), u.data_ptr(), p.data_ptr(), *(r.data_ptr() for r in results), jacobian.data_ptr(),
-        )  # fmt: skip
-        return *results, jacobian, failures
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        simulator, quantity, derivatives, adjoint, x, u, p = inputs
-        _, _, jacobian, _ = output
-        ctx.simulator, ctx.quantity, ctx.derivatives, ctx.adjoint = simulator, quantity, derivatives, adjoint
-        ctx.mark_non_differentiable(jacobian)
-        ctx.save_for_backward(x, u, p, jacobian)
+        inputs = s, quantity, derivatives, adjoint, x, u, p
+        output = _evaluate(s, quantity, _NONE if adjoint else derivatives, x, u, p)
+        _keep(ctx, inputs, output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, by_first: Tensor, by_second: Tensor, *_: Any) -> Any:
@@ -264,6 +277,25 @@ class _Evaluate(torch.autograd.Function):
             by_p = by_p.sum(0)
         return None, None, None, None, by_x, by_u, by_p if ctx.needs_input_grad[6] else None
 
+
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.simulator, ctx.quantity, ctx.derivatives, ctx.adjoint, x, u, p = inputs
+    jacobian = output[2]
+    ctx.mark_non_differentiable(jacobian)
+    ctx.save_for_backward(x, u, p, jacobian)
+
+
+class _EvaluateMapped(_Evaluate):
+    """The same under ``torch.func``'s transformations, which need this form; it takes torch 30 µs more a call."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        s: _Simulator, quantity: int, derivatives: int, adjoint: bool, x: Tensor, u: Tensor, p: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        return _evaluate(s, quantity, _NONE if adjoint else derivatives, x, u, p)
+
+    setup_context = staticmethod(_keep)
+
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
         *fixed, x, u, p = arguments
@@ -279,7 +311,7 @@ class _Evaluate(torch.autograd.Function):
             p = front(p, p_dim)
             p = p.unsqueeze(1).expand(many, rollouts, -1) if p.ndim == 2 else p
             p = p.reshape(many * rollouts, -1).contiguous()
-        first, second, jacobian, failures = _Evaluate.apply(
+        first, second, jacobian, failures = _EvaluateMapped.apply(
             *fixed,
             x.reshape(many * rollouts, -1).contiguous(),
             u.reshape(many * rollouts, -1).contiguous(),

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ try
     import {PACKAGE}
     {PACKAGE}.entry_points()
 catch error
-    "error " * first(split(sprint(showerror, error), '\\n'))
+    "error = " * repr(String(first(split(sprint(showerror, error), '\\n'))))
 end
 """
 
@@ -59,10 +59,14 @@ class Runtime:
 
     Calls go through C function pointers over plain memory: they hold no GIL, touch no Python object, and may come
     from any thread (Julia adopts it).  Made by :func:`start`.
+
+    Attributes:
+        threads: how many a batch is spread over.
+        versions: of Julia (``"julia"``) and of the packages that simulate.
     """
 
-    def __init__(self, threads: int, addresses: Sequence[int]) -> None:
-        self.threads = threads
+    def __init__(self, threads: int, versions: Mapping[str, str], addresses: Sequence[int]) -> None:
+        self.threads, self.versions = threads, versions
         functions = [kind(address) for kind, address in zip(_SIGNATURES, addresses, strict=True)]
         self._open, self._last_error, self._load_adjoints = functions[:3]
         self._evaluate, self._pull, self._adjoint, self._reset = functions[3:]
@@ -185,12 +189,11 @@ def _start(threads: int | None) -> Runtime:
         library = ctypes.PyDLL(None)
         library.jl_eval_string.restype = _POINTER
         library.jl_string_ptr.argtypes, library.jl_string_ptr.restype = (_POINTER,), _TEXT
-        said = library.jl_string_ptr(library.jl_eval_string(_LOAD.encode())).decode()
-    if said.startswith("error "):
-        raise _does_not_load(installation, said.removeprefix("error "))
-    threads, *addresses = map(int, said.split())
+        found = tomllib.loads(library.jl_string_ptr(library.jl_eval_string(_LOAD.encode())).decode())
+    if "error" in found:
+        raise _does_not_load(installation, found["error"])
     _leave_julia(library)
-    return Runtime(threads, addresses)
+    return Runtime(found["threads"], found["versions"], found["addresses"])
 
 
 def _does_not_load(installation: Installation, reason: object) -> JuliaError:

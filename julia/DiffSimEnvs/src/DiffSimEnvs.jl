@@ -12,9 +12,9 @@ values and Jacobians of all rollouts of a control interval, and vector-Jacobian 
 module DiffSimEnvs
 
 using ForwardDiff: ForwardDiff, Dual, Partials
-using OrdinaryDiffEqRosenbrock: Rodas5P
-using OrdinaryDiffEqTsit5: Tsit5
-using OrdinaryDiffEqVerner: Vern9
+using OrdinaryDiffEqRosenbrock: OrdinaryDiffEqRosenbrock, Rodas5P
+using OrdinaryDiffEqTsit5: OrdinaryDiffEqTsit5, Tsit5
+using OrdinaryDiffEqVerner: OrdinaryDiffEqVerner, Vern9
 using PrecompileTools: @compile_workload
 using Random: AbstractRNG, Xoshiro
 using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, ODEProblem, reinit!, solve!

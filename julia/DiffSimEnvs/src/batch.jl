@@ -12,6 +12,7 @@ struct Batch{S<:Simulator}
     scheme::Scheme
     sizes::NTuple{3,Int}  # states, actions, parameters
     pools::Dict{Type,Vector{Any}}
+    paces::Dict{Type,Float64}  # seconds a rollout took last time
     lock::ReentrantLock
 end
 
@@ -43,7 +44,7 @@ function open_simulator(S)
         hasmethod(f, types) || throw(missing_method(text))
     end
     sizes = (length(d.state), length(d.action_box.low), length(d.parameters))
-    return Batch{concrete}(d, chosen, sizes, Dict(), ReentrantLock())
+    return Batch{concrete}(d, chosen, sizes, Dict(), Dict(), ReentrantLock())
 end
 
 missing_method(text) = ArgumentError(
@@ -119,16 +120,26 @@ function evaluate!(batch::Batch{S}, quantity::Quantity, x, u, p, first, second, 
     D = width == 0 ? Float64 : Perturbed{width}
     P = rebuilt_type(S, with_parameters ? D : Float64)
     arrays = (x, u, p, first, second, jacobian)
-    tasks = clamp(cld(count, FEWEST), 1, Threads.nthreads())
-    tasks == 1 && return stretch!(batch, quantity, D, P, arrays, 1:count)::Int
-    work = map(Iterators.partition(1:count, cld(count, tasks))) do part
-        Threads.@spawn stretch!(batch, quantity, D, P, arrays, part)::Int
+    W = Tuple{D,P}
+    pace = quantity === INTERVAL ? lock(() -> get(batch.paces, W, 0.0), batch.lock) : 0.0
+    tasks = clamp(floor(Int, count * pace / WORTH_A_TASK), 1, min(Threads.nthreads(), max(count, 1)))
+    begun = time_ns()
+    failures = if tasks == 1
+        stretch!(batch, quantity, D, P, arrays, 1:count)::Int
+    else
+        work = map(Iterators.partition(1:count, cld(count, tasks))) do part
+            Threads.@spawn stretch!(batch, quantity, D, P, arrays, part)::Int
+        end
+        sum(fetch, work)::Int
     end
-    return sum(fetch, work)::Int
+    count > 0 && quantity === INTERVAL && lock(batch.lock) do
+        batch.paces[W] = (time_ns() - begun) / 1e9 * tasks / count
+    end
+    return failures
 end
 
-"Rollouts that a task of their own pays for."
-const FEWEST = 8
+"Seconds of work that pay for a task of its own, which takes some microseconds to start and to wait for."
+const WORTH_A_TASK = 100e-6
 
 rebuilt_type(::Type{S}, ::Type{D}) where {S<:Simulator,D} = fieldcount(S) == 0 ? S : family(S){D}
 

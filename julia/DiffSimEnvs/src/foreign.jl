@@ -193,7 +193,7 @@ end
 """
     entry_points() -> String
 
-The addresses of the functions above as decimal numbers, with the number of Julia's threads before them.
+The addresses of the functions above, the number of Julia's threads, and versions, as TOML.
 """
 function entry_points()
     addresses = (
@@ -205,7 +205,11 @@ function entry_points()
         @cfunction(c_adjoint, Int64, (Int64, Int64, Int64, Int64, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid})),
         @cfunction(c_reset, Int64, (Int64, Int64, Int64, Int64, Ptr{Cvoid})),
     )
-    return join((Threads.nthreads(), UInt.(addresses)...), ' ')
+    packages = (@__MODULE__, ForwardDiff, SciMLBase, OrdinaryDiffEqTsit5, OrdinaryDiffEqRosenbrock, OrdinaryDiffEqVerner)
+    versions = Dict(string(nameof(m)) => string(pkgversion(m)) for m in packages)
+    versions["julia"] = string(VERSION)
+    answer = Dict("threads" => Threads.nthreads(), "addresses" => [Int(UInt(a)) for a in addresses], "versions" => versions)
+    return sprint(TOML.print, answer)
 end
 
 "Everything another language has to know of an opened simulator, as plain data."

@@ -96,6 +96,8 @@ function advance!(next, integrator, x, u, p, dt)
     integrator.p.u .= u
     integrator.p.p = p
     reinit!(integrator, x; t0 = zero(dt), tf = dt)
+    # Which event was the last one is kept by `reinit!`, and would be taken for one at the start of this interval.
+    integrator.event_last_time, integrator.vector_event_last_time = 0, 1
     solve!(integrator)
     next .= integrator.u
     return SciMLBase.successful_retcode(integrator.sol.retcode)

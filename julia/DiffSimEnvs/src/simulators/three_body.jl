@@ -1,5 +1,5 @@
 """
-    ThreeBody(mu, thrust, earth_radius, moon_radius, target)
+    ThreeBody(mu, thrust, target)
 
 A spacecraft with a low-thrust engine goes from the Moon's near side to its far side, L1 to L2, in the planar circular
 restricted three-body problem.
@@ -18,10 +18,11 @@ that nothing is singular; a spacecraft there has crashed, and the rollout is don
 struct ThreeBody{T} <: Simulator
     mu::T
     thrust::T
-    earth_radius::T
-    moon_radius::T
     target::T
 end
+
+const EARTH_RADIUS = 6378.1 / 384400  # of the distance between Earth and Moon (IAU 2015 resolution B3)
+const MOON_RADIUS = 1737.4 / 384400
 
 function describe(::Type{<:ThreeBody})
     design = "this task's choice"
@@ -31,8 +32,6 @@ function describe(::Type{<:ThreeBody})
         parameters = [
             Parameter(:mu, 0.0121505856, "Moon's share of the mass"; low = 0.0, high = 0.5, source = "JPL DE405"),
             Parameter(:thrust, 0.1, "unit of acceleration (0.27 mm/s²)"; low = 0.0, source = design),
-            Parameter(:earth_radius, 6378.1 / 384400, "unit of length"; low = 0.0, source = "IAU 2015"),
-            Parameter(:moon_radius, 1737.4 / 384400, "unit of length"; low = 0.0, source = "IAU 2015"),
             Parameter(:target, 1.1556821654078693, "x of L2, unit of length"; low = 0.0, source = "root of L2's equation"),
         ],
         action_box = Box([1.0, 1.0]),
@@ -49,7 +48,7 @@ scheme(::ThreeBody) = Adaptive(Vern9(); reltol = 1e-12, abstol = 1e-12)
 "1 / distance³, inside of a ball 1 / radius³."
 function attraction(dx, dy, radius)
     square = dx^2 + dy^2
-    return primal(square) > primal(radius)^2 ? 1 / (square * sqrt(square)) : 1 / radius^3
+    return primal(square) > radius^2 ? 1 / (square * sqrt(square)) : 1 / radius^3
 end
 
 """
@@ -59,8 +58,8 @@ end
 with (a, b) the thrust (Szebehely, Theory of Orbits, eq. 1.5-5).
 """
 function dynamics!(dx, x, u, p::ThreeBody, t)
-    earth = (1 - p.mu) * attraction(x[1] + p.mu, x[2], p.earth_radius)
-    moon = p.mu * attraction(x[1] - 1 + p.mu, x[2], p.moon_radius)
+    earth = (1 - p.mu) * attraction(x[1] + p.mu, x[2], EARTH_RADIUS)
+    moon = p.mu * attraction(x[1] - 1 + p.mu, x[2], MOON_RADIUS)
     dx[1] = x[3]
     dx[2] = x[4]
     dx[3] = 2 * x[4] + x[1] - earth * (x[1] + p.mu) - moon * (x[1] - 1 + p.mu) + p.thrust * u[1]
@@ -71,7 +70,7 @@ end
 observe(x, p::ThreeBody) = (x[1] - p.target, x[2], x[3], x[4])
 
 done(x, p::ThreeBody) =
-    hypot(x[1] + p.mu, x[2]) < p.earth_radius || hypot(x[1] - 1 + p.mu, x[2]) < p.moon_radius
+    hypot(x[1] + p.mu, x[2]) < EARTH_RADIUS || hypot(x[1] - 1 + p.mu, x[2]) < MOON_RADIUS
 
 """
     cost(x, u, p::ThreeBody)
