@@ -37,7 +37,7 @@ from robotics_envs import make_env
 from robotics_envs.julia import SIMULATORS, start
 from solvers.runge_kutta import Tsit5
 
-BATCH, ROUNDS, INTERVALS = 256, 41, 16
+BATCH, ROUNDS, INTERVALS = 256, 15, 16
 TWINS = {
     "Pendulum": "pendulum",
     "CartpoleSwingup": "cartpole_swingup",
@@ -141,7 +141,7 @@ def overhead(name: str) -> dict[str, Any]:
 
 def beside_torch(name: str, batch: int) -> dict[str, Any]:
     """Microseconds an interval of a rollout with its gradient takes: in Julia, in torch eager and compiled."""
-    rollouts = {}
+    rollouts, rounds = {}, 9
     for label, env, backend in (
         ("julia", make_env(f"julia:{name}"), "eager"),
         ("torch eager", make_env(TWINS[name]), "eager"),
@@ -158,18 +158,20 @@ def beside_torch(name: str, batch: int) -> dict[str, Any]:
             torch.autograd.grad(trajectory.last.sum() + trajectory.costs.sum(), (x, controls))
 
         work()
-        rollouts[label] = (work, max(1, round(0.02 / timed(work, 1))))
+        once = timed(work, 1)
+        rollouts[label] = (work, max(1, round(0.02 / once)))
+        rounds = min(rounds, max(2, round(3.0 / once)))
     seconds: dict[str, list[float]] = {label: [] for label in rollouts}
-    for _ in range(9):
+    for _ in range(rounds):
         for label, (work, repetitions) in rollouts.items():
             seconds[label].append(timed(work, repetitions) / INTERVALS)
     return {label: spread(values) for label, values in seconds.items()}
 
 
 def first_gradient(name: str, sensitivity: str) -> dict[str, Any]:
-    """Seconds to import torch, from there to the first gradient, and of the second: medians of five processes."""
+    """Seconds to import torch, from there to the first gradient, and of the second: medians of three processes."""
     rows = []
-    for _ in range(5):
+    for _ in range(3):
         code = FIRST.format(begun=time.time(), name=f"julia:{name}", sensitivity=sensitivity)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         if done.returncode:
@@ -232,9 +234,11 @@ def main() -> None:
     results: dict[str, Any] = {"command": "python benchmarks/julia_bridge.py", "threads": runtime.threads}
     results |= {"provenance": describe("cpu"), "batch": BATCH, "rounds": ROUNDS}
     results["overhead"] = {name: overhead(name) for name in SIMULATORS}
+    print(json.dumps(results["overhead"]), flush=True)
     results["beside_torch"] = {
         name: {batch: beside_torch(name, batch) for batch in (1, 64, 1024)} for name in TWINS
     }
+    print(json.dumps(results["beside_torch"]), flush=True)
     mine = Path(__file__).parent.parent / "examples" / "van_der_pol.jl"
     cases = [(name, "forward") for name in SIMULATORS] + [("Reactor", "adjoint")]
     results["first_gradient"] = {f"{name}, {how}": first_gradient(name, how) for name, how in cases}
