@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ import numpy as np
 from diffsim.provenance import describe
 from diffsim.runfile import RunFile
 
-THREADS, RUNS, UPDATES = (1, 2, 4), 20, 150
+THREADS, RUNS, UPDATES = (1, 2, 4), 20, 60
 SETTINGS = ("algorithm.batch=64", "evaluation.every=0", "evaluation.episodes=1", "checkpoint_every=10")
 
 
@@ -80,14 +81,19 @@ def main() -> None:
         subprocess.run(command(Path(folder, "whole"), 1), check=True)
         reference = RunFile(Path(folder, "whole")).history()
         for threads in THREADS:
-            ends = Counter(
-                once(Path(folder, f"{threads}-{run}"), threads, draw.uniform(0.3, 3.0), reference)
-                for run in range(arguments.runs)
-            )
+            waits = [draw.uniform(0.2, 1.5) for _ in range(arguments.runs)]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                ends = Counter(
+                    pool.map(
+                        lambda run, wait, n=threads: once(Path(folder, f"{n}-{run}"), n, wait, reference),
+                        range(arguments.runs),
+                        waits,
+                    )
+                )
             results[f"{threads} threads"] = dict(ends)
             print(f"{threads} threads: {dict(ends)}", flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+            if arguments.out:
+                arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Every simulator of the catalogue keeps the contract; the suite that says so can fail."""
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
@@ -72,6 +73,11 @@ class GlobalRandom(Pendulum):
 class Infinite(Pendulum):
     def cost(self, x, u, p):
         return super().cost(x, u, p) + 1 / x[:, 0].clamp(min=0.0)
+
+
+class NotANumber(Pendulum):
+    def observe(self, x):
+        return super().observe(x) * torch.tensor([1.0, 1.0, math.nan], dtype=x.dtype, device=x.device)
 
 
 class WrongNames(Pendulum):
@@ -223,6 +229,7 @@ class MixedEnd(Pendulum):
         (WrongDevice, "observe gives"),
         (GlobalRandom, "reset draws from the global generator"),
         (Infinite, "non-finite values of cost"),
+        (NotANumber, r"^(?![\s\S]*two equal calls)[\s\S]*1000 non-finite values of observation"),
         (WrongNames, "observe has 3 components, the names 2"),
         (OtherDynamics, "the solver's step and the dynamics differ"),
         (ScalarOnly, "give another result than the same scalars"),

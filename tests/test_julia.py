@@ -216,6 +216,13 @@ def test_only_what_is_asked_for_is_differentiated():
         assert not env.step(x, u, q)[0].requires_grad
 
 
+def test_an_unknown_sensitivity_is_refused():
+    env = make_env("julia:Pendulum")
+    env.sensitivity = "reverse"
+    with pytest.raises(ValueError, match="'reverse' is neither 'forward' nor 'adjoint'"):
+        env.step(*sample(env))
+
+
 def test_there_are_no_second_derivatives():
     env = make_env("julia:Pendulum")
     x, u, p = sample(env)

@@ -143,6 +143,10 @@ class JuliaEnv(Env):
         if torch.is_grad_enabled():
             wanted = x.requires_grad or u.requires_grad
             derivatives = _ALL if packed.requires_grad else _STATES_AND_ACTIONS if wanted else _NONE
+        if self.sensitivity not in ("forward", "adjoint"):
+            raise ValueError(
+                f"{self.name}: sensitivity = {self.sensitivity!r} is neither 'forward' nor 'adjoint'"
+            )
         adjoint = self.sensitivity == "adjoint" and quantity == _INTERVAL
         if adjoint and derivatives:
             self._simulator.runtime.load_adjoints()
