@@ -404,7 +404,7 @@ def test_errors_in_julia_come_with_message_and_line(tmp_path, old, new, complain
 # Threads, processes, signals
 
 
-def test_calls_from_other_threads_give_the_same(request):
+def test_calls_from_other_threads_give_the_same():
     env = make_env("julia:Reactor")
     x, u, p = sample(env, 16)
     expected = env.step(x, u, p)[0]
