@@ -49,15 +49,15 @@ PENDULUM: dict[str, dict[str, Any]] = {
     "constant learning rate": {"optimizer": {"schedule": "constant"}},
     "Adam with torch's betas": {"optimizer": {"betas": [0.9, 0.999]}},
     "RMSprop, lr 5e-3": {"optimizer": {"name": "rmsprop", "lr": 5e-3}},
-    "SGD, lr 0.1": {"optimizer": {"name": "sgd", "lr": 0.1}},
+    "SGD, lr 0.1": {"optimizer": {"name": "sgd", "lr": 0.1, "max_grad_norm": None}},
     "L-BFGS on the window objective": {
-        "optimizer": {"name": "lbfgs", "line_search_fn": "strong_wolfe", "max_iter": 4}
+        "optimizer": {"name": "lbfgs", "max_iter": 4, "overlap": 0.0, "history_size": 100}
     },
     "full horizon 100, Adam 3e-3, norm 1, batch 256": {**FULL, "optimizer": ADAM},
     "full horizon 100, L-BFGS strong Wolfe, batch 256": {
         **FULL,
         "updates": 25,
-        "optimizer": {"name": "lbfgs", "line_search_fn": "strong_wolfe", "schedule": "constant"},
+        "optimizer": {"name": "lbfgs", "max_iter": 20, "overlap": 0.0, "history_size": 100},
     },
 }
 

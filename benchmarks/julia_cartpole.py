@@ -1,6 +1,6 @@
 """The cart-pole swing-up in Julia trains like its twin in torch: Adam, L-BFGS and CMA-ES, seed by seed.
 
-    pip install cma; diffsim julia setup
+    diffsim julia setup
     python benchmarks/julia_cartpole.py --out benchmarks/results/julia_cartpole.json
 
 Each optimizer trains with one set of settings in both simulators.  Every policy then drives 64 whole episodes from the
@@ -49,7 +49,7 @@ GRADIENT: dict[str, dict[str, Any]] = {
     "Adam": {"algorithm": {"window": 16, "discount": 0.99, "noise": 0.1}, "updates": 1000},
     "L-BFGS": {
         "algorithm": {"window": 32, "discount": 0.99, "noise": 0.1},
-        "optimizer": {"name": "lbfgs", "line_search_fn": "strong_wolfe", "max_iter": 4},
+        "optimizer": {"name": "lbfgs", "max_iter": 4, "overlap": 0.0, "history_size": 100},
         "updates": 150,
     },
 }
@@ -57,38 +57,6 @@ EVOLUTION: dict[str, dict[str, Any]] = {
     "CMA-ES": {"hidden": [16], "sigma": 1.0, "members": 32, "starts": 4, "steps": 600, "generations": 300}
 }
 SETTINGS = GRADIENT | EVOLUTION
-
-
-class Members(nn.Module):
-    """Many policies as one: each drives its own stretch of the batch."""
-
-    def __init__(self, policy: Policy, parameters: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.policy, self.stacked = policy, parameters
-        self.members = len(next(iter(parameters.values())))
-
-    def forward(self, observation: Tensor) -> Tensor:
-        z = self.policy.normalise(observation).unflatten(0, (self.members, -1))
-        for number, layer in enumerate(self.policy.network):
-            if isinstance(layer, nn.Linear):
-                weight, bias = (self.stacked[f"network.{number}.{kind}"] for kind in ("weight", "bias"))
-                z = torch.baddbmm(bias.unsqueeze(1), z, weight.mT)
-            else:
-                z = layer(z)
-        return self.policy.centre + self.policy.half_range * self.policy.squash(z.flatten(0, 1))
-
-
-def costs_of(rollout: Rollout, parameters: Mapping[str, Tensor], x: Tensor, steps: int) -> Tensor:
-    """Costs ``[members, starts]`` of many policies from the same states ``[starts, n]``."""
-    if not rollout.env.foreign:
-        return rollout.population(parameters, x, steps)
-    # `population` compiles, or drives one member after the other: in Julia one batch of them all is faster.
-    together = Members(rollout.policy, parameters)
-    with torch.no_grad():
-        trajectory = Rollout(rollout.env, together)(
-            x.repeat(together.members, 1), steps, rollout.env.params(x), keep_states=False
-        )
-    return trajectory.costs.sum(0).unflatten(0, (together.members, -1))
 
 
 def by_gradient(name: str, seed: int, settings: Mapping[str, Any]) -> tuple[Policy, dict[str, Any]]:
@@ -124,7 +92,7 @@ def by_evolution(name: str, seed: int, settings: Mapping[str, Any]) -> tuple[Pol
     started = time.perf_counter()
     for _ in range(settings["generations"]):
         vectors = search.ask()
-        costs = costs_of(rollout, unpack(vectors), x, settings["steps"]).mean(1)
+        costs = rollout.population(unpack(vectors), x, settings["steps"]).mean(1)
         search.tell(vectors, costs.double().numpy())
     seconds = time.perf_counter() - started
     with torch.no_grad():

@@ -65,7 +65,7 @@ def main() -> None:
 @click.option("--seed", type=int, help="Seed of everything random.  [default: 0]")
 @click.option("--updates", type=int, help="Length of the run in updates of the policy.")
 @click.option("--algorithm", help="How to train: short_window (default) or full_horizon.")
-@click.option("--optimizer", help="Any optimizer of torch.optim, such as adam, sgd, lbfgs.")
+@click.option("--optimizer", help="adam (default), lbfgs, cma_es, ...; see: diffsim optimizers.")
 @click.option("--device", help="Torch device, such as cpu or cuda:0.  [default: cpu]")
 @click.option("--dtype", help="float32 (default) or float64.")
 @click.option(
@@ -217,6 +217,29 @@ def envs() -> None:
         click.echo(f"{name:22s} {path}")
     for name in SIMULATORS:
         click.echo(f"{JULIA + name:22s} in Julia; see: diffsim julia status")
+
+
+@main.command()
+@click.argument("name", required=False)
+def optimizers(name: str | None) -> None:
+    """List the optimizers, or the options of optimizer NAME with their defaults."""
+    import textwrap
+
+    from diffsim.optimizers import OPTIMIZERS, optimizer_class
+    from diffsim.optimizers.first_order import optimizer_classes
+    from diffsim.optimizers.options import options
+
+    if name is None:
+        for known, path in OPTIMIZERS.items():
+            kind = "needs gradients" if optimizer_class(known).needs_gradient else "needs values only"
+            click.echo(f"{known:22s} {kind:17s} {path}")
+        others = sorted(set(optimizer_classes()) - set(OPTIMIZERS))
+        click.echo(f"also of torch.optim: {', '.join(others)}; others by their dotted name")
+        return
+    for option in options(name):
+        click.echo(f"optimizer.{option.name} = {option.default}")
+        if option.meaning:
+            click.echo(textwrap.indent(textwrap.fill(option.meaning, 96), "    "))
 
 
 @main.group(cls=HelpfulGroup)

@@ -13,7 +13,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from diffsim.errors import ConfigError
 from robotics_envs import JULIA
@@ -40,7 +48,8 @@ def plain(value: Any) -> Any:
 class Settings(BaseModel):
     """Base of every group of settings: frozen, typed, no unknown keys, no NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # The docstring below a field is its description, which the command line prints.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -49,9 +58,9 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_values(cls, value: Any) -> Any:
-        # Python counts True as 1; no setting so far is a truth value, so this is always a mistake.
-        if isinstance(value, bool):
+    def _no_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python counts True as 1; where no truth value belongs this is always a mistake.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("a truth value is no number or name")
         return value
 
@@ -75,16 +84,6 @@ class PolicyConfig(Named):
     name: str = "mlp"
     squash: Literal["clip", "tanh"] = "clip"
     """How outputs are brought into the action box; see :class:`diffsim.policy.Policy`."""
-
-
-class OptimizerConfig(Named):
-    """``name`` is any optimizer of torch.optim; options beside these go to its constructor."""
-
-    name: str = "adam"
-    schedule: Literal["linear", "constant"] = "linear"
-    """The learning rate falls linearly to zero over the run, or stays."""
-    max_grad_norm: float | None = Field(default=None, gt=0)
-    """Scale gradients above this norm down to it."""
 
 
 class EvaluationConfig(Settings):
@@ -114,9 +113,7 @@ class RunConfig(Settings):
     env: EnvConfig
     policy: PolicyConfig = PolicyConfig()
     algorithm: Named = Named(name="short_window")
-    optimizer: OptimizerConfig = OptimizerConfig.model_validate(
-        {"name": "adam", "lr": 5e-3, "betas": [0.7, 0.95]}
-    )
+    optimizer: Named = Named(name="adam")
     evaluation: EvaluationConfig = EvaluationConfig()
     updates: int = Field(default=500, ge=1)
     checkpoint_every: int = Field(default=25, ge=1)

@@ -17,6 +17,7 @@ from diffsim.algorithms import ALGORITHMS
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.config import Named, RunConfig, load_class, load_config, validate
 from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
+from diffsim.optimizers import optimizer_settings
 from diffsim.policy import make_policy
 from diffsim.progress import Progress
 from diffsim.runfile import COLUMNS, RunFile, Writer, already_there, checkpoint_writer, history_writer
@@ -77,10 +78,10 @@ def train(
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """The configuration with the defaults of simulator and algorithm written out.
+    """The configuration with the defaults of simulator, algorithm and optimizer written out.
 
     Raises:
-        ConfigError: an unknown environment, algorithm, device or option.
+        ConfigError: an unknown environment, algorithm, optimizer, device or option.
     """
     env = build_env(config)
     settings = algorithm_settings(config)
@@ -90,6 +91,9 @@ def resolve(config: RunConfig) -> RunConfig:
         update={
             "env": Named(name=config.env.name, **constants),
             "algorithm": Named(name=config.algorithm.name, **settings.model_dump()),
+            "optimizer": Named(
+                name=config.optimizer.name, **optimizer_settings(config.optimizer).model_dump()
+            ),
         }
     )
 
@@ -190,7 +194,13 @@ class Run:
         config = file.config()
         _refuse_changes(config, values)
         run = cls(file, config, build_algorithm(config))
-        run.algorithm.load_state_dict(file.checkpoint("last"))
+        try:
+            run.algorithm.load_state_dict(file.checkpoint("last"))
+        except KeyError as error:
+            raise RunFileError(
+                f"the checkpoint in {file.path} lacks {error}: another version of diffsim wrote it. Its policy can be "
+                "evaluated, but the run cannot go on; start a new one"
+            ) from error
         run.history = {name: column.tolist() for name, column in file.history().items()}
         best = file.checkpoints().get("best")
         if best is not None:

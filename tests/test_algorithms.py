@@ -123,7 +123,7 @@ def test_the_gradient_is_that_of_the_objective(algorithm):
     with torch.no_grad():
         for p, old in zip(parameters, before, strict=True):
             p.copy_(old)
-    gradients = torch.autograd.grad(captured["objective"](), parameters)
+    gradients = torch.autograd.grad(captured["objective"]._mean(), parameters)
     norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
     assert captured["report"].grad_norm == pytest.approx(norm, rel=1e-9)
     generator, eps = torch.Generator().manual_seed(1), 1e-6
@@ -133,7 +133,7 @@ def test_the_gradient_is_that_of_the_objective(algorithm):
         for sign in (1, -1):
             with torch.no_grad():
                 p.add_(sign * eps * direction)
-                values.append(float(captured["objective"]()))
+                values.append(float(captured["objective"]._mean()))
                 p.sub_(sign * eps * direction)
         slope = (values[0] - values[1]) / (2 * eps)
         assert slope == pytest.approx(float((g * direction).sum()), rel=1e-5, abs=1e-7)
@@ -181,6 +181,10 @@ def test_full_horizon_takes_the_tasks_episode_unless_told():
     assert build("full_horizon", horizon=None).horizon == 200
 
 
+def _loss(algorithm, window):
+    return algorithm._terms(window).sum(0).mean()
+
+
 def test_the_first_loss_is_the_mean_cost():
     algorithm = build("full_horizon", env="test_algorithms:Drift", horizon=3)
     for p in algorithm.policy.parameters():
@@ -192,7 +196,7 @@ def test_windows_start_afresh_or_where_the_last_one_ended():
     algorithm = build(batch=2000, continuing=0.5, survival=0.9)
     algorithm.step()
     ends = algorithm._ends.clone()
-    starts = algorithm._starts()
+    starts = algorithm._draw()[0]
     went_on = (starts == ends).all(dim=1)
     assert not went_on[1000:].any()
     inside = ((ends - algorithm._middle).abs() <= 1.5 * algorithm._half_size) | algorithm._is_angle
@@ -207,7 +211,7 @@ def test_a_window_that_left_the_box_starts_afresh_but_a_turned_angle_is_no_exit(
     algorithm = build(batch=100, continuing=1.0, survival=1.0)
     algorithm.step()
     algorithm._ends = torch.tensor([[50.0, 0.0], [0.0, 11.9], [0.0, 12.1]]).repeat(34, 1)[:100]
-    went_on = (algorithm._starts() == algorithm._ends).all(dim=1)
+    went_on = (algorithm._draw()[0] == algorithm._ends).all(dim=1)
     assert went_on.tolist() == ([True, True, False] * 34)[:100]
 
 
@@ -243,12 +247,12 @@ def test_nothing_counts_after_an_end():
         for p in algorithm.policy.parameters():
             p.zero_()
         window = algorithm.rollout(torch.full((8, 1), 0.75).double(), 3, algorithm.params)
-        loss = float(algorithm._loss(window) * algorithm.critic.value.scale)
+        loss = float(_loss(algorithm, window) * algorithm.critic.value.scale)
         assert loss == pytest.approx(0.75)
         algorithm._fit_critic(window.states, window.costs)
         assert torch.allclose(algorithm._data[-1][1][:8], torch.full((8,), 0.75).double())
     algorithm._ends = window.states[-1]
-    assert not (algorithm._starts() == algorithm._ends).all(dim=1).any()
+    assert not (algorithm._draw()[0] == algorithm._ends).all(dim=1).any()
 
 
 def test_the_unit_of_the_cost_does_not_matter():
@@ -345,9 +349,9 @@ def test_after_a_dropped_update_the_critic_still_counts():
     x = torch.zeros(8, 1, dtype=torch.float64)
     with torch.no_grad():
         window = algorithm.rollout(x, 2, algorithm.params)
-        before = algorithm._loss(window)
+        before = _loss(algorithm, window)
         algorithm._data, algorithm._ends = [], None  # what a dropped update leaves
-        assert torch.equal(algorithm._loss(window), before)
+        assert torch.equal(_loss(algorithm, window), before)
 
 
 def test_the_loss_is_the_discounted_cost_and_the_discounted_value_at_the_end():
@@ -361,7 +365,7 @@ def test_the_loss_is_the_discounted_cost_and_the_discounted_value_at_the_end():
         c = window.costs
         expected = (c[0] + 0.8 * c[1] + 0.64 * c[2] + 0.512 * values).mean() / algorithm.critic.value.scale
         assert float(values.abs().mean()) > 0.1  # or the last term would not be tested
-        assert float(algorithm._loss(window)) == pytest.approx(float(expected), rel=1e-12)
+        assert float(_loss(algorithm, window)) == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_noise_moves_the_windows_and_nothing_else_does():

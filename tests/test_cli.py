@@ -341,3 +341,31 @@ def test_check_says_in_words_what_is_wrong(tmp_path, monkeypatch):
         assert what in result.output
     assert "cannot be made: " in invoke("check", "my_env.py:Stubborn").output
     assert "check_env takes an instance" in invoke("check", "my_env.py:RK4").output
+
+
+def test_optimizers_are_listed_with_their_options():
+    listed = invoke("optimizers").output
+    assert re.search(r"^adam +needs gradients", listed, re.M)
+    assert re.search(r"^cma_es +needs values only", listed, re.M)
+    assert "nadam" in listed
+    options = invoke("optimizers", "pgpe").output
+    assert "optimizer.radius = 10.0" in options
+    assert "optimizer.momentum_decay = 0.004" in invoke("optimizers", "torch.optim.NAdam").output
+    wrong = invoke("optimizers", "cmaes")
+    assert wrong.exit_code == 2
+    assert "did you mean 'cma_es'?" in wrong.output
+
+
+def test_one_word_changes_the_optimizer_and_the_run_stores_its_options(tmp_path):
+    done = invoke(
+        "train", "pendulum", "--out", tmp_path, "--optimizer", "cma_es", "--updates", 3, *SMALL,
+        "--set", "policy.hidden=[4]", "--set", "optimizer.members=5",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    file = RunFile(tmp_path)
+    stored = file.config().optimizer
+    assert stored.name == "cma_es"
+    assert stored.options == {"members": 5, "sigma": 0.3, "covariance": "auto"}
+    history = file.history()
+    assert history["env_steps"][-1] == 3 * (5 + 1) * 8 * 4  # members and the policy itself, batch, window
+    assert history["gradient_evaluations"][-1] == 0

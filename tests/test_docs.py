@@ -10,6 +10,10 @@ import pytest
 from diffsim.algorithms import ALGORITHMS
 from diffsim.config import RunConfig, load_config
 from diffsim.config import tomllib as toml
+from diffsim.optimizers import OPTIMIZERS
+from diffsim.optimizers.first_order import FirstOrderSettings
+from diffsim.optimizers.options import options
+from diffsim.run import resolve
 from diffsim.runfile import COLUMNS
 from robotics_envs import ENVIRONMENTS, make_env
 from solvers import SOLVERS, make_solver
@@ -34,9 +38,8 @@ def test_the_documented_configuration_is_the_default_one():
     documented = load_config(values)
     assert values.keys() == RunConfig.model_fields.keys()
     assert documented.policy.options.pop("hidden") == [64, 64]
-    assert documented.model_copy(update={"policy": load_config({"env": "pendulum"}).policy}) == load_config(
-        {"env": "pendulum"}
-    )
+    default = load_config({"env": "pendulum"})
+    assert resolve(documented.model_copy(update={"policy": default.policy})) == resolve(default)
 
 
 def test_every_column_of_the_history_is_documented():
@@ -113,3 +116,41 @@ def test_the_table_of_all_simulators_is_the_measured_one():
     )  # fmt: skip
     assert printed.stdout.strip() == stated
     assert [row.split("`")[1] for row in stated.splitlines()[2:]] == list(ENVIRONMENTS)
+
+
+OPTIMIZER_PAGE = (ROOT / "docs" / "optimizers.md").read_text()
+
+
+def test_every_optimizer_is_documented_with_its_options_and_their_source():
+    (table,) = re.findall(r"<!-- defaults -->\n(.*?)\n<!-- -->", OPTIMIZER_PAGE, re.S)
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]{4,} \|", table, re.M))
+    common = set(FirstOrderSettings.model_fields) - {"lr", "max_grad_norm"}
+    assert list(rows) == list(OPTIMIZERS)
+    for name in OPTIMIZERS:
+        stated = [
+            f"`{option.name}` {option.default}"
+            for option in options(name)
+            if option.name not in common and (option.name, option.default) != ("max_grad_norm", None)
+        ]
+        assert rows[name] == ", ".join(stated)
+    for option in common:
+        assert f"`{option}` {FirstOrderSettings.model_fields[option].default}" in OPTIMIZER_PAGE
+
+
+def test_the_table_of_all_optimizers_is_the_measured_one():
+    (stated,) = re.findall(r"<!-- optimizers -->\n(.*?)\n<!-- -->", OPTIMIZER_PAGE, re.S)
+    printed = subprocess.run(
+        [sys.executable, "benchmarks/optimizers.py", "--table", "--out", "benchmarks/results/optimizers.json"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert printed.stdout.strip() == stated
+
+
+def test_the_optimizers_examples_run():
+    first, second = re.findall(r"```python\n(.*?)```", OPTIMIZER_PAGE, re.S)
+    exec(first, {})
+    names: dict = {}
+    exec(second, names)
+    assert names["x"].tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
+    (text,) = re.findall(r"```toml\n(.*?)```", OPTIMIZER_PAGE, re.S)
+    assert resolve(load_config({"env": "pendulum", **toml.loads(text)})).optimizer.options["at"] == 0.2

@@ -9,6 +9,7 @@ import torch
 
 from diffsim.config import RunConfig
 from diffsim.config import Settings as AnySettings
+from diffsim.optimizers import make_optimizer
 from diffsim.policy import Policy
 from diffsim.rollouts import Rollout
 from robotics_envs.base import Costs, Env, States
@@ -48,6 +49,8 @@ class Algorithm(abc.ABC):
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.rollout = Rollout(env, policy, expected_steps=env.episode_steps)
         """What simulates; an algorithm that simulates more than evaluations makes its own."""
+        trained = [q for q in policy.parameters() if q.requires_grad]
+        self.optimizer = make_optimizer(trained, config.optimizer, config.seed)
         self.updates_done = 0
 
     def returns(self, x: States) -> Costs:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pydantic import Field
-from torch import Tensor
 
 from diffsim.algorithms.base import Algorithm, Record
+from diffsim.algorithms.policy_objective import PolicyObjective
 from diffsim.config import RunConfig, Settings
-from diffsim.optimizers import TorchOptimizer
 from diffsim.policy import Policy
 from diffsim.rollouts import Rollout
-from robotics_envs.base import Env
+from robotics_envs.base import Env, States
 
 
 class FullHorizonSettings(Settings):
@@ -37,33 +37,42 @@ class FullHorizon(Algorithm):
         super().__init__(env, policy, config, settings)
         self.settings = settings
         self.horizon = settings.horizon or env.episode_steps
-        self.optimizer = TorchOptimizer(policy.parameters(), config.optimizer)
         self.rollout = Rollout(
             env,
             policy,
             backend=config.backend,
             threads=config.threads,
-            expected_steps=config.updates * self.horizon,
+            expected_steps=config.updates * self.horizon * self.optimizer.calls_per_step,
         )
+        self._x: States | None = None
 
     def step(self) -> Record:
-        """Draw starting states, then take one optimizer step on the mean cost from them."""
+        """Draw starting states, as far as the optimizer wants new ones, and take one of its steps from them."""
         compiled = self.rollout.compile_seconds
-        x = self.env.reset(self.settings.batch, self.generator, self.dtype)
-
-        def objective() -> Tensor:
-            return self.rollout(x, self.horizon, self.params).costs.mean()
-
+        self._x = x = self._starts()
+        objective = PolicyObjective(
+            self.rollout,
+            self.policy,
+            x,
+            self.horizon,
+            self.params,
+            lambda trajectory: trajectory.costs / self.horizon,
+        )
         report = self.optimizer.step(objective, self.remaining)
         self.updates_done += 1
         return Record(
             report.loss,
             report.grad_norm,
-            env_steps=report.evaluations * self.settings.batch * self.horizon,
-            gradient_evaluations=report.evaluations,
+            env_steps=report.evaluations * len(x) * self.horizon,
+            gradient_evaluations=report.gradients,
             compile_seconds=self.rollout.compile_seconds - compiled,
             dropped="" if report.finite else "loss or gradient not finite",
         )
+
+    def _starts(self) -> States:
+        count, kept = self.optimizer.scenarios(self.settings.batch)
+        fresh = [self.env.reset(count - kept, self.generator, self.dtype)] if count > kept else []
+        return torch.cat([*([] if self._x is None or not kept else [self._x[-kept:]]), *fresh])
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -71,6 +80,7 @@ class FullHorizon(Algorithm):
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
+            "x": self._x,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -78,3 +88,4 @@ class FullHorizon(Algorithm):
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
+        self._x = None if state["x"] is None else state["x"].to(self.device)

@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffsim.algorithms.base import Algorithm, Record
+from diffsim.algorithms.policy_objective import PolicyObjective
 from diffsim.config import RunConfig, Settings
 from diffsim.critic import Critic, Value
-from diffsim.optimizers import TorchOptimizer
 from diffsim.policy import MLP, Policy, initialised
 from diffsim.rollouts import Rollout, Trajectory
 from robotics_envs.base import Costs, Env, States
@@ -61,7 +61,6 @@ class ShortWindow(Algorithm):
     def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: ShortWindowSettings) -> None:
         super().__init__(env, policy, config, settings)
         self.settings = settings
-        self.optimizer = TorchOptimizer(policy.parameters(), config.optimizer)
         network = initialised(
             lambda: MLP(len(env.observation_names), 1, settings.critic_hidden), config.seed + 1
         )
@@ -78,7 +77,7 @@ class ShortWindow(Algorithm):
             terminal=CostToGo(env, policy, self.critic.value),
             backend=config.backend,
             threads=config.threads,
-            expected_steps=config.updates * settings.window,
+            expected_steps=config.updates * settings.window * self.optimizer.calls_per_step,
         )
         low, high = env.state_box.bounds(policy.mean)
         self._middle, self._half_size = (low + high) / 2, (high - low) / 2
@@ -86,23 +85,22 @@ class ShortWindow(Algorithm):
         steps = torch.arange(settings.window + 1, dtype=self.dtype, device=self.device)
         self._discounts = settings.discount ** steps.unsqueeze(-1)  # [window + 1, 1]
         # What later updates depend on beside networks and optimizers:
+        self._windows: tuple[Tensor, Tensor] | None = None
         self._ends: Tensor | None = None
         self._data: list[tuple[Tensor, Tensor]] = []
 
     def step(self) -> Record:
         """One policy step on fresh windows, then a fit of the critic to what they saw."""
         s, compiled = self.settings, self.rollout.compile_seconds
-        x = self._starts()
-        noise = s.noise * self._randn(s.window, s.batch, len(self.env.action_box))
-        windows: list[Trajectory] = []
-
-        def objective() -> Tensor:
-            window = self.rollout(x, s.window, self.params, noise=noise)
-            windows.append(window)
-            return self._loss(window)
-
+        self._windows = x, noise = self._draw()
+        objective = PolicyObjective(
+            self.rollout, self.policy, x, s.window, self.params, self._terms, noise, s.noise, keep_states=True
+        )
         report = self.optimizer.step(objective, self.remaining)
-        states, costs = self._states(windows[0]), windows[0].costs.detach()
+        evaluations, trajectory = report.evaluations, objective.trajectory
+        if trajectory is None:  # only other policies' rollouts are known: where does this one lead?
+            trajectory, evaluations = objective.simulate(), evaluations + 1
+        states, costs = self._states(trajectory), trajectory.costs
         dropped = ""
         if report.finite:
             self._fit_critic(states, costs)
@@ -114,8 +112,8 @@ class ShortWindow(Algorithm):
         return Record(
             report.loss,
             report.grad_norm,
-            env_steps=report.evaluations * s.batch * s.window,
-            gradient_evaluations=report.evaluations,
+            env_steps=evaluations * len(x) * s.window,
+            gradient_evaluations=report.gradients,
             compile_seconds=self.rollout.compile_seconds - compiled,
             dropped=dropped,
         )
@@ -124,17 +122,37 @@ class ShortWindow(Algorithm):
         """As of every algorithm; with the noise given as zero, what was compiled for training serves here too."""
         return self.rollout.returns(x, self.params, noise=x.new_zeros(len(self.env.action_box)))
 
-    def _starts(self) -> Tensor:
-        """``[batch, n]``: afresh from the state box, or where the last window ended."""
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """Starts ``[B, n]`` and noise ``[window, B, m]`` of the next windows, some of them the last ones again."""
         s = self.settings
-        fresh = self.env.state_box.sample(s.batch, self.generator, self.dtype)
-        if self._ends is None:
-            return fresh
-        near = ((self._ends - self._middle).abs() <= s.reach * self._half_size) | self._is_angle
-        lucky = torch.rand(s.batch, generator=self.generator, device=self.device) < s.survival
-        go_on = near.all(dim=-1) & lucky & ~self.env.done(self._ends)
-        go_on[round(s.batch * s.continuing) :] = False
-        return torch.where(go_on.unsqueeze(-1), self._ends, fresh)
+        count, kept = self.optimizer.scenarios(s.batch)
+        if self._windows is None:
+            kept = 0
+        x = self._starts(count - kept, kept)
+        noise = s.noise * self._randn(s.window, count - kept, len(self.env.action_box))
+        if not kept:
+            return x, noise
+        assert self._windows is not None
+        last_x, last_noise = self._windows
+        return torch.cat((last_x[-kept:], x)), torch.cat((last_noise[:, -kept:], noise), 1)
+
+    def _starts(self, count: int, kept: int) -> Tensor:
+        """``[count, n]``: afresh from the state box, or where one of the windows that do not stay has ended."""
+        s = self.settings
+        fresh = (
+            self.env.state_box.sample(count, self.generator, self.dtype)
+            if count
+            else self._middle.new_empty(0)
+        )
+        if self._ends is None or not count:
+            return fresh.reshape(count, -1)
+        ends = self._ends[: len(self._ends) - kept][:count]
+        ends = torch.cat((ends, fresh[len(ends) :]))
+        near = ((ends - self._middle).abs() <= s.reach * self._half_size) | self._is_angle
+        lucky = torch.rand(count, generator=self.generator, device=self.device) < s.survival
+        go_on = near.all(dim=-1) & lucky & ~self.env.done(ends)
+        go_on[round(count * s.continuing) :] = False
+        return torch.where(go_on.unsqueeze(-1), ends, fresh)
 
     @staticmethod
     def _states(window: Trajectory) -> Tensor:
@@ -142,17 +160,20 @@ class ShortWindow(Algorithm):
         assert window.states is not None
         return window.states.detach()
 
-    def _loss(self, window: Trajectory) -> Tensor:
-        """Mean discounted cost-to-go in units of the critic's scale; costs after an end do not count."""
+    def _terms(self, window: Trajectory) -> Tensor:
+        """Discounted costs and value at the end in units of the critic's scale, ``[window + 1, B]``.
+
+        Costs after an end do not count.
+        """
         alive = self._alive(self._states(window))
         costs, discounts = window.costs, self._discounts
+        discounted = discounts[:-1] * alive[:-1] * costs
         if not self.critic.fitted:  # it has neither values nor a scale yet
             spread = costs.detach().std()
-            spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-            return (discounts[:-1] * alive[:-1] * costs).sum(dim=0).mean() / spread
+            return discounted / torch.where(spread > 0, spread, torch.ones_like(spread))
         assert window.values is not None
-        total = (discounts[:-1] * alive[:-1] * costs).sum(dim=0) + discounts[-1] * alive[-1] * window.values
-        return total.mean() / self.critic.value.scale
+        end = (discounts[-1] * alive[-1] * window.values).unsqueeze(0)
+        return torch.cat((discounted, end)) / self.critic.value.scale
 
     @torch.no_grad()
     def _fit_critic(self, states: Tensor, costs: Tensor) -> None:
@@ -191,6 +212,7 @@ class ShortWindow(Algorithm):
             "optimizer": self.optimizer.state_dict(),
             "critic": self.critic.state_dict(),
             "generator": self.generator.get_state(),
+            "windows": self._windows,
             "ends": self._ends,
             "data": self._data,
         }
@@ -201,7 +223,8 @@ class ShortWindow(Algorithm):
         self.optimizer.load_state_dict(state["optimizer"])
         self.critic.load_state_dict(state["critic"])
         self.generator.set_state(state["generator"])
-        ends = state["ends"]
+        windows, ends = state["windows"], state["ends"]
+        self._windows = None if windows is None else (windows[0].to(self.device), windows[1].to(self.device))
         self._ends = None if ends is None else ends.to(self.device)
         self._data = [(z.to(self.device), y.to(self.device)) for z, y in state["data"]]
 

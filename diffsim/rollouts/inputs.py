@@ -28,6 +28,7 @@ class Inputs:
         truncate: the gradient does not pass from one stretch of so many control intervals to the one before.
         members: ``B`` is ``members`` policies of equally many rollouts each, one policy after the other.
         stacked: for a parameter (by identity) the values of all members, ``[members, ...]``.
+        act_together: ``act`` of all members at once.
     """
 
     env: Env
@@ -44,6 +45,7 @@ class Inputs:
     threads: int = 1
     members: int = 1
     stacked: dict[int, Tensor] = field(default_factory=dict)
+    act_together: Callable[[Tensor, Tensor | None], Tensor] | None = None
 
     def noise_at(self, t: int) -> Tensor | None:
         """The noise of a control interval, ``[B, m]``."""

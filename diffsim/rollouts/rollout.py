@@ -158,14 +158,43 @@ class Rollout:
 
     @torch.no_grad()
     def population(
-        self, parameters: Mapping[str, Tensor], x0: Tensor, steps: int, p: Mapping[str, Tensor] | None = None
+        self,
+        parameters: Mapping[str, Tensor],
+        x0: Tensor,
+        steps: int,
+        p: Mapping[str, Tensor] | None = None,
+        *,
+        noise: Tensor | None = None,
     ) -> Float[Tensor, "members rollouts"]:
         """Costs summed over ``steps`` control intervals, for many policies at once; no gradient.
+
+        All rollouts of all policies are one batch on every back end.  Arguments are those of :meth:`members`.
+
+        Raises:
+            ValueError: a parameter is missing or has another shape.
+        """
+        costs = self.members(parameters, x0, steps, p, noise=noise, keep_states=False).costs
+        return costs.sum(0).reshape(len(next(iter(parameters.values()))), -1)
+
+    @torch.no_grad()
+    def members(
+        self,
+        parameters: Mapping[str, Tensor],
+        x0: Tensor,
+        steps: int,
+        p: Mapping[str, Tensor] | None = None,
+        *,
+        noise: Tensor | None = None,
+        keep_states: bool = True,
+    ) -> Trajectory:
+        """``N`` policies with ``R`` rollouts each as one batch of ``N R`` rollouts, one policy after the other.
 
         Args:
             parameters: the policies' parameters by name as in ``policy.named_parameters()``, each ``[N, ...]``.
             x0: initial states, the same for all policies ``[R, n]`` or their own ``[N, R, n]``.
             p: physical parameters, ``[]`` or one value a rollout, ``[R]`` or ``[N, R]``.
+            noise: ``[steps, R, m]``, the same for all policies.
+            keep_states: False saves the memory of the trajectory's states.
 
         Raises:
             ValueError: a parameter is missing or has another shape.
@@ -184,21 +213,44 @@ class Rollout:
                 raise ValueError(
                     f"population: {name} has the shape {tuple(stack.shape)}, expected {(members, *own[name].shape)}"
                 )
+        if not members:
+            raise ValueError("population: there are no policies in it")
         states = x0.expand(members, *x0.shape) if x0.ndim == 2 else x0
         if states.ndim != 3 or len(states) != members:
             raise ValueError(f"population: x0 {tuple(x0.shape)} is neither [R, n] nor [{members}, R, n]")
         rollouts = states.shape[1]
         p = self.env.params(x0) if p is None else p
         each = {k: v.expand(members, rollouts).reshape(-1) if v.ndim else v for k, v in p.items()}
-        inputs = self._inputs(states.reshape(-1, states.shape[-1]), steps, each, None, None, None)
+        if noise is not None:
+            if noise.ndim != 3 or noise.shape[1] != rollouts:
+                raise ValueError(f"population: noise {tuple(noise.shape)} is not [steps, {rollouts}, m]")
+            noise = noise.repeat(1, members, 1)
+        inputs = self._inputs(states.reshape(-1, states.shape[-1]), steps, each, noise, None, None)
         stacked = {
             id(own[name]): stack.detach().to(x0.dtype).contiguous() for name, stack in parameters.items()
         }
-        inputs = replace(inputs, members=members, stacked=stacked)
+        named = {name: stacked[id(own[name])] for name in own}
+        inputs = replace(inputs, members=members, stacked=stacked, act_together=self._act_of(named))
         engine = self._engine(inputs, gradient=False)
-        costs = engine.forward(inputs, keep_states=False)[0].costs
-        assert costs is not None
-        return costs.sum(0).reshape(members, rollouts)
+        return _trajectory(engine.forward(inputs, keep_states)[0])
+
+    def _act_of(self, stacked: dict[str, Tensor]) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """Actions ``[N R, m]`` of ``N`` policies at once."""
+        policy = self.policy
+        assert policy is not None
+        members = len(next(iter(stacked.values())))
+
+        def act(one: dict[str, Tensor], observation: Tensor, noise: Tensor | None) -> Tensor:
+            given = (observation,) if noise is None else (observation, noise)
+            return torch.func.functional_call(policy, one, given)
+
+        def together(x: Tensor, noise: Tensor | None) -> Tensor:
+            observation = self.env.observe(x).unflatten(0, (members, -1))
+            split = None if noise is None else noise.unflatten(0, (members, -1))
+            in_dims = (0, 0, None if noise is None else 0)
+            return torch.func.vmap(act, in_dims=in_dims)(stacked, observation, split).flatten(0, 1)
+
+        return together
 
     def _inputs(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any, cast
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from diffsim.rollouts.inputs import Engine, Inputs, Outcome
 from diffsim.rollouts.noise import Noise
+
+logger = logging.getLogger("diffsim")
 
 
 class Stepwise(Engine):
@@ -34,7 +37,7 @@ class Stepwise(Engine):
 
     def forward(self, inputs: Inputs, keep_states: bool) -> tuple[Outcome, None]:
         if inputs.members > 1:
-            return _one_after_the_other(self, inputs, keep_states), None
+            return _members(inputs, keep_states), None
         with torch.no_grad():
             return self._forward(inputs, keep_states), None
 
@@ -142,6 +145,23 @@ def _add(total: dict[Any, Tensor], terms: dict[Any, Tensor]) -> None:
         total[name] = total[name] + term if name in total else term
 
 
+def _members(inputs: Inputs, keep_states: bool) -> Outcome:
+    """A population's rollouts as one batch, or where the policy does not allow that one policy after the other."""
+    assert inputs.act_together is not None
+    together = replace(inputs, act=inputs.act_together, members=1)
+    with torch.no_grad():
+        try:
+            inputs.act_together(inputs.x0, inputs.noise_at(0))
+        except RuntimeError as error:
+            # torch.vmap refuses what it cannot see through, such as batch norm and own Functions without a rule.
+            logger.warning(
+                "a population of policies that torch.vmap cannot batch is driven one policy after the other: %s",
+                str(error).splitlines()[0],
+            )
+            return _one_after_the_other(Stepwise(), inputs, keep_states)
+        return Stepwise()._forward(together, keep_states)
+
+
 def _one_after_the_other(engine: Stepwise, inputs: Inputs, keep_states: bool) -> Outcome:
     """A population's policies in turn; their parameters are put back afterwards."""
     each = len(inputs.x0) // inputs.members
@@ -154,9 +174,9 @@ def _one_after_the_other(engine: Stepwise, inputs: Inputs, keep_states: bool) ->
             for key, stack in inputs.stacked.items():
                 own[key].detach().copy_(stack[k])
             p = {name: v[part] if v.ndim else v for name, v in inputs.p.items()}
-            outcomes.append(
-                engine.forward(replace(inputs, x0=inputs.x0[part], p=p, members=1), keep_states)[0]
-            )
+            noise = inputs.noise[:, part] if isinstance(inputs.noise, Tensor) else inputs.noise
+            one = replace(inputs, x0=inputs.x0[part], p=p, noise=noise, members=1)
+            outcomes.append(engine.forward(one, keep_states)[0])
     finally:
         for key, q in own.items():
             q.detach().copy_(before[key])

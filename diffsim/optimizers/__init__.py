@@ -1,0 +1,110 @@
+"""Optimizers behind one contract: first order, quasi-Newton, populations, and hand-overs between them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffsim.config import Named, load_class, validate
+from diffsim.errors import ConfigError
+from diffsim.optimizers.base import Optimizer, Scenarios, StepReport
+from diffsim.optimizers.first_order import any_first_order, optimizer_classes
+from diffsim.optimizers.objective import Gradient, Objective, Samples, Vector
+from solvers.catalogue import Catalogue, unknown
+
+__all__ = [
+    "OPTIMIZERS",
+    "Gradient",
+    "Objective",
+    "Optimizer",
+    "Samples",
+    "Scenarios",
+    "StepReport",
+    "Vector",
+    "make_optimizer",
+    "optimizer_class",
+    "optimizer_settings",
+]
+
+_FIRST, _QUASI = "diffsim.optimizers.first_order", "diffsim.optimizers.quasi_newton"
+_POPULATION = "diffsim.optimizers.population"
+
+OPTIMIZERS = Catalogue(
+    "optimizer",
+    {
+        "sgd": f"{_FIRST}:SGD",
+        "momentum": f"{_FIRST}:Momentum",
+        "nesterov": f"{_FIRST}:Nesterov",
+        "adagrad": f"{_FIRST}:AdaGrad",
+        "rmsprop": f"{_FIRST}:RMSprop",
+        "adam": f"{_FIRST}:Adam",
+        "adamw": f"{_FIRST}:AdamW",
+        "lars": f"{_FIRST}:LARS",
+        "lamb": f"{_FIRST}:Lamb",
+        "lbfgs": f"{_QUASI}:LBFGS",
+        "lbfgsb": f"{_QUASI}:LBFGSB",
+        "cma_es": f"{_POPULATION}.cma_es:CMAES",
+        "openai_es": f"{_POPULATION}.gradients:OpenAIES",
+        "pgpe": f"{_POPULATION}.gradients:PGPE",
+        "pso": f"{_POPULATION}.swarms:PSO",
+        "differential_evolution": f"{_POPULATION}.swarms:DifferentialEvolution",
+        "hand_over": "diffsim.optimizers.hand_over:HandOver",
+    },
+)
+
+
+def optimizer_class(name: str) -> type[Optimizer]:
+    """The class behind a name: one of the catalogue, any of torch.optim, or a dotted one such as ``torch.optim.NAdam``.
+
+    Also an :class:`Optimizer` or a torch optimizer of one's own, ``"my_file.py:MyOptimizer"``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known, torchs = {n: n for n in OPTIMIZERS}, optimizer_classes()
+    lower = name.lower()
+    if lower in known:
+        return load_class(OPTIMIZERS, lower)
+    if lower in torchs:
+        return any_first_order(torchs[lower])
+    if ":" in name:
+        found = load_class(OPTIMIZERS, name)
+    else:
+        module, _, attribute = name.rpartition(".")
+        if not module:
+            raise ConfigError(
+                unknown("optimizer", name, {*known, *torchs})
+                + " (or any other by its dotted name, such as torch.optim.NAdam)"
+            )
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"optimizer {name!r}: {error}") from None
+    if isinstance(found, type) and issubclass(found, Optimizer):
+        return found
+    if found is torch.optim.LBFGS:
+        return load_class(OPTIMIZERS, "lbfgs")
+    return any_first_order(found)
+
+
+def optimizer_settings(config: Named, section: str = "optimizer") -> Any:
+    """The validated options of the optimizer that ``config`` names.
+
+    Raises:
+        ConfigError: an unknown name or option, or an impossible value.
+    """
+    return validate(optimizer_class(config.name).Settings, config.options, section)
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], config: Named, seed: int = 0) -> Optimizer:
+    """The optimizer that ``config`` names, fresh.
+
+    Raises:
+        ConfigError: an unknown name or option, or an impossible value.
+    """
+    chosen = optimizer_class(config.name)
+    return chosen(parameters, validate(chosen.Settings, config.options, "optimizer"), seed)

@@ -1,0 +1,134 @@
+"""One optimizer that hands over to another: Adam to SGD, or a population's best to a gradient method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, field_validator
+from torch import nn
+
+from diffsim.config import Named, Settings
+from diffsim.optimizers.base import Optimizer, Scenarios
+from diffsim.optimizers.objective import Objective
+
+
+class HandOverSettings(Settings):
+    first: Named = Field(default=Named(name="adam"), validate_default=True)
+    """The optimizer that begins, by name with its options."""
+    then: Named = Field(default=Named(name="sgd"), validate_default=True)
+    """The one that goes on from where it came to."""
+    at: float = Field(default=0.5, gt=0, le=1)
+    """Share of the run after which it hands over at the latest; 1 for on a plateau only."""
+    patience: int | None = Field(default=None, ge=1)
+    """Steps without progress after which it hands over; None for never."""
+    threshold: float = Field(default=1e-3, ge=0)
+    """Smallest relative fall of the loss that counts as progress; it is averaged over ``patience / 4`` steps."""
+
+    @field_validator("first", "then", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("first", "then")
+    @classmethod
+    def _written_out(cls, value: Named, info: Any) -> Named:
+        """With the defaults of the optimizer, so that a run stores them."""
+        from diffsim.optimizers import optimizer_settings
+
+        options = optimizer_settings(value, f"optimizer.{info.field_name}").model_dump()
+        return Named(name=value.name, **options)
+
+
+class HandOver(Optimizer):
+    """Steps of ``first``, then steps of ``then`` from the best of the points that ``first`` suggests.
+
+    Where there are several (a population's mean and its best member), they are compared on the scenarios of the step
+    that hands over: the best value seen so far may have been a lucky draw.  Each schedule spans its own share of the
+    run.
+    """
+
+    Settings: ClassVar[type[HandOverSettings]] = HandOverSettings
+
+    def __init__(self, parameters: Iterable[nn.Parameter], settings: HandOverSettings, seed: int = 0) -> None:
+        from diffsim.optimizers import optimizer_class
+
+        super().__init__(parameters, settings, seed)
+        self._classes = [optimizer_class(part.name) for part in (settings.first, settings.then)]
+        self.handed_over = False
+        self.current = self._make(0)
+        self.calls_per_step = max(self.current.calls_per_step, self._make(1).calls_per_step)
+        self.span = (1.0, 1.0 - settings.at)
+        """What is still ahead of the run where the current optimizer begins and ends."""
+        self.smooth: float | None = None
+        self.lowest = float("inf")
+        self.waited = 0
+
+    def _make(self, which: int) -> Optimizer:
+        from diffsim.optimizers import optimizer_settings
+
+        part = (self.settings.first, self.settings.then)[which]
+        settings = optimizer_settings(part)
+        return self._classes[which](self.vector.parameters, settings, self.generator.initial_seed() + which)
+
+    def scenarios(self, batch: int) -> Scenarios:
+        return self.current.scenarios(batch)
+
+    def suggestions(self) -> list[torch.Tensor]:
+        return self.current.suggestions()
+
+    def _step(self, objective: Objective, remaining: float) -> tuple[float, float, bool]:
+        if not self.handed_over and self._due(remaining):
+            self._hand_over(objective, remaining)
+        begins, ends = self.span
+        share = min(1.0, max((remaining - ends) / (begins - ends), 1e-9))
+        report = self.current.step(objective, share)
+        self._saw(self.current.best_loss, self.current.best)
+        self._watch(report.loss)
+        return report.loss, report.grad_norm, report.finite
+
+    def _due(self, remaining: float) -> bool:
+        s = self.settings
+        by_time = 1.0 - remaining >= s.at - 1e-12
+        return by_time or (s.patience is not None and self.waited >= s.patience)
+
+    def _watch(self, loss: float) -> None:
+        """Count the steps since the averaged loss last fell."""
+        s = self.settings
+        if s.patience is None or loss - loss != 0.0:
+            return
+        rate = min(1.0, 4.0 / s.patience)
+        self.smooth = loss if self.smooth is None else self.smooth + rate * (loss - self.smooth)
+        if self.smooth < self.lowest - s.threshold * abs(self.lowest if self.lowest < float("inf") else 0.0):
+            self.lowest, self.waited = self.smooth, 0
+        else:
+            self.waited += 1
+
+    def _hand_over(self, objective: Objective, remaining: float) -> None:
+        points = self.current.suggestions()
+        if len(points) > 1:
+            values = objective.values(torch.stack(points))
+            values = torch.where(values.isfinite(), values, torch.inf)
+            points = [points[int(values.argmin())]]
+        self.vector.write(points[0])
+        self.current = self._make(1)
+        self.span = (remaining, 0.0)
+        self.handed_over = True
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "handed_over": self.handed_over,
+            "span": list(self.span),
+            "smooth": self.smooth,
+            "lowest": self.lowest,
+            "waited": self.waited,
+            "current": self.current.state_dict(),
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.handed_over = state["handed_over"]
+        self.span = (state["span"][0], state["span"][1])
+        self.smooth, self.lowest, self.waited = state["smooth"], state["lowest"], state["waited"]
+        self.current = self._make(int(self.handed_over))
+        self.current.load_state_dict(state["current"])
