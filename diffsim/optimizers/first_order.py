@@ -114,7 +114,7 @@ class LARSSettings(FirstOrderSettings):
     momentum: Fraction = 0.9
     dampening: Fraction = 0.0
     weight_decay: float = Field(default=0.0, ge=0)
-    trust_coefficient: float = Field(default=0.04, gt=0)
+    trust_coefficient: float = Field(default=0.02, gt=0)
     """A matrix of weights moves by this share of its norm, times lr; vectors, such as biases, as under momentum."""
     nesterov: bool = False
 
@@ -197,11 +197,10 @@ class FirstOrder(Optimizer):
             return found.loss, found.norm, False
         if self.settings.gradient == "first_order":
             self._saw(found.loss)
-        gradients = [g.clone() for g in found.parts]  # autograd may have handed out views of one buffer
         limit = self.settings.max_grad_norm
         if limit is not None and found.norm > limit:
-            torch._foreach_mul_(gradients, limit / found.norm)
-        for parameter, gradient in zip(self.vector.parameters, gradients, strict=True):
+            torch._foreach_mul_(found.parts, limit / found.norm)
+        for parameter, gradient in zip(self.vector.parameters, found.parts, strict=True):
             parameter.grad = gradient
         rates = self._set_rates(remaining)
         self.inner.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -55,7 +55,7 @@ class Gradient(NamedTuple):
     loss: float
     norm: float
     """Euclidean norm of the gradient."""
-    parts: Sequence[Tensor]
+    parts: list[Tensor]
     """The gradient, one tensor a parameter."""
 
     @property
