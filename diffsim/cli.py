@@ -232,6 +232,7 @@ def optimizers(name: str | None) -> None:
     if name is None:
         for known, path in OPTIMIZERS.items():
             kind = "needs gradients" if optimizer_class(known).needs_gradient else "needs values only"
+            kind = "one, then another" if known == "hand_over" else kind
             click.echo(f"{known:22s} {kind:17s} {path}")
         others = sorted(set(optimizer_classes()) - set(OPTIMIZERS))
         click.echo(f"also of torch.optim: {', '.join(others)}; others by their dotted name")

@@ -217,6 +217,8 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
             # A bare string where a section belongs is its name: env = "pendulum".
             section = {"name": value} if isinstance(value, str) and key in _NAMED_SECTIONS else value
             old = result.get(key)
+            if isinstance(old, str) and isinstance(section, Mapping):
+                old = {"name": old}  # --set optimizer.first=cma_es --set optimizer.first.sigma=0.5
             if isinstance(section, Mapping) and isinstance(old, Mapping):
                 renamed = "name" in section and str(section["name"]).lower() != str(old.get("name")).lower()
                 result[key] = dict(section) if renamed else merge(old, section)

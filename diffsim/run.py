@@ -17,7 +17,7 @@ from diffsim.algorithms import ALGORITHMS
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.config import Named, RunConfig, load_class, load_config, validate
 from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
-from diffsim.optimizers import optimizer_settings
+from diffsim.optimizers import canonical, optimizer_settings
 from diffsim.policy import make_policy
 from diffsim.progress import Progress
 from diffsim.runfile import COLUMNS, RunFile, Writer, already_there, checkpoint_writer, history_writer
@@ -92,7 +92,7 @@ def resolve(config: RunConfig) -> RunConfig:
             "env": Named(name=config.env.name, **constants),
             "algorithm": Named(name=config.algorithm.name, **settings.model_dump()),
             "optimizer": Named(
-                name=config.optimizer.name, **optimizer_settings(config.optimizer).model_dump()
+                name=canonical(config.optimizer.name), **optimizer_settings(config.optimizer).model_dump()
             ),
         }
     )
@@ -196,10 +196,10 @@ class Run:
         run = cls(file, config, build_algorithm(config))
         try:
             run.algorithm.load_state_dict(file.checkpoint("last"))
-        except KeyError as error:
+        except (KeyError, ConfigError) as error:
             raise RunFileError(
-                f"the checkpoint in {file.path} lacks {error}: another version of diffsim wrote it. Its policy can be "
-                "evaluated, but the run cannot go on; start a new one"
+                f"the checkpoint in {file.path} does not fit ({error}): another version of diffsim wrote it. Its "
+                "policy can be evaluated, but the run cannot go on; start a new one"
             ) from error
         run.history = {name: column.tolist() for name, column in file.history().items()}
         best = file.checkpoints().get("best")
@@ -294,11 +294,14 @@ class Run:
         return sections
 
     def _why_it_diverged(self, record: Record) -> str:
+        options = resolve(self.config).optimizer.options
+        hints = [f"a smaller optimizer.{name}" for name in ("lr", "sigma", "radius") if options.get(name)]
+        hints += ["optimizer.max_grad_norm=1"] if "max_grad_norm" in options else []
         return (
             f"{MAX_DROPPED_IN_A_ROW} updates in a row were dropped, the last at update "
-            f"{self.updates_done}: {record.dropped}. The policy before them is in {self.file.path}. Try a "
-            "smaller optimizer.lr, optimizer.max_grad_norm=1 or dtype=float64; if it starts at "
-            "once, put the simulator through robotics_envs.check_env"
+            f"{self.updates_done}: {record.dropped}. The policy before them is in {self.file.path}. Try "
+            f"{', '.join([*hints, 'dtype=float64'])}; if it starts at once, put the simulator through "
+            "robotics_envs.check_env"
         )
 
     def _how_to_go_on(self) -> str:
@@ -326,6 +329,8 @@ def _refuse_changes(config: RunConfig, values: Mapping[str, Any]) -> None:
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
+        if old.get("name") != new.get("name"):  # options of another class are no changes of these
+            return [(f"{key}.name", old.get("name"), new.get("name"))]
         return [
             difference
             for name in {**old, **new}

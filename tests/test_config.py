@@ -109,6 +109,17 @@ def test_toml_files(tmp_path):
         read_toml(tmp_path / "missing.toml")
 
 
+def test_a_nested_section_may_be_named_before_its_options_are_given():
+    layers = [
+        {"optimizer": "hand_over"},
+        {"optimizer": {"first": "cma_es"}},
+        {"optimizer": {"first": {"sigma": 0.5}}},
+    ]
+    options = resolve(load_config({"env": "pendulum"}, *layers)).optimizer.options
+    assert options["first"]["name"] == "cma_es"
+    assert options["first"]["sigma"] == 0.5
+
+
 def test_merge_does_not_touch_its_layers():
     first = {"optimizer": {"name": "adam", "lr": 1}}
     merge(first, {"optimizer": {"lr": 2}})

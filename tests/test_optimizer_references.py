@@ -125,10 +125,11 @@ def test_lbfgs_steps_as_torch_does(max_eval):
 @pytest.mark.parametrize("max_iter", [1, 4])
 def test_lbfgs_without_a_line_search_steps_as_torch_does(max_iter):
     """torch does not evaluate where such a step ends; it must be kept all the same, and so the curvature."""
-    options = {"lr": 0.1, "max_iter": max_iter, "history_size": 6, "line_search_fn": None}
+    options = {"lr": 0.1, "max_iter": max_iter, "history_size": 6}
     ours, theirs = nn.Parameter(START.clone()), nn.Parameter(START.clone())
-    optimizer = build("lbfgs", [ours], tolerance_grad=1e-9, tolerance_change=1e-14, **options)
-    library = torch.optim.LBFGS([theirs], tolerance_grad=1e-9, tolerance_change=1e-14, **options)
+    tolerances = {"tolerance_grad": 1e-9, "tolerance_change": 1e-14}
+    optimizer = build("lbfgs", [ours], line_search_fn="none", **tolerances, **options)
+    library = torch.optim.LBFGS([theirs], **tolerances, **options)
 
     def closure():
         library.zero_grad()

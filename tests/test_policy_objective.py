@@ -241,6 +241,29 @@ def test_windows_that_stay_do_so_with_their_noise_and_others_go_on():
     assert not (new_noise[:, 4:] == noise[:, :6]).any()
 
 
+def test_all_windows_may_stay():
+    a = build(batch=6, optimizer={"name": "lbfgs", "overlap": 1.0})
+    a.step()
+    x, noise = a._windows
+    a.step()
+    assert torch.equal(a._windows[0], x)
+    assert torch.equal(a._windows[1], noise)
+
+
+def test_handing_over_to_a_gradient_where_there_is_none_is_an_error():
+    """The critic at the end of a window has a gradient, but none that reaches the policy."""
+    first = {"name": "cma_es", "members": 6}
+    a = build(
+        env="test_policy_objective:Blind",
+        optimizer={"name": "hand_over", "first": first, "then": "adam"},
+        updates=4,
+    )
+    for _ in range(2):
+        a.step()
+    with pytest.raises(ConfigError, match="does not depend on the policy"):
+        a.step()
+
+
 def test_frozen_parameters_stay_as_they_are():
     a = build("full_horizon", optimizer={"name": "cma_es", "members": 6}, policy={"hidden": [4]})
     layer = a.policy.network[0]

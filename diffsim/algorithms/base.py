@@ -49,8 +49,7 @@ class Algorithm(abc.ABC):
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.rollout = Rollout(env, policy, expected_steps=env.episode_steps)
         """What simulates; an algorithm that simulates more than evaluations makes its own."""
-        trained = [q for q in policy.parameters() if q.requires_grad]
-        self.optimizer = make_optimizer(trained, config.optimizer, config.seed)
+        self.optimizer = make_optimizer(policy.parameters(), config.optimizer, config.seed)
         self.updates_done = 0
 
     def returns(self, x: States) -> Costs:

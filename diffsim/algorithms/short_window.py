@@ -106,7 +106,7 @@ class ShortWindow(Algorithm):
             self._fit_critic(states, costs)
             self._ends = states[-1]
         else:
-            dropped = _what_is_not_finite(states, costs)
+            dropped = _what_is_not_finite(states, costs, report.gradients > 0)
             self._ends, self._data = None, []
         self.updates_done += 1
         return Record(
@@ -139,13 +139,11 @@ class ShortWindow(Algorithm):
     def _starts(self, count: int, kept: int) -> Tensor:
         """``[count, n]``: afresh from the state box, or where one of the windows that do not stay has ended."""
         s = self.settings
-        fresh = (
-            self.env.state_box.sample(count, self.generator, self.dtype)
-            if count
-            else self._middle.new_empty(0)
-        )
-        if self._ends is None or not count:
-            return fresh.reshape(count, -1)
+        if not count:
+            return self._middle.new_empty(0, len(self._middle))
+        fresh = self.env.state_box.sample(count, self.generator, self.dtype)
+        if self._ends is None:
+            return fresh
         ends = self._ends[: len(self._ends) - kept][:count]
         ends = torch.cat((ends, fresh[len(ends) :]))
         near = ((ends - self._middle).abs() <= s.reach * self._half_size) | self._is_angle
@@ -240,11 +238,12 @@ class CostToGo(nn.Module):
         return self.value(self.policy.normalise(self.env.observe(x)))
 
 
-def _what_is_not_finite(states: Tensor, costs: Tensor) -> str:
+def _what_is_not_finite(states: Tensor, costs: Tensor, gradient: bool) -> str:
     """How many rollouts went wrong, and when."""
     finite = states[1:].isfinite().all(dim=-1) & costs.isfinite()
     wrong = ~finite.all(dim=0)
     if not wrong.any():
-        return "the gradient is not finite though every rollout is"
+        what = "the gradient or the step is" if gradient else "the values of all members are"
+        return f"{what} not finite though every rollout of the policy is"
     first = int((~finite[:, wrong]).any(dim=1).int().argmax())
     return f"{int(wrong.sum())} of {len(wrong)} rollouts not finite, first at control interval {first + 1}"

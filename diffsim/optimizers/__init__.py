@@ -25,6 +25,7 @@ __all__ = [
     "Scenarios",
     "StepReport",
     "Vector",
+    "canonical",
     "make_optimizer",
     "optimizer_class",
     "optimizer_settings",
@@ -65,9 +66,9 @@ def optimizer_class(name: str) -> type[Optimizer]:
     Raises:
         ConfigError: there is none.
     """
-    known, torchs = {n: n for n in OPTIMIZERS}, optimizer_classes()
-    lower = name.lower()
-    if lower in known:
+    torchs = optimizer_classes()
+    lower = canonical(name)
+    if lower in OPTIMIZERS:
         return load_class(OPTIMIZERS, lower)
     if lower in torchs:
         return any_first_order(torchs[lower])
@@ -77,7 +78,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
         module, _, attribute = name.rpartition(".")
         if not module:
             raise ConfigError(
-                unknown("optimizer", name, {*known, *torchs})
+                unknown("optimizer", name, {*OPTIMIZERS, *torchs})
                 + " (or any other by its dotted name, such as torch.optim.NAdam)"
             )
         try:
@@ -91,6 +92,12 @@ def optimizer_class(name: str) -> type[Optimizer]:
     return any_first_order(found)
 
 
+def canonical(name: str) -> str:
+    """The name in the catalogue that ``name`` means, such as cma_es for CMA-ES; any other as it is."""
+    lower = name.lower().replace("-", "_")
+    return lower if lower in OPTIMIZERS or lower in optimizer_classes() else name
+
+
 def optimizer_settings(config: Named, section: str = "optimizer") -> Any:
     """The validated options of the optimizer that ``config`` names.
 
@@ -100,11 +107,12 @@ def optimizer_settings(config: Named, section: str = "optimizer") -> Any:
     return validate(optimizer_class(config.name).Settings, config.options, section)
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: Named, seed: int = 0) -> Optimizer:
+def make_optimizer(parameters: Iterable[nn.Parameter], config: Named | str, seed: int = 0) -> Optimizer:
     """The optimizer that ``config`` names, fresh.
 
     Raises:
         ConfigError: an unknown name or option, or an impossible value.
     """
+    config = Named(name=config) if isinstance(config, str) else config
     chosen = optimizer_class(config.name)
     return chosen(parameters, validate(chosen.Settings, config.options, "optimizer"), seed)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffsim.config import Settings as AnySettings
+from diffsim.errors import ConfigError
 from diffsim.optimizers.objective import Objective, Vector
 
 
@@ -50,7 +51,8 @@ class Optimizer(abc.ABC):
         seed: of everything random in the optimizer.
     """
 
-    Settings: ClassVar[type[AnySettings]]
+    Settings: ClassVar[type[AnySettings]] = AnySettings
+    """The options it takes; none by default."""
     needs_gradient: ClassVar[bool] = True
     calls_per_step: int = 1
     """How often a step calls the objective, roughly: what decides whether compiling it is worth while."""
@@ -94,6 +96,8 @@ class Optimizer(abc.ABC):
     def state_dict(self) -> dict[str, Any]:
         """Everything that later steps depend on beside the parameters: tensors, numbers, strings, dicts, lists."""
         return {
+            "kind": type(self).__name__,
+            "size": len(self.vector),
             "best_loss": self.best_loss,
             "best": self.best.cpu(),
             "generator": self.generator.get_state(),
@@ -101,7 +105,16 @@ class Optimizer(abc.ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where ``state_dict`` was taken; the parameters must be as they were then."""
+        """Go on from where ``state_dict`` was taken; the parameters must be as they were then.
+
+        Raises:
+            ConfigError: it is the state of another kind of optimizer, or of another number of parameters.
+        """
+        stored, own = (state.get("kind"), state.get("size")), (type(self).__name__, len(self.vector))
+        if stored != own:
+            raise ConfigError(
+                f"a state of {stored[0]} for {stored[1]} parameters does not fit {own[0]} for {own[1]} parameters"
+            )
         self.best_loss = state["best_loss"]
         self.best = state["best"].to(self.vector.device)
         self.generator.set_state(state["generator"])

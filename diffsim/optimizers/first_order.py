@@ -28,6 +28,8 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 # SparseAdam needs sparse gradients and Muon only matrices; neither can train a policy network.
 _UNUSABLE = {"Optimizer", "SparseAdam", "Muon", "LBFGS"}
+# How torch computes is chosen here; a loss is minimised.
+_NOT_OPTIONS = {"foreach", "fused", "differentiable", "capturable", "maximize"}
 
 
 class FirstOrderSettings(Settings):
@@ -166,8 +168,7 @@ class FirstOrder(Optimizer):
     def _construct(self, inner: type[torch.optim.Optimizer]) -> torch.optim.Optimizer:
         options = self.options()
         known = inspect.signature(inner).parameters
-        chosen = {"foreach", "differentiable", "capturable"} & options.keys()
-        if "fused" in known and not chosen and self.vector.device.type in ("cpu", "cuda"):
+        if "fused" in known and self.vector.device.type in ("cpu", "cuda"):
             options.setdefault("fused", True)
         try:
             return inner(self.vector.parameters, **options)
@@ -197,18 +198,28 @@ class FirstOrder(Optimizer):
             return found.loss, found.norm, False
         if self.settings.gradient == "first_order":
             self._saw(found.loss)
+        # Autograd may have handed out one number for all components of a tensor.
+        gradients = [g.clone(memory_format=torch.contiguous_format) for g in found.parts]
         limit = self.settings.max_grad_norm
         if limit is not None and found.norm > limit:
-            torch._foreach_mul_(found.parts, limit / found.norm)
-        for parameter, gradient in zip(self.vector.parameters, found.parts, strict=True):
+            torch._foreach_mul_(gradients, limit / found.norm)
+        for parameter, gradient in zip(self.vector.parameters, gradients, strict=True):
             parameter.grad = gradient
         rates = self._set_rates(remaining)
+        parameters = [p.detach() for p in self.vector.parameters]
+        before = [p.clone() for p in parameters]
         self.inner.step()
+        if not bool(torch.stack(torch._foreach_norm(parameters)).isfinite().all()):
+            torch._foreach_copy_(parameters, before)  # the step overflowed
+            return found.loss, found.norm, False
         if self.scheduler is not None:
             for group, rate in zip(self.inner.param_groups, rates, strict=True):
                 group["lr"] = rate
             by_loss = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-            self.scheduler.step(*([found.loss] if by_loss else []))
+            try:
+                self.scheduler.step(*([found.loss] if by_loss else []))
+            except ValueError as error:
+                raise ConfigError(f"optimizer.schedule {self.settings.schedule}: {error}") from None
         return found.loss, found.norm, True
 
     def _gradient(self, objective: Objective) -> Gradient:
@@ -352,14 +363,18 @@ def any_first_order(inner: type[torch.optim.Optimizer]) -> type[FirstOrder]:
         raise ConfigError(f"optimizer {inner!r} is no subclass of torch.optim.Optimizer")
     if inner.__name__ in _UNUSABLE:
         raise ConfigError(f"optimizer {inner.__name__} cannot train a policy's dense vectors and matrices")
-    signature = inspect.signature(inner).parameters
-    known = [name for name, q in list(signature.items())[1:] if q.kind is not inspect.Parameter.VAR_KEYWORD]
+    closure = inspect.signature(inner.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"optimizer {inner.__name__} evaluates the loss itself; its step must do without a closure"
+        )
+    known = own_options(inner)
 
     class OwnSettings(AnySettings):
         def __init__(self, **values: Any) -> None:
             for key in values:
                 if key not in known and key not in FirstOrderSettings.model_fields:
-                    names = [f"optimizer.{k}" for k in (*known, *FirstOrderSettings.model_fields)]
+                    names = {f"optimizer.{k}" for k in (*known, *FirstOrderSettings.model_fields)}
                     raise ConfigError(unknown("key", f"optimizer.{key}", names))
             super().__init__(**values)
 
@@ -374,4 +389,13 @@ def any_first_order(inner: type[torch.optim.Optimizer]) -> type[FirstOrder]:
             given = {k: tuple(v) if isinstance(v, list) else v for k, v in super().options().items()}
             return {k: v for k, v in given.items() if not (k == "lr" and v is None)}
 
+    Any_.__name__ = inner.__name__
     return Any_
+
+
+def own_options(inner: type[torch.optim.Optimizer]) -> list[str]:
+    """What can be set of a class of torch's kind, beside its parameters and how it computes."""
+    known = list(inspect.signature(inner).parameters.values())[1:]
+    return [
+        q.name for q in known if q.kind is not inspect.Parameter.VAR_KEYWORD and q.name not in _NOT_OPTIONS
+    ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 
 from diffsim.config import Named, Settings
@@ -28,12 +28,14 @@ class HandOverSettings(Settings):
 
     @field_validator("first", "then", mode="before")
     @classmethod
-    def _by_name(cls, value: Any) -> Any:
+    def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, Mapping) and "name" not in value:
+            return {"name": cls.model_fields[str(info.field_name)].default.name, **value}
         return {"name": value} if isinstance(value, str) else value
 
     @field_validator("first", "then")
     @classmethod
-    def _written_out(cls, value: Named, info: Any) -> Named:
+    def _written_out(cls, value: Named, info: ValidationInfo) -> Named:
         """With the defaults of the optimizer, so that a run stores them."""
         from diffsim.optimizers import optimizer_settings
 

@@ -20,10 +20,11 @@ class Vector:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self.parameters = list(parameters)
-        if not self.parameters:
-            raise ConfigError("there is nothing to optimize: the policy has no trainable parameters")
+        # Frozen ones stay as they are.
+        self.parameters = [p for p in parameters if p.requires_grad]
         self.sizes = [p.numel() for p in self.parameters]
+        if not sum(self.sizes):
+            raise ConfigError("there is nothing to optimize: the policy has no trainable parameters")
         self.device = self.parameters[0].device
 
     def __len__(self) -> int:
@@ -121,14 +122,16 @@ class Objective:
         self.evaluations += 1
         self.gradients += 1
         with torch.enable_grad():
-            loss = self._loss()
-        if not loss.requires_grad:
+            loss = self._scalar()
+        parts: tuple[Tensor | None, ...] = (None,)
+        if loss.requires_grad:
+            parts = torch.autograd.grad(loss, self.vector.parameters, allow_unused=True)
+        if all(part is None for part in parts):
             raise ConfigError(
                 "the loss does not depend on the policy: the cost ignores states and actions, something detaches "
                 "them, or the simulator has no gradient (cma_es, pgpe and the other population optimizers need "
                 "none); robotics_envs.check_env tells which"
             )
-        parts = torch.autograd.grad(loss, self.vector.parameters, allow_unused=True)
         held = [
             torch.zeros_like(q) if g is None else g
             for q, g in zip(self.vector.parameters, parts, strict=True)
@@ -142,17 +145,28 @@ class Objective:
         self.evaluations += len(candidates)
         if self._population is not None:
             with torch.no_grad():
-                return self._population(candidates.to(self.vector.device)).detach().cpu().double()
+                found = self._population(candidates.to(self.vector.device))
+            if not isinstance(found, Tensor) or found.shape != (len(candidates),):
+                raise ConfigError(
+                    f"a population's values must be a tensor of shape [{len(candidates)}], got {_told(found)}"
+                )
+            return found.detach().cpu().double()
         before = self.vector.read()
         values = []
         try:
             with torch.no_grad():
                 for candidate in candidates:
                     self.vector.write(candidate)
-                    values.append(float(self._loss()))
+                    values.append(float(self._scalar()))
         finally:
             self.vector.write(before)
         return torch.tensor(values, dtype=torch.float64)
+
+    def _scalar(self) -> Tensor:
+        loss = self._loss()
+        if not isinstance(loss, Tensor) or loss.ndim:
+            raise ConfigError(f"the loss must be a tensor without dimensions, got {_told(loss)}")
+        return loss
 
     def samples(self, groups: int, smoothing: float | None, generator: torch.Generator) -> Samples:
         """Estimates of the gradient of the objective smoothed by noise, see :mod:`diffsim.optimizers.alpha_order`.
@@ -191,3 +205,11 @@ class Objective:
         return Samples(
             lowest, torch.tensor(losses, dtype=torch.float64), torch.stack(first), torch.stack(zeroth)
         )
+
+
+def _told(value: object) -> str:
+    return (
+        f"one of shape {list(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"{type(value).__name__} {value!r}"
+    )

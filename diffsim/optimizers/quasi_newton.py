@@ -50,7 +50,7 @@ class LBFGSSettings(QuasiNewtonSettings):
     """A step ends where the largest component of the gradient is below."""
     tolerance_change: float = Field(default=1e-12, ge=0)
     """A step ends where loss or parameters change by less."""
-    line_search_fn: Literal["strong_wolfe"] | None = "strong_wolfe"
+    line_search_fn: Literal["strong_wolfe", "none"] = "strong_wolfe"
 
 
 class LBFGSBSettings(QuasiNewtonSettings):
@@ -150,7 +150,7 @@ class LBFGS(QuasiNewton):
             tolerance_grad=s.tolerance_grad,
             tolerance_change=s.tolerance_change,
             history_size=s.history_size,
-            line_search_fn=s.line_search_fn,
+            line_search_fn=None if s.line_search_fn == "none" else s.line_search_fn,
         )
 
     def _step(self, objective: Objective, remaining: float) -> tuple[float, float, bool]:

@@ -65,7 +65,11 @@ class Population(Optimizer):
             lowest = self._generation(objective)
         except NothingFiniteError as error:
             return error.value, float("nan"), False
+        before = self.vector.read()
         self.vector.write(self._centre().to(self.vector.device))
+        if not bool(self.vector.read().isfinite().all()):
+            self.vector.write(before)  # the search has run out of what the policy's numbers can hold
+            return lowest, float("nan"), False
         return lowest, float("nan"), True
 
     @abc.abstractmethod

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from diffsim.optimizers.objective import Objective
@@ -48,12 +48,6 @@ class DifferentialEvolutionSettings(SwarmSettings):
     """Of the difference; this and the next are EvoX's defaults."""
     crossover: float = Field(default=0.9, gt=0, le=1)
     """Probability that a parameter is the mutant's."""
-
-    @model_validator(mode="after")
-    def _differences(self) -> DifferentialEvolutionSettings:
-        if self.base == "best" and self.members < 5:
-            raise ValueError(f"members = {self.members} must be at least 5")
-        return self
 
 
 class Swarm(Population):
