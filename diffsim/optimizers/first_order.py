@@ -209,18 +209,23 @@ class FirstOrder(Optimizer):
         parameters = [p.detach() for p in self.vector.parameters]
         before = [p.clone() for p in parameters]
         self.inner.step()
+        if self.scheduler is not None:  # it goes on from its own rates, without the warm-up
+            for group, rate in zip(self.inner.param_groups, rates, strict=True):
+                group["lr"] = rate
         if not bool(torch.stack(torch._foreach_norm(parameters)).isfinite().all()):
             torch._foreach_copy_(parameters, before)  # the step overflowed
             return found.loss, found.norm, False
-        if self.scheduler is not None:
-            for group, rate in zip(self.inner.param_groups, rates, strict=True):
-                group["lr"] = rate
-            by_loss = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-            try:
-                self.scheduler.step(*([found.loss] if by_loss else []))
-            except ValueError as error:
-                raise ConfigError(f"optimizer.schedule {self.settings.schedule}: {error}") from None
+        self._advance_scheduler(found.loss)
         return found.loss, found.norm, True
+
+    def _advance_scheduler(self, loss: float) -> None:
+        if self.scheduler is None:
+            return
+        by_loss = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        try:
+            self.scheduler.step(*([loss] if by_loss else []))
+        except ValueError as error:
+            raise ConfigError(f"optimizer.schedule {self.settings.schedule}: {error}") from None
 
     def _gradient(self, objective: Objective) -> Gradient:
         s = self.settings

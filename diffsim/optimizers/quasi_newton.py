@@ -12,6 +12,7 @@ of its loss and gradient is then all that limits the line search.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -97,10 +98,15 @@ class QuasiNewton(Optimizer):
         """How many times a step failed and the next began without curvature."""
 
     def scenarios(self, batch: int) -> Scenarios:
-        s = self.settings
-        grown = min(round(batch * s.growth ** min(self.steps, 1000)), max(s.max_scenarios, batch))
-        before = min(round(batch * s.growth ** min(self.steps - 1, 1000)), grown)
-        return Scenarios(grown, round(s.overlap * before) if self.steps else 0)
+        kept = round(self.settings.overlap * self._grown(batch, self.steps - 1)) if self.steps else 0
+        return Scenarios(self._grown(batch, self.steps), kept)
+
+    def _grown(self, batch: int, steps: int) -> int:
+        """How many scenarios there are after so many steps."""
+        s, most = self.settings, max(self.settings.max_scenarios, batch)
+        # Beyond the step at which they are most, powers would overflow.
+        until = math.log(most / batch) / math.log(s.growth) + 1.0 if s.growth > 1.0 else 0.0
+        return min(round(batch * s.growth ** min(steps, math.ceil(until))), most)
 
     def _evaluate(self, objective: Objective, point: Tensor, seen: list[Seen]) -> Seen:
         self.vector.write(point)
