@@ -325,7 +325,7 @@ def scenarios_of_steps(batch, steps, **options):
         ({"growth": 1.5, "overlap": 1.0}, [(100, 0), (150, 100), (225, 150), (338, 225)]),
         ({"growth": 1.5, "max_scenarios": 180}, [(100, 0), (150, 50), (180, 75), (180, 90)]),
         ({"growth": 2.0, "max_scenarios": 10}, [(100, 0), (100, 50), (100, 50), (100, 50)]),
-        ({"growth": 1e200, "max_scenarios": 500}, [(100, 0), (500, 50), (500, 250), (500, 250)]),
+        ({"growth": 100.0, "max_scenarios": 500}, [(100, 0), (500, 50), (500, 250), (500, 250)]),
     ],
 )
 def test_scenarios_overlap_and_grow_as_stated(options, wanted):

@@ -38,7 +38,7 @@ class QuasiNewtonSettings(Settings):
     """Pairs of curvature kept."""
     overlap: float = Field(default=0.5, ge=0, le=1)
     """Share of the scenarios that the next step keeps; 1 never draws others."""
-    growth: float = Field(default=1.0, ge=1)
+    growth: float = Field(default=1.0, ge=1, le=100)
     """Factor of the number of scenarios from one step to the next."""
     max_scenarios: int = Field(default=4096, ge=1)
     """Where that growth ends."""
