@@ -138,7 +138,8 @@ def table(results: Mapping[str, Any]) -> str:
             for name in simulators
         )
         lines.append(
-            f"| `{label}` | {len(good)} of {len(every)} | {whole} of {len(simulators)} | {ranks[label]:.1f} "
+            f"| `{label}` | {len(good)} of {len(every)} | {whole} of {len(simulators)} "
+            f"| {'–' if label in LONGER else format(ranks[label], '.1f')} "
             f"| {costs(good, ' | ')} |"
         )
     for family, members in FAMILIES.items():
@@ -156,12 +157,13 @@ def table(results: Mapping[str, Any]) -> str:
 def mean_ranks(runs: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> dict[str, float]:
     """Every optimizer's rank by best return, 1 for the best, averaged over simulators and seeds.
 
-    Returns beyond the threshold count as the threshold: all runs that reach it share the first ranks.
+    Returns beyond the threshold count as the threshold: all runs that reach it share the first ranks.  Of runs of
+    equal length only: not of those in ``LONGER``.
     """
     found: dict[str, list[float]] = {label: [] for label in OPTIMIZERS}
     keys = sorted({(run["simulator"], run["seed"]) for run in runs})
     for key in keys:
-        at = [run for run in runs if (run["simulator"], run["seed"]) == key]
+        at = [r for r in runs if (r["simulator"], r["seed"]) == key and r["optimizer"] not in LONGER]
         best = [min(run.get("best", -float("inf")), limits[key[0]]) for run in at]
         for run, rank in zip(at, rankdata([-b for b in best]), strict=True):
             found[run["optimizer"]].append(float(rank))
