@@ -160,7 +160,7 @@ def test_a_terminal_sees_one_live_line(tmp_path):
         (["train"], "env is missing"),
         (
             ["trian"],
-            "unknown command 'trian'; did you mean 'train'? known: check, envs, evaluate, julia, optimizers, plot, render, show,",
+            "unknown command 'trian'; did you mean 'train'? known: check, envs, evaluate, julia, optimizers, plot,",
         ),
         (["check", "pendulm"], "did you mean 'pendulum'?"),
         (["check", "no_file.py:MyEnv"], "there is no file"),
