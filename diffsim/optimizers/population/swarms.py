@@ -43,7 +43,7 @@ class PSOSettings(SwarmSettings):
 
 class DifferentialEvolutionSettings(SwarmSettings):
     base: Literal["rand", "best"] = "best"
-    """The member that differences are added to; with "rand" thousands of parameters did not move in our runs."""
+    """The member that differences are added to."""
     weight: float = Field(default=0.5, gt=0, le=2)
     """Of the difference; this and the next are EvoX's defaults."""
     crossover: float = Field(default=0.9, gt=0, le=1)
