@@ -20,7 +20,6 @@ from diffsim.optimizers import (
 from diffsim.optimizers.conformance import ConformanceError, check_optimizer
 from diffsim.optimizers.first_order import Adam, AdamSettings, FirstOrder, optimizer_classes
 
-
 # Learning rates that lead half of the way down the suite's bowl in 80 steps.
 RATES = {
     "adadelta": {"lr": 10.0},
