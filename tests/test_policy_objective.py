@@ -188,6 +188,29 @@ def test_a_whole_population_is_one_batch():
     assert objective.evaluations == 500
 
 
+def test_policies_that_cannot_be_batched_go_one_after_the_other_and_it_is_said_once(caplog):
+    class Reading(torch.nn.Linear):
+        """Reads a number of its own, which torch.vmap refuses."""
+
+        def forward(self, x):
+            return super().forward(x) * (1.0 + 0.0 * self.bias.sum().item())
+
+    env, noise = Pendulum(), torch.zeros(4, 5, 1)
+    plain = make_policy(load_config({"env": "pendulum"}).policy, env, 0, torch.device("cpu"), torch.float32)
+    plain.network = torch.nn.Linear(3, 1)
+    reading = make_policy(load_config({"env": "pendulum"}).policy, env, 0, torch.device("cpu"), torch.float32)
+    reading.network = Reading(3, 1)
+    draws = torch.Generator().manual_seed(0)
+    stacks = {k: torch.randn(6, *q.shape, generator=draws) for k, q in plain.named_parameters()}
+    x = env.reset(5, draws)
+    batched, single = (Rollout(env, p, backend="eager") for p in (plain, reading))
+    with caplog.at_level("WARNING", logger="diffsim"):
+        got = [single.population(stacks, x, 4, noise=noise) for _ in range(2)]
+    assert torch.allclose(got[0], batched.population(stacks, x, 4, noise=noise), rtol=1e-5)
+    assert torch.equal(got[0], got[1])
+    assert sum("one policy after the other" in r.message for r in caplog.records) == 1
+
+
 @pytest.mark.parametrize("algorithm", ["short_window", "full_horizon"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_counts_every_rollout_and_resumes_to_the_bit(algorithm, family):

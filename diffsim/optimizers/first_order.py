@@ -383,7 +383,7 @@ def any_first_order(inner: type[torch.optim.Optimizer]) -> type[FirstOrder]:
                     raise ConfigError(unknown("key", f"optimizer.{key}", names))
             super().__init__(**values)
 
-    class Any_(FirstOrder):
+    class Wrapped(FirstOrder):
         Settings = OwnSettings
 
         @classmethod
@@ -394,8 +394,8 @@ def any_first_order(inner: type[torch.optim.Optimizer]) -> type[FirstOrder]:
             given = {k: tuple(v) if isinstance(v, list) else v for k, v in super().options().items()}
             return {k: v for k, v in given.items() if not (k == "lr" and v is None)}
 
-    Any_.__name__ = inner.__name__
-    return Any_
+    Wrapped.__name__ = inner.__name__
+    return Wrapped
 
 
 def own_options(inner: type[torch.optim.Optimizer]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import replace
 from typing import Any, cast
@@ -154,15 +155,20 @@ def _members(inputs: Inputs, keep_states: bool) -> Outcome:
             inputs.act_together(inputs.x0, inputs.noise_at(0))
         except RuntimeError as error:
             # torch.vmap refuses what it cannot see through, such as batch norm and own Functions without a rule.
-            logger.warning(
-                "a population of policies that torch.vmap cannot batch is driven one policy after the other: %s",
-                str(error).splitlines()[0],
-            )
-            return _one_after_the_other(Stepwise(), inputs, keep_states)
+            _say_once(str(error).splitlines()[0])
+            return _one_after_the_other(inputs, keep_states)
         return Stepwise()._forward(together, keep_states)
 
 
-def _one_after_the_other(engine: Stepwise, inputs: Inputs, keep_states: bool) -> Outcome:
+@functools.cache
+def _say_once(reason: str) -> None:
+    logger.warning(
+        "a population of policies that torch.vmap cannot batch is driven one policy after the other: %s",
+        reason,
+    )
+
+
+def _one_after_the_other(inputs: Inputs, keep_states: bool) -> Outcome:
     """A population's policies in turn; their parameters are put back afterwards."""
     each = len(inputs.x0) // inputs.members
     own = {id(q): q for module in inputs.modules for q in module.parameters()}
@@ -176,7 +182,7 @@ def _one_after_the_other(engine: Stepwise, inputs: Inputs, keep_states: bool) ->
             p = {name: v[part] if v.ndim else v for name, v in inputs.p.items()}
             noise = inputs.noise[:, part] if isinstance(inputs.noise, Tensor) else inputs.noise
             one = replace(inputs, x0=inputs.x0[part], p=p, noise=noise, members=1)
-            outcomes.append(engine.forward(one, keep_states)[0])
+            outcomes.append(Stepwise().forward(one, keep_states)[0])
     finally:
         for key, q in own.items():
             q.detach().copy_(before[key])
