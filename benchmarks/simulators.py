@@ -1,6 +1,6 @@
 """One set of settings on every simulator: ``python benchmarks/simulators.py --out benchmarks/results/simulators.json``.
 
-Trains each simulator of the catalogue for a few seeds with the default settings, and with one other set (``long``:
+Trains each simulator of the registry for a few seeds with the default settings, and with one other set (``long``:
 longer windows, less noise, more updates), and drives 64 episodes from the task's starts (generator seed 1): mean and
 worst return, next to the return of actions in the middle of their box, and, where there is a foreign twin, the mean
 return of 10 episodes in it.  ``--table`` prints the results as Markdown.  Every seed is kept, failures
@@ -93,7 +93,7 @@ def table(results: dict[str, Any]) -> str:
 @click.command()
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--settings", multiple=True, type=click.Choice(list(SETTINGS)), default=list(SETTINGS))
-@click.option("--only", multiple=True, help="Simulators to train; all of the catalogue if not given.")
+@click.option("--only", multiple=True, help="Simulators to train; all of the registry if not given.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON to write, or to add to where it exists.")
 @click.option("--table", "print_table", is_flag=True, help="Print the results in --out and train nothing.")
 def main(

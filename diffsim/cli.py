@@ -11,7 +11,7 @@ import click
 
 from diffsim import __version__
 from diffsim.errors import ConfigError, DiffsimError, Interrupted
-from solvers.catalogue import unknown
+from solvers.registry import unknown
 
 
 class HelpfulCommand(click.Command):

@@ -26,7 +26,7 @@ from pydantic import (
 from diffsim.errors import ConfigError
 from robotics_envs import JULIA
 from robotics_envs.julia.installation import JuliaError
-from solvers.catalogue import Catalogue, UnknownNameError, unknown
+from solvers.registry import Registry, UnknownNameError, unknown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -157,14 +157,14 @@ def _explain(model: type[BaseModel], error: Any, section: str) -> str:
     return f"{key} = {error['input']!r}: {error['msg']}"
 
 
-def load_class(catalogue: Catalogue, name: str) -> Any:
+def load_class(registry: Registry, name: str) -> Any:
     """The class behind a name in a configuration.
 
     Raises:
         ConfigError: there is none, or its module fails to load.
     """
     try:
-        return catalogue.load(name)
+        return registry.load(name)
     except (UnknownNameError, JuliaError) as error:
         raise ConfigError(str(error)) from None
     except Exception as error:
@@ -173,7 +173,7 @@ def load_class(catalogue: Catalogue, name: str) -> Any:
         if isinstance(error, SyntaxError):
             file, line = error.filename or file, error.lineno
         raise ConfigError(
-            f"{catalogue.kind} {name!r} cannot be loaded: {type(error).__name__}: {error} ({file}, line {line})"
+            f"{registry.kind} {name!r} cannot be loaded: {type(error).__name__}: {error} ({file}, line {line})"
         ) from error
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from diffsim.config import PolicyConfig, load_class
 from diffsim.errors import ConfigError
 from robotics_envs.base import Actions, Env, Observations
-from solvers.catalogue import Catalogue, unknown
 from solvers.native.trace import tracing
+from solvers.registry import Registry, unknown
 
-NETWORKS = Catalogue("policy", {"mlp": "diffsim.policy:MLP"})
+NETWORKS = Registry("policy", {"mlp": "diffsim.policy:MLP"})
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,

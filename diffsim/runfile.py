@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from diffsim import state_tree
 from diffsim.config import RunConfig, validate
 from diffsim.errors import ConfigError, RunFileError
-from solvers.catalogue import unknown
+from solvers.registry import unknown
 
 FORMAT = "diffsim-run"
 FORMAT_VERSION = 1

@@ -9,7 +9,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solvers.catalogue import Catalogue, UnknownNameError
+from solvers.registry import Registry, UnknownNameError
 
 if TYPE_CHECKING:
     from robotics_envs.base import Env
@@ -22,11 +22,11 @@ JULIA = "julia:"
 """What the names of simulators written in Julia begin with."""
 
 
-class EnvironmentCatalogue(Catalogue):
+class EnvironmentRegistry(Registry):
     """The simulators in Python, and by ``"julia:Pendulum"`` or ``"julia:my_env.jl:MyEnv"`` those in Julia."""
 
     def load(self, name: str) -> Any:
-        """The class behind a name; see :meth:`Catalogue.load`.
+        """The class behind a name; see :meth:`Registry.load`.
 
         Raises:
             UnknownNameError: no such name, file, module or attribute.
@@ -42,7 +42,7 @@ class EnvironmentCatalogue(Catalogue):
         return importlib.import_module("robotics_envs.julia.env").julia_env(name)
 
 
-ENVIRONMENTS = EnvironmentCatalogue(
+ENVIRONMENTS = EnvironmentRegistry(
     "environment",
     {
         "pendulum": "robotics_envs.pendulum:Pendulum",
@@ -69,7 +69,7 @@ ENVIRONMENTS = EnvironmentCatalogue(
 
 
 def make_env(name: str, **parameters: float) -> Env:
-    """A simulator by its catalogue name, or one's own as ``"my_env.py:MyEnv"`` or ``"module:Class"``.
+    """A simulator by its registry name, or one's own as ``"my_env.py:MyEnv"`` or ``"module:Class"``.
 
     Those in Julia are ``"julia:Pendulum"``, one's own ``"julia:my_env.jl:MyEnv"``.  ``parameters`` override
     the physics.

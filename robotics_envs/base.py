@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robotics_envs.drawing import Floats, Shape, View, state_bars
 from solvers.base import Solver
-from solvers.catalogue import UnknownNameError, unknown
+from solvers.registry import UnknownNameError, unknown
 
 States = Float[Tensor, "batch n"]
 Actions = Float[Tensor, "batch m"]

@@ -45,19 +45,19 @@ EPISODE_STEPS = {
 
 
 def gym_id(name: str) -> str:
-    """The id of a simulator of the catalogue: ``cartpole_swingup`` is ``diffsim/CartpoleSwingup-v0``."""
+    """The id of a simulator of the registry: ``cartpole_swingup`` is ``diffsim/CartpoleSwingup-v0``."""
     return f"diffsim/{''.join(part.capitalize() for part in name.split('_'))}-v0"
 
 
 def register_envs() -> None:
-    """Register every simulator of the catalogue, and ``diffsim/Simulator-v0`` for others; again does nothing."""
+    """Register every simulator of the registry, and ``diffsim/Simulator-v0`` for others; again does nothing."""
     ids: dict[str, tuple[dict[str, str], int | None]] = {ANY: ({}, None)}
     ids |= {gym_id(name): ({"env": name}, EPISODE_STEPS[name]) for name in ENVIRONMENTS}
     for environment_id, (arguments, steps) in ids.items():
         if environment_id not in gymnasium.registry:
             gymnasium.register(
                 id=environment_id,
-                entry_point=f"robotics_envs.gym_adapter:{'GymEnv' if steps is None else 'CatalogueEnv'}",
+                entry_point=f"robotics_envs.gym_adapter:{'GymEnv' if steps is None else 'RegisteredEnv'}",
                 vector_entry_point="robotics_envs.gym_adapter:GymVectorEnv",
                 kwargs=arguments,
                 max_episode_steps=steps,

@@ -261,8 +261,8 @@ class GymEnv(gymnasium.Env[Array, Array]):
             self._window = None
 
 
-class CatalogueEnv(GymEnv):
-    """A simulator of the catalogue: its time limit is the wrapper that ``gymnasium.make`` puts around it."""
+class RegisteredEnv(GymEnv):
+    """A simulator of the registry: its time limit is the wrapper that ``gymnasium.make`` puts around it."""
 
     limited = False
 

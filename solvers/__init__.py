@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from solvers.catalogue import Catalogue, UnknownNameError, unknown
+from solvers.registry import Registry, UnknownNameError, unknown
 
 if TYPE_CHECKING:
     from solvers.base import Solver
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SOLVERS",
-    "Catalogue",
     "Event",
     "Failure",
+    "Registry",
     "Solution",
     "SolveError",
     "StepSizeController",
@@ -41,7 +41,7 @@ _LAZY = {
     "solve": "solvers.ivp",
 }
 
-SOLVERS = Catalogue(
+SOLVERS = Registry(
     "solver",
     {
         "euler": "solvers.runge_kutta:Euler",
@@ -77,7 +77,7 @@ SOLVERS = Catalogue(
 
 
 def make_solver(name: str, **options: Any) -> Solver:
-    """A solver by its catalogue name or as ``"module:Class"``; ``options`` go to its constructor."""
+    """A solver by its registry name or as ``"module:Class"``; ``options`` go to its constructor."""
     return SOLVERS.load(name)(**options)
 
 

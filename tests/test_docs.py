@@ -75,8 +75,8 @@ def test_the_rollouts_example_runs():
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_every_simulator_has_a_page_with_its_constants(name):
-    catalogue = (ROOT / "docs" / "environments.md").read_text()
-    (target,) = re.findall(rf"^\| \[`{name}`\]\(([^)]+)\)", catalogue, re.M)
+    page = (ROOT / "docs" / "environments.md").read_text()
+    (target,) = re.findall(rf"^\| \[`{name}`\]\(([^)]+)\)", page, re.M)
     text = (ROOT / "docs" / target).read_text()
     rows = {
         row[0]: row[1:] for row in re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]*) \| ([^|]+) \|", text, re.M)

@@ -1,4 +1,4 @@
-"""Every simulator of the catalogue keeps the contract; the suite that says so can fail."""
+"""Every simulator of the registry keeps the contract; the suite that says so can fail."""
 
 import copy
 import math

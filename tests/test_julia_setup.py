@@ -14,7 +14,7 @@ from diffsim.config import RunConfig, load_config
 from robotics_envs import ENVIRONMENTS, julia_sources, make_env
 from robotics_envs.julia import SIMULATORS, installation, runtime
 from robotics_envs.julia.installation import Installation, JuliaError, Report, find
-from solvers.catalogue import UnknownNameError
+from solvers.registry import UnknownNameError
 
 if sys.version_info >= (3, 11):
     import tomllib

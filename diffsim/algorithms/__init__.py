@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from solvers.catalogue import Catalogue
+from solvers.registry import Registry
 
-ALGORITHMS = Catalogue(
+ALGORITHMS = Registry(
     "algorithm",
     {
         "short_window": "diffsim.algorithms.short_window:ShortWindow",

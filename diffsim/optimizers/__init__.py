@@ -14,7 +14,7 @@ from diffsim.errors import ConfigError
 from diffsim.optimizers.base import Optimizer, Scenarios, StepReport
 from diffsim.optimizers.first_order import any_first_order, optimizer_classes
 from diffsim.optimizers.objective import Gradient, Objective, Samples, Vector
-from solvers.catalogue import Catalogue, unknown
+from solvers.registry import Registry, unknown
 
 __all__ = [
     "OPTIMIZERS",
@@ -34,7 +34,7 @@ __all__ = [
 _FIRST, _QUASI = "diffsim.optimizers.first_order", "diffsim.optimizers.quasi_newton"
 _POPULATION = "diffsim.optimizers.population"
 
-OPTIMIZERS = Catalogue(
+OPTIMIZERS = Registry(
     "optimizer",
     {
         "sgd": f"{_FIRST}:SGD",
@@ -59,7 +59,7 @@ OPTIMIZERS = Catalogue(
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
-    """The class behind a name: one of the catalogue, any of torch.optim, or a dotted one such as ``torch.optim.NAdam``.
+    """The class behind a name: one of the registry, any of torch.optim, or a dotted one such as ``torch.optim.NAdam``.
 
     Also an :class:`Optimizer` or a torch optimizer of one's own, ``"my_file.py:MyOptimizer"``.
 
@@ -93,7 +93,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
 
 
 def canonical(name: str) -> str:
-    """The name in the catalogue that ``name`` means, such as cma_es for CMA-ES; any other as it is."""
+    """The name in the registry that ``name`` means, such as cma_es for CMA-ES; any other as it is."""
     lower = name.lower().replace("-", "_")
     return lower if lower in OPTIMIZERS or lower in optimizer_classes() else name
 

@@ -28,7 +28,7 @@ from diffsim.run import build_env, torch_threads
 from diffsim.runfile import RunFile
 from robotics_envs import ENVIRONMENTS
 from robotics_envs.base import Env
-from solvers.catalogue import unknown
+from solvers.registry import unknown
 
 _PILLOW = ("PIL", "Pillow")
 FORMATS = {"gif": (_PILLOW,), "html": (), "mp4": (_PILLOW, ("imageio_ffmpeg", "imageio-ffmpeg"))}

@@ -18,11 +18,11 @@ from diffsim.rollouts.inspection import Findings, fingerprint, look, operations
 from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Unrolled
 from robotics_envs.base import Costs, Env, Params, States
-from solvers.catalogue import Catalogue, unknown
+from solvers.registry import Registry, unknown
 
 logger = logging.getLogger("diffsim")
 
-BACKENDS = Catalogue(
+BACKENDS = Registry(
     "backend",
     {
         "eager": "diffsim.rollouts.stepwise:Stepwise",

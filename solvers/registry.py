@@ -1,6 +1,6 @@
 """Names that load classes on demand.
 
-A :class:`Catalogue` is plain data: a name and the import path of its class.  Nothing is imported
+A :class:`Registry` is plain data: a name and the import path of its class.  Nothing is imported
 until a name is asked for, so listing what exists costs nothing and no module registers itself.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 
 class UnknownNameError(ValueError):
-    """A name that is not in a catalogue, or an import path that leads nowhere."""
+    """A name that is not in a registry, or an import path that leads nowhere."""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
@@ -35,7 +35,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}{hint} known: {', '.join(names) or '(none)'}"
 
 
-class Catalogue(Mapping[str, str]):
+class Registry(Mapping[str, str]):
     """A read-only map from names to import paths ``"package.module:Class"``.
 
     ``kind`` is the word used in messages ("environment", "solver").
@@ -55,7 +55,7 @@ class Catalogue(Mapping[str, str]):
         return len(self._paths)
 
     def load(self, name: str) -> Any:
-        """The class behind a catalogue name or behind a user's own ``"file.py:Class"`` or ``"module:Class"``.
+        """The class behind a registry name or behind a user's own ``"file.py:Class"`` or ``"module:Class"``.
 
         Raises:
             UnknownNameError: no such name, file, module or attribute.

@@ -1,0 +1,45 @@
+"""The one place that says how an optional part of this project is installed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+DISTRIBUTION = "diffsim-robotics"
+"""The distribution's name. The package index has an unrelated ``diffsim``; the import names stay."""
+
+
+def install_command(extra: str) -> str:
+    """The shell command that adds the optional dependencies ``extra`` to this installation.
+
+    It names the source that this installation came from, as pip recorded it (PEP 610): a checkout, or the address of
+    a repository.  A folder on the import path without metadata counts as a checkout.
+    """
+    return f"pip install {_target(extra)}"
+
+
+def _target(extra: str) -> str:
+    checkout = Path(__file__).resolve().parent.parent
+    try:
+        recorded = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        recorded = None
+    if (checkout / "pyproject.toml").is_file():
+        here = "." if checkout == Path.cwd() else str(checkout)
+        return f"-e {_quoted(f'{here}[{extra}]')}"
+    source = json.loads(recorded) if recorded else {}
+    url = source.get("url", "")
+    if "vcs_info" in source:
+        url = f"{source['vcs_info']['vcs']}+{url}@{source['vcs_info']['commit_id']}"
+    elif url.startswith("file:") and Path(unquote(urlparse(url).path)).is_dir():
+        return _quoted(f"{unquote(urlparse(url).path)}[{extra}]")
+    return _quoted(f"{DISTRIBUTION}[{extra}]" + (f" @ {url}" if url else ""))
+
+
+def _quoted(text: str) -> str:
+    # Brackets are patterns to most shells, which shlex knows; quotes also where it sees no need.
+    quoted = shlex.quote(text)
+    return quoted if quoted != text else f"'{text}'"
