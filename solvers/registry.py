@@ -14,6 +14,17 @@ from typing import Any
 
 from solvers.user_files import load_file
 
+_live: dict[str, type] = {}
+"""Classes that were given as objects and that no import finds, by name."""
+
+
+def remember(given: type) -> str:
+    """The name ``"module:Class"`` of a class, under which :meth:`Registry.load` finds it in this process at least."""
+    name = f"{given.__module__}:{given.__qualname__}"
+    if "<locals>" in name:
+        _live[name] = given
+    return name
+
 
 class UnknownNameError(ValueError):
     """A name that is not in a registry, or an import path that leads nowhere."""
@@ -58,6 +69,8 @@ class Registry(Mapping[str, str]):
         Raises:
             UnknownNameError: no such name, file, module or attribute.
         """
+        if name in _live:
+            return _live[name]
         path = self._paths.get(name, name) if isinstance(name, str) else ""
         module_name, _, attribute = path.rpartition(":")
         is_file = module_name.endswith(".py")
