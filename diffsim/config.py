@@ -6,10 +6,11 @@ options side by side; the class behind the name checks its own options when the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -204,8 +205,15 @@ def load_class(registry: Registry, name: str) -> Any:
     Raises:
         ConfigError: there is none, or its module fails to load.
     """
-    try:
+    with loading(registry.kind, name):
         return registry.load(name)
+
+
+@contextlib.contextmanager
+def loading(kind: str, name: str) -> Iterator[None]:
+    """While inside, what a user's file raises becomes a ConfigError with the file and the line."""
+    try:
+        yield
     except (UnknownNameError, JuliaError) as error:
         raise ConfigError(str(error)) from None
     except Exception as error:
@@ -214,7 +222,7 @@ def load_class(registry: Registry, name: str) -> Any:
         if isinstance(error, SyntaxError):
             file, line = error.filename or file, error.lineno
         raise ConfigError(
-            f"{registry.kind} {name!r} cannot be loaded: {type(error).__name__}: {error} ({file}, line {line})"
+            f"{kind} {name!r} cannot be loaded: {type(error).__name__}: {error} ({file}, line {line})"
         ) from error
 
 

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 import os
 from pathlib import Path
 from typing import Any
 
-from diffsim.errors import ConfigError
+from diffsim.errors import ConfigError, DiffsimError
 
 LARGEST = 2**63 - 1
 """Of seeds and counts: what a 64-bit signed integer holds, in torch and in HDF5."""
 
 
-def whole_number(name: str, value: Any, least: int = 0, most: int = LARGEST) -> int:
-    """``value`` as an int: a whole number of Python or NumPy, or a float or text that is whole, such as ``1e3``.
+def whole_number(
+    name: str,
+    value: Any,
+    least: int = 0,
+    most: int = LARGEST,
+    error: type[DiffsimError] = ConfigError,
+) -> int:
+    """``value`` as an int: a whole number of Python or NumPy, or a float that is whole, such as ``1e3``.
 
     Raises:
-        ConfigError: it is none, or outside ``least`` to ``most``.
+        ConfigError: it is none, or outside ``least`` to ``most``; or the given ``error`` instead.
     """
     number: int | None = None
-    if not isinstance(value, bool):
+    if not isinstance(value, (bool, str)):
         try:
             number = operator.index(value)
         except TypeError:
-            try:
-                real = float(value)
-                number = int(real) if real.is_integer() else None
-                if isinstance(value, str) and value.strip().lstrip("+-").isdigit():
-                    number = int(value)  # exact beyond what a float holds
-            except (TypeError, ValueError, OverflowError):
-                number = None
+            number = int(float(value)) if isinstance(value, numbers.Real) and value % 1 == 0 else None
     if number is None or not least <= number <= most:
-        limits = f"from {least} to {most}" if most < LARGEST else f"of at least {least}"
-        limits += "" if number is None or number <= most or most < LARGEST else f" and at most {most}"
-        raise ConfigError(f"{name} = {value!r}: must be a whole number {limits}")
+        limits = f"from {least} to {most}" if number is not None or most < LARGEST else f"of at least {least}"
+        raise error(f"{name} = {value!r}: must be a whole number {limits}")
     return number
 
 
