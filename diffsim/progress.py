@@ -64,7 +64,7 @@ class Progress:
         self._return = float("nan")
         self._row: Mapping[str, float] | None = None
         self._phase = self._count = ""
-        self._drawn = self._printed = float("-inf")
+        self._drawn, self._printed = float("-inf"), time.monotonic()
         self.begin(updates, done)
 
     def begin(self, updates: int, done: int = 0) -> None:

@@ -1,7 +1,5 @@
 """The command line as a user meets it, in processes of its own."""
 
-import os
-import pty
 import re
 import signal
 import subprocess
@@ -104,29 +102,6 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(tmp_path, straight, n
     assert same(straight.checkpoint("best"), resumed.checkpoint("best"))
     for column in ("update", "loss", "return", "env_steps", "gradient_evaluations", "grad_norm"):
         assert (straight.history()[column] == resumed.history()[column]).all(), column
-
-
-def test_a_terminal_sees_one_live_line(tmp_path):
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "diffsim", "train", "pendulum", "--out", "run", "--updates", "12", *SMALL],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=follower,
-        env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
-    os.close(follower)
-    text = b""
-    while True:
-        try:
-            text += os.read(leader, 4096)
-        except OSError:  # the other end is closed
-            break
-    os.close(leader)
-    assert process.wait() == 0
-    frames = [f for f in text.decode().split("\r") if "update" in f]
-    assert "update 12/12" in frames[-1]
-    for part in ("loss", "return", "env steps", "gradients", "steps/s", "ETA"):
-        assert part in frames[-1]
-    assert text.decode().strip("\r\n").count("\n") == 0
 
 
 @pytest.mark.parametrize(
