@@ -181,7 +181,8 @@ def _trained(loaded: LoadedRun, checkpoint: str, actions: str | None) -> Source:
     file = loaded.file
     if actions is not None:
         raise ConfigError(
-            f"actions = {actions!r}: a run acts by its policy; name its simulator instead of {file.folder} for that"
+            f"actions = {actions!r}: a run acts by its policy; for that, name its simulator instead of "
+            f"{shown(file.folder)}"
         )
     env, module = loaded.env, loaded.policy.module
     about = {"run": shown(file.folder), "policy": f"{checkpoint} checkpoint, update {loaded.update}"}
