@@ -126,7 +126,13 @@ def render(
         rate = simulator.playback_speed if speed is None else float(speed)
         about = {**source.about, "start states": f"seed {seed}", "made by": f"diffsim {__version__}"}
         command = _command(
-            run, rollouts=rollouts, seed=seed, checkpoint=checkpoint, actions=actions, steps=steps, speed=speed
+            run,
+            rollouts=rollouts,
+            seed=seed,
+            checkpoint=checkpoint,
+            actions=actions,
+            steps=steps,
+            speed=speed,
         )
         folder = source.folder if out is None else absolute_folder(out)
 
