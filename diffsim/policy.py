@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffsim.config import PolicyConfig, load_class
 from diffsim.errors import ConfigError
+from diffsim.isolation import drawing_from, torch_defaults
 from robotics_envs.base import Actions, Env, Observations
 from solvers.native.trace import tracing
 from solvers.registry import Registry, unknown
@@ -166,12 +167,13 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def initialised(build: Callable[[], Network], seed: int) -> Network:
-    """What ``build`` makes when the global generator starts from ``seed``, which is then put back.
+    """The module that ``build`` makes, with random numbers from ``seed`` and nothing else.
 
-    A module draws its first weights from global random state, and there is no other way to seed it.
+    Neither the process's default dtype, default device and number of threads nor its random state matter, and none
+    of them is changed: parameters are float32 on the CPU, computed by one thread (the QR decomposition behind orthogonal
+    weights rounds differently with more).
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_defaults(threads=1), drawing_from(torch.Generator().manual_seed(seed)):
         return build()
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from diffsim import state_tree
-from diffsim.config import RunConfig, validate
+from diffsim.config import RunConfig, stored_config
 from diffsim.errors import ConfigError, RunFileError
 from solvers.registry import unknown
 
@@ -211,7 +211,7 @@ class RunFile:
 
     def config(self) -> RunConfig:
         with self._open() as file:
-            return validate(RunConfig, json.loads(file.attrs["config"]))
+            return stored_config(json.loads(file.attrs["config"]))
 
     def provenance(self) -> dict[str, Any]:
         with self._open() as file:

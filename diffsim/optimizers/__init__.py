@@ -14,6 +14,7 @@ from diffsim.errors import ConfigError
 from diffsim.optimizers.base import Optimizer, Scenarios, StepReport
 from diffsim.optimizers.first_order import any_first_order, optimizer_classes
 from diffsim.optimizers.objective import Gradient, Objective, Samples, Vector
+from diffsim.settings import Settings
 from solvers.registry import Registry, unknown
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Scenarios",
     "StepReport",
     "Vector",
+    "built_in_settings",
     "canonical",
     "make_optimizer",
     "optimizer_class",
@@ -96,6 +98,12 @@ def canonical(name: str) -> str:
     """The name in the registry that ``name`` means, such as cma_es for CMA-ES; any other as it is."""
     lower = name.lower().replace("-", "_")
     return lower if lower in OPTIMIZERS or lower in optimizer_classes() else name
+
+
+def built_in_settings(name: str) -> type[Settings] | None:
+    """The class of the options of an optimizer in the registry; None for any other, whose code is not loaded here."""
+    lower = canonical(name)
+    return load_class(OPTIMIZERS, lower).Settings if lower in OPTIMIZERS else None
 
 
 def optimizer_settings(config: Named, section: str = "optimizer") -> Any:

@@ -16,11 +16,11 @@ import torch
 from pydantic import ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from diffsim.config import Settings, plain
 from diffsim.errors import ConfigError
 from diffsim.optimizers.alpha_order import blend
 from diffsim.optimizers.base import Optimizer
 from diffsim.optimizers.objective import Gradient, Objective
+from diffsim.settings import Settings, plain
 from solvers.registry import unknown
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
