@@ -129,7 +129,9 @@ class _Draws(TorchDispatchMode):
             return result
 
 
-_global_generator_lock = threading.Lock()  # for operations that know the global generator only, such as dropout
+_global_generator_lock = (
+    threading.Lock()
+)  # for operations that know the global generator only, such as dropout
 
 
 def _device_of(arguments: tuple[Any, ...]) -> torch.device:

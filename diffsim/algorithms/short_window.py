@@ -132,7 +132,9 @@ class ShortWindow(Algorithm):
         )
         report = self.optimizer.step(objective, self.remaining)
         evaluations, trajectory = report.evaluations, objective.trajectory
-        if trajectory is None:  # the optimizer evaluated other parameters only; the critic needs the policy's states
+        if (
+            trajectory is None
+        ):  # the optimizer evaluated other parameters only; the critic needs the policy's states
             trajectory, evaluations = objective.simulate(), evaluations + 1
         states, costs = self._states(trajectory), trajectory.costs
         dropped = ""

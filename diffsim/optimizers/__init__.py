@@ -1,4 +1,4 @@
-"""Optimizers behind one contract: first order, quasi-Newton, populations, and hand-overs between them."""
+"""Optimizers with one interface: first order, quasi-Newton, populations, and one followed by another."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ OPTIMIZERS = Registry(
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
-    """The class behind a name: one of the registry, any of torch.optim, or a dotted one such as ``torch.optim.NAdam``.
+    """The class of a name: one in the registry, one in torch.optim, or a dotted name such as ``torch.optim.NAdam``.
 
-    Also an :class:`Optimizer` or a torch optimizer of one's own, ``"my_file.py:MyOptimizer"``.
+    ``"my_file.py:MyOptimizer"`` or ``"module:MyOptimizer"`` is a user's :class:`Optimizer` or torch optimizer.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such class.
     """
     torchs = optimizer_classes()
     lower = canonical(name)
@@ -81,7 +81,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
         if not module:
             raise ConfigError(
                 unknown("optimizer", name, {*OPTIMIZERS, *torchs})
-                + " (or any other by its dotted name, such as torch.optim.NAdam)"
+                + " (or another class by its dotted name, such as torch.optim.NAdam)"
             )
         try:
             found = getattr(importlib.import_module(module), attribute)
@@ -95,7 +95,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
 
 
 def canonical(name: str) -> str:
-    """The name in the registry that ``name`` means, such as cma_es for CMA-ES; any other as it is."""
+    """``name`` as the registry or torch.optim spells it, such as cma_es for CMA-ES; other names unchanged."""
     lower = name.lower().replace("-", "_")
     return lower if lower in OPTIMIZERS or lower in optimizer_classes() else name
 
@@ -116,7 +116,7 @@ def optimizer_settings(config: Named, section: str = "optimizer") -> Any:
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: Named | str, seed: int = 0) -> Optimizer:
-    """The optimizer that ``config`` names, fresh.
+    """A new optimizer of ``parameters`` with the name and options in ``config``.
 
     Raises:
         ConfigError: an unknown name or option, or an impossible value.
