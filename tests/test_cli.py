@@ -334,13 +334,13 @@ def test_optimizers_are_listed_with_their_options():
 def test_one_word_changes_the_optimizer_and_the_run_stores_its_options(tmp_path):
     done = invoke(
         "train", "pendulum", "--out", tmp_path, "--optimizer", "cma_es", "--updates", 3, *SMALL,
-        "--set", "policy.hidden=[4]", "--set", "optimizer.members=5",
+        "--set", "policy.hidden=[4]", "--set", "optimizer.popsize=5",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     file = RunFile(tmp_path)
     stored = file.config().optimizer
     assert stored.name == "cma_es"
-    assert stored.options == {"members": 5, "sigma": 0.3, "covariance": "auto"}
+    assert stored.options == {"popsize": 5, "sigma": 0.3, "covariance": "auto"}
     history = file.history()
     assert history["env_steps"][-1] == 3 * (5 + 1) * 8 * 4  # members and the policy itself, batch, window
     assert history["gradient_evaluations"][-1] == 0
