@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -46,6 +47,43 @@ class HelpfulGroup(click.Group):
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
 
 
+class Whole(click.ParamType):
+    """A whole number as everywhere else: ``1000`` and ``1e3``."""
+
+    name = "integer"
+
+    def __init__(self, least: int = 0) -> None:
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from diffsim.values import whole_number
+
+        number = value
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                number = kind(value)
+                break
+        try:
+            return whole_number(param.opts[0] if param else "number", number, self.least)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Run(click.ParamType):
+    """A run's folder or file; ``~`` is the home folder also where the shell left it alone."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return os.path.expanduser(value)
+
+
+_TRUST = click.option(
+    "--trust", is_flag=True, help="Run the code stored in a run of somebody else; refused without."
+)
+_ENV = click.option("--env", help="Simulator to use instead of the run's, such as a moved my_env.py:MyEnv.")
+
+
 @click.group(cls=HelpfulGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
@@ -60,10 +98,10 @@ def main() -> None:
 
 @main.command()
 @click.argument("env", required=False)
-@click.option("--out", type=click.Path(), help="Folder of the run.  [default: runs/ENV]")
-@click.option("--config", type=click.Path(), help="TOML file with settings; options here win over it.")
-@click.option("--seed", type=int, help="Seed of everything random.  [default: 0]")
-@click.option("--updates", type=int, help="Length of the run in updates of the policy.")
+@click.option("--out", type=Run(), help="Folder of the run.  [default: runs/ENV]")
+@click.option("--config", type=Run(), help="TOML file with settings; options here win over it.")
+@click.option("--seed", type=Whole(), help="Seed of everything random.  [default: 0]")
+@click.option("--updates", type=Whole(1), help="Length of the run in updates of the policy.")
 @click.option("--algorithm", help="How to train: short_window (default) or full_horizon.")
 @click.option("--optimizer", help="adam (default), lbfgs, cma_es, ...; see: diffsim optimizers.")
 @click.option("--device", help="Torch device, such as cpu or cuda:0.  [default: cpu]")
@@ -75,8 +113,13 @@ def main() -> None:
     metavar="KEY=VALUE",
     help="Any other setting, such as algorithm.window=8 or env.g=3.7; repeatable.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
-@click.option("--threads", type=int, help="CPU threads of torch.  [default: 1]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out; --updates lengthens it.")
+@click.option("--init", type=Run(), help="Run whose policy this one starts from.")
+@click.option(
+    "--log", help="Writers of the history beside the run file: csv, tensorboard, or both with a comma."
+)
+@_TRUST
+@click.option("--threads", type=Whole(1), help="CPU threads of torch.  [default: 1]")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def train(
     env: str | None,
@@ -84,6 +127,9 @@ def train(
     config: str | None,
     assignments: tuple[str, ...],
     resume: bool,
+    init: str | None,
+    log: str | None,
+    trust: bool,
     quiet: bool,
     **flags: Any,
 ) -> None:
@@ -92,53 +138,61 @@ def train(
 
     from diffsim.config import merge, parse_assignment, read_toml
     from diffsim.run import train as run_training
+    from diffsim.values import shown
 
     layers = [read_toml(Path(config))] if config else []
     layers.append({key: value for key, value in {"env": env, **flags}.items() if value is not None})
     layers += [parse_assignment(text) for text in assignments]
-    file = run_training(out=out, resume=resume, quiet=quiet, **merge(*layers))
+    writers = log.split(",") if log else ()
+    file = run_training(
+        out=out, resume=resume, init=init, log=writers, trust=trust, quiet=quiet, **merge(*layers)
+    )
     history = file.history()
     click.echo(
-        f"finished: {history['update'][-1]} updates, {history['env_steps'][-1]:,} environment steps, "
+        f"finished: {history['update'][-1]:,} updates, {history['env_steps'][-1]:,} environment steps, "
         f"{history['gradient_evaluations'][-1]:,} gradient evaluations, "
         f"{history['wall_seconds'][-1]:.1f} s of training, return {history['return'][-1]:.1f}"
     )
-    click.echo(f"wrote {file.path}")
+    click.echo(f"wrote {shown(file.path)}")
     click.echo(f"next: {_next_step(file)}")
 
 
 def _next_step(file: Any) -> str:
-    from diffsim.run import build_env
+    from diffsim.evaluation import LoadedRun
+    from diffsim.values import shown
 
-    gym_id = build_env(file.config()).gym_id
+    gym_id = LoadedRun(file, trust=True).env.gym_id  # its code has just run
     drive = f" --gym {gym_id} --episodes 100 --seed 1000" if gym_id else ""
-    return f"diffsim evaluate {shlex.quote(str(file.folder))}{drive}"
+    return f"diffsim evaluate {shlex.quote(shown(file.folder))}{drive}"
 
 
 @main.command()
-@click.argument("run", type=click.Path())
+@click.argument("run", type=Run())
 @click.option(
     "--gym",
     help="Gymnasium environment to drive, such as Pendulum-v1; without it, the run's own simulator.",
 )
-@click.option("--episodes", default=100, show_default=True, type=click.IntRange(min=1))
+@click.option("--any-gym", is_flag=True, help="Drive --gym also where it is not the simulator's twin.")
+@click.option("--episodes", default=100, show_default=True, type=Whole(1))
 @click.option(
     "--seed",
     default=1000,
     show_default=True,
-    type=click.IntRange(min=0),
+    type=Whole(),
     help="Of the first episode; each further one adds 1.",
 )
 @click.option("--checkpoint", default="last", show_default=True, help="last or best.")
-def evaluate(run: str, gym: str | None, episodes: int, seed: int, checkpoint: str) -> None:
+@_ENV
+@_TRUST
+def evaluate(run: str, **options: Any) -> None:
     """Measure the policy of RUN and append the result to its file."""
     from diffsim.evaluation import evaluate as run_evaluation
 
-    click.echo(str(run_evaluation(run, gym, episodes, seed, checkpoint)))
+    click.echo(str(run_evaluation(run, **options)))
 
 
 @main.command()
-@click.argument("run", type=click.Path())
+@click.argument("run", type=Run())
 def show(run: str) -> None:
     """Print what the file of RUN holds."""
     from diffsim.show import describe_run
@@ -147,7 +201,7 @@ def show(run: str) -> None:
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path())
+@click.argument("runs", nargs=-1, required=True, type=Run())
 @click.option("--out", type=click.Path(), help="PNG to write.  [default: curves.png in the first run]")
 def plot(runs: tuple[str, ...], out: str | None) -> None:
     """Draw the learning curves of RUNS to a PNG."""
@@ -157,7 +211,7 @@ def plot(runs: tuple[str, ...], out: str | None) -> None:
 
 
 @main.command()
-@click.argument("run", type=click.Path())
+@click.argument("run", type=Run())
 @click.option(
     "--out", type=click.Path(), help="Folder of the files.  [default: RUN, or here for a simulator]"
 )
@@ -169,18 +223,20 @@ def plot(runs: tuple[str, ...], out: str | None) -> None:
     show_default=True,
     help="gif, html or mp4; repeatable.",
 )
-@click.option("--rollouts", default=4, show_default=True, help="How many episodes.")
-@click.option("--seed", default=1000, show_default=True, help="Of the starting states.")
-@click.option("--steps", type=int, help="Control intervals.  [default: an episode]")
+@click.option("--rollouts", default=4, show_default=True, type=Whole(1), help="How many episodes.")
+@click.option("--seed", default=1000, show_default=True, type=Whole(), help="Of the starting states.")
+@click.option("--steps", type=Whole(1), help="Control intervals.  [default: an episode]")
 @click.option("--checkpoint", default="last", show_default=True, help="last or best.")
 @click.option("--actions", help="Of a simulator without a policy: zero (default) or random.")
-@click.option("--size", default=480, show_default=True, help="Width of GIF and MP4 in pixels.")
+@click.option("--size", default=480, show_default=True, type=Whole(1), help="Width of GIF and MP4 in pixels.")
 @click.option(
     "--speed", type=float, help="Simulated seconds per second.  [default: the simulator's, mostly 1]"
 )
 @click.option(
     "--overlay/--no-overlay", default=True, help="Whether GIF and MP4 show all rollouts or the first."
 )
+@_ENV
+@_TRUST
 def render(run: str, **options: Any) -> None:
     """Animate RUN, or a simulator without a policy: its name, my_env.py:MyEnv or module:Class."""
     from diffsim.rendering.render import render as draw

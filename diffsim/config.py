@@ -6,10 +6,11 @@ options side by side; the class behind the name checks its own options when the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,9 +25,10 @@ from pydantic import (
 )
 
 from diffsim.errors import ConfigError
-from robotics_envs import JULIA
+from robotics_envs import ENVIRONMENTS, JULIA
 from robotics_envs.julia.installation import JuliaError
-from solvers.registry import Registry, UnknownNameError, unknown
+from solvers.registry import Registry, UnknownNameError, remember, unknown
+from solvers.user_files import file_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -65,12 +67,49 @@ class Settings(BaseModel):
         return value
 
 
+def absolute_name(name: Any, base: Path | None = None) -> Any:
+    """A name that leads to a file with the file's absolute path; any other value as it is.
+
+    ``"my_env.py:MyEnv"`` and ``"julia:my_env.jl:MyEnv"`` are such names.  ``base`` is the folder that relative paths
+    start from, the current one by default.
+    """
+    if not isinstance(name, str):
+        return name
+    start = JULIA if name.startswith(JULIA) else ""
+    file, _, attribute = name.removeprefix(start).rpartition(":")
+    if not (file.endswith(".py") or (start and file)):
+        return name
+    return f"{start}{((base or Path()) / Path(file).expanduser()).resolve()}:{attribute}"
+
+
+def name_of_class(named: type) -> str:
+    """The name by which a configuration can hold a class: a registry's, its file's or its module's.
+
+    A class of a script or notebook is ``"__main__:MyEnv"``.
+    """
+    julia = getattr(named, "name", "")
+    if isinstance(julia, str) and julia.startswith(JULIA):
+        return julia
+    path = f"{named.__module__}:{named.__qualname__}"
+    for name, known in ENVIRONMENTS.items():
+        if known == path:
+            return name
+    file = file_of(named.__module__)
+    return remember(named) if file is None else f"{file}:{named.__qualname__}"
+
+
 class Named(Settings):
     """A class by name with its options."""
 
     model_config = ConfigDict(extra="allow")
 
     name: str
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _from_anywhere(cls, name: Any) -> Any:
+        # A run is looked at from other folders than it was started in.
+        return absolute_name(name_of_class(name) if isinstance(name, type) else name)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -97,14 +136,16 @@ class EvaluationConfig(Settings):
 class EnvConfig(Named):
     """``name`` is a simulator; options beside it override its physical parameters."""
 
-    @field_validator("name")
-    @classmethod
-    def _from_anywhere(cls, name: str) -> str:
-        # A run is looked at from other folders than it was started in.
-        start = JULIA if name.startswith(JULIA) else ""
-        file, _, attribute = name.removeprefix(start).rpartition(":")
-        ours = file.endswith(".py") or bool(start and file)
-        return f"{start}{Path(file).expanduser().resolve()}:{attribute}" if ours else name
+
+class StopConfig(Settings):
+    """What ends a run before its updates are done; checked after each update, the first that holds counts."""
+
+    target_return: float | None = None
+    """A mean return of an evaluation during training that is at least this high."""
+    wall_seconds: float | None = Field(default=None, gt=0)
+    """Seconds of training, as the column wall_seconds counts them. Where it stops depends on the machine."""
+    env_steps: int | None = Field(default=None, ge=1)
+    """Environment steps used by training."""
 
 
 class RunConfig(Settings):
@@ -116,6 +157,7 @@ class RunConfig(Settings):
     optimizer: Named = Named(name="adam")
     evaluation: EvaluationConfig = EvaluationConfig()
     updates: int = Field(default=500, ge=1)
+    stop: StopConfig = StopConfig()
     checkpoint_every: int = Field(default=25, ge=1)
     """Updates between checkpoints: what a killed process can lose."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -163,8 +205,15 @@ def load_class(registry: Registry, name: str) -> Any:
     Raises:
         ConfigError: there is none, or its module fails to load.
     """
-    try:
+    with loading(registry.kind, name):
         return registry.load(name)
+
+
+@contextlib.contextmanager
+def loading(kind: str, name: str) -> Iterator[None]:
+    """While inside, what a user's file raises becomes a ConfigError with the file and the line."""
+    try:
+        yield
     except (UnknownNameError, JuliaError) as error:
         raise ConfigError(str(error)) from None
     except Exception as error:
@@ -173,7 +222,7 @@ def load_class(registry: Registry, name: str) -> Any:
         if isinstance(error, SyntaxError):
             file, line = error.filename or file, error.lineno
         raise ConfigError(
-            f"{registry.kind} {name!r} cannot be loaded: {type(error).__name__}: {error} ({file}, line {line})"
+            f"{kind} {name!r} cannot be loaded: {type(error).__name__}: {error} ({file}, line {line})"
         ) from error
 
 
@@ -183,12 +232,29 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read or is not TOML.
     """
+    path = path.expanduser()
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _with_absolute_names(tomllib.loads(path.read_text(encoding="utf-8")), path.parent)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _with_absolute_names(values: dict[str, Any], base: Path) -> dict[str, Any]:
+    """With the files that sections name found from ``base``; those that are not there, from the current folder."""
+
+    def absolute(name: Any) -> Any:
+        beside = absolute_name(name, base)
+        file = str(beside).removeprefix(JULIA).rpartition(":")[0]
+        return beside if Path(file).is_file() else name
+
+    def section(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: absolute(v) if k == "name" else section(v) for k, v in value.items()}
+        return absolute(value)
+
+    return {key: section(value) if key in _NAMED_SECTIONS else value for key, value in values.items()}
 
 
 def parse_assignment(text: str) -> dict[str, Any]:
@@ -215,7 +281,8 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     for layer in layers:
         for key, value in layer.items():
             # A bare string where a section belongs is its name: env = "pendulum".
-            section = {"name": value} if isinstance(value, str) and key in _NAMED_SECTIONS else value
+            is_name = isinstance(value, (str, type)) and key in _NAMED_SECTIONS
+            section = {"name": value} if is_name else value
             old = result.get(key)
             if isinstance(old, str) and isinstance(section, Mapping):
                 old = {"name": old}  # --set optimizer.first=cma_es --set optimizer.first.sigma=0.5

@@ -15,6 +15,10 @@ class RunFileError(DiffsimError, OSError):
     """A run file that is missing, damaged, foreign or in use."""
 
 
+class TrustError(DiffsimError, PermissionError):
+    """A run names code of somebody else, and nobody has agreed to run it."""
+
+
 class DivergenceError(DiffsimError, ArithmeticError):
     """Training produced non-finite numbers and cannot go on soundly."""
 

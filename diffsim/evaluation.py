@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -10,12 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffsim.errors import EvaluationError
+from diffsim import user_code
+from diffsim.assembly import build_env, resolve_device
+from diffsim.config import RunConfig
+from diffsim.errors import EvaluationError, RunFileError
 from diffsim.policy import Policy, make_policy
+from diffsim.references import EnvLike, RunLike, env_section
 from diffsim.rollouts import Rollout
-from diffsim.run import build_env, resolve_device, torch_threads
 from diffsim.runfile import RunFile
+from diffsim.torch_state import torch_state
+from diffsim.values import shown, whole_number
+from robotics_envs import ENVIRONMENTS
 from robotics_envs.base import Env
+from solvers.installation import install_command
+
+logger = logging.getLogger("diffsim")
 
 LONGEST_EPISODE = 100_000
 """Steps after which an environment counts as one whose episodes never end."""
@@ -56,30 +66,71 @@ class LoadedPolicy:
         return f"LoadedPolicy({self.name!r}, {len(self.observation_names)} -> {self.actions})"
 
 
-def load_policy(path: str | os.PathLike[str], checkpoint: str = "last", device: str = "cpu") -> LoadedPolicy:
-    """The policy of a run: ``checkpoint`` is ``"last"`` or ``"best"`` (by return in its own simulator).
+def load_policy(
+    run: RunLike,
+    checkpoint: str = "last",
+    device: str = "cpu",
+    *,
+    env: EnvLike | None = None,
+    trust: bool = False,
+) -> LoadedPolicy:
+    """The policy of a run, in its folder, file or RunFile.
+
+    Args:
+        run: the run.
+        checkpoint: ``"last"`` or ``"best"`` (by return in its own simulator).
+        device: torch device that computes the actions.
+        env: a simulator to use instead of the run's, for example of a file that was moved.
+        trust: run the code stored in a run of somebody else.
 
     Raises:
         RunFileError: no run there, or one that cannot be read.
+        TrustError: a run of somebody else names code of its own.
     """
-    return LoadedRun(path, checkpoint, device).policy
+    return LoadedRun(run, checkpoint, device, env, trust).policy
 
 
 class LoadedRun:
-    """A run's policy together with the simulator it was trained in."""
+    """A run's policy together with the simulator it was trained in, or with ``env`` instead."""
 
-    def __init__(self, path: str | os.PathLike[str], checkpoint: str = "last", device: str = "cpu") -> None:
-        self.file = RunFile(path)
-        self.config = self.file.config()
+    def __init__(
+        self,
+        run: RunLike,
+        checkpoint: str = "last",
+        device: str = "cpu",
+        env: EnvLike | None = None,
+        trust: bool = False,
+    ) -> None:
+        self.file = RunFile(run)
+        self.config = _runnable(self.file, env, trust)
         self.checkpoint = checkpoint
         self.update = int(self.file.checkpoints().get(checkpoint, {}).get("update", 0))
-        self.env: Env = build_env(self.config)
-        self.device = resolve_device(device)
-        dtype = getattr(torch, self.config.dtype)
-        module = make_policy(self.config.policy, self.env, 0, self.device, dtype)
-        module.load_state_dict(self.file.checkpoint(checkpoint)["policy"])
+        with torch_state(self.config.threads):
+            self.env: Env = build_env(self.config)
+            self.device = resolve_device(device)
+            dtype = getattr(torch, self.config.dtype)
+            module = make_policy(self.config.policy, self.env, 0, self.device, dtype)
+            try:
+                module.load_state_dict(self.file.checkpoint(checkpoint)["policy"])
+            except RuntimeError as error:
+                raise RunFileError(
+                    f"the policy in {shown(self.file.path)} does not fit the simulator {self.config.env.name} and the "
+                    f"network {self.config.policy.name}: {' '.join(str(error).split())}"
+                ) from None
         module.eval()
-        self.policy = LoadedPolicy(module, self.env.observation_names, str(self.file.path))
+        self.policy = LoadedPolicy(module, self.env.observation_names, shown(self.file.path))
+
+
+def _runnable(file: RunFile, env: EnvLike | None, trust: bool) -> RunConfig:
+    """The configuration of a run with names that lead to code which may be executed, and can be, here."""
+    config = file.config()
+    sections: tuple[str, ...] = ("env", "policy")
+    if env is not None:
+        given = env_section(env)
+        constants = {**config.env.options, **given} if len(given) == 1 else given
+        config = config.model_copy(update={"env": type(config.env)(**constants)})
+        sections = ("policy",)
+    return user_code.consented(config, file.sources(), file.is_own(), trust, file.path, sections)
 
 
 @dataclass(frozen=True)
@@ -118,49 +169,57 @@ class Evaluation:
 
 
 def evaluate(
-    run: str | os.PathLike[str] | RunFile,
+    run: RunLike,
     gym: str | None = None,
     episodes: int = 100,
     seed: int = 1000,
     checkpoint: str = "last",
+    *,
+    env: EnvLike | None = None,
+    trust: bool = False,
+    any_gym: bool = False,
 ) -> Evaluation:
     """Measure a run's policy and append the result to its file.
 
     Args:
-        run: the run's folder or file.
+        run: the run's folder, file or RunFile.
         gym: id of a Gymnasium environment to drive; episode i starts from ``reset(seed=seed + i)``.
             ``None`` measures in the run's own simulator.
         episodes: how many episodes.
         seed: of the starting states.
         checkpoint: ``"last"`` or ``"best"``.
+        env: a simulator to measure in instead of the run's.
+        trust: run the code stored in a run of somebody else.
+        any_gym: drive ``gym`` also where it is not the simulator's twin.
 
     Raises:
         RunFileError: no run there, or one that cannot be read.
+        TrustError: a run of somebody else names code of its own.
         EvaluationError: the environment does not exist or does not fit the policy.
     """
-    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or value < least:
-            raise EvaluationError(f"{name} = {value!r}: must be a whole number of at least {least}")
-    loaded = LoadedRun(run.path if isinstance(run, RunFile) else run, checkpoint)
-    with torch_threads(loaded.config.threads):
+    episodes = whole_number("episodes", episodes, least=1, error=EvaluationError)
+    seed = whole_number("seed", seed, error=EvaluationError)
+    loaded = LoadedRun(run, checkpoint, env=env, trust=trust)
+    with torch_state(loaded.config.threads):
         if gym is None:
             result = evaluate_in_simulator(loaded, episodes, seed)
         else:
-            result = evaluate_in_gym(loaded, gym, episodes, seed)
+            result = evaluate_in_gym(loaded, gym, episodes, seed, any_gym)
     low, high = result.interval()
-    loaded.file.append_evaluation(
-        result.returns,
-        {
-            "where": result.where,
-            "checkpoint": checkpoint,
-            "update": loaded.update,
-            "episodes": episodes,
-            "seed": seed,
-            "mean": result.mean,
-            "low": low,
-            "high": high,
-        },
-    )
+    facts = {
+        "where": result.where,
+        "checkpoint": checkpoint,
+        "update": loaded.update,
+        "episodes": episodes,
+        "seed": seed,
+        "mean": result.mean,
+        "low": low,
+        "high": high,
+    }
+    try:
+        loaded.file.append_evaluation(result.returns, facts)
+    except RunFileError as error:
+        logger.warning(f"the result is not stored: {error}")
     return result
 
 
@@ -170,19 +229,22 @@ def evaluate_in_simulator(loaded: LoadedRun, episodes: int, seed: int) -> Evalua
     generator = torch.Generator().manual_seed(seed)
     x = env.reset(episodes, generator, module.mean.dtype).to(loaded.device)
     rollout = Rollout(env, module, expected_steps=env.episode_steps)
-    returns = rollout.returns(x).double().cpu().numpy()
-    return Evaluation(f"diffsim:{env.name}", seed, returns, np.full(episodes, env.episode_steps))
+    returns, lengths = rollout.episodes(x)
+    return Evaluation(f"diffsim:{env.name}", seed, returns.double().cpu().numpy(), lengths.cpu().numpy())
 
 
-def evaluate_in_gym(loaded: LoadedRun, gym_id: str, episodes: int, seed: int) -> Evaluation:
+def evaluate_in_gym(
+    loaded: LoadedRun, gym_id: str, episodes: int, seed: int, any_gym: bool = False
+) -> Evaluation:
     """Whole episodes in another environment of Gymnasium's, stepped side by side so the policy sees a batch.
 
     Ids that begin with ``dm_control/`` are those of dm_control's suite, through shimmy.  In the simulator's
     foreign twin, observations pass through ``Env.observation_from_twin``.
 
     Raises:
-        EvaluationError: Gymnasium is not installed, or has no such environment, or its spaces differ
-            from what the policy was trained on, or an episode does not end.
+        EvaluationError: Gymnasium is not installed, or has no such environment, or it is not the simulator's
+            twin and ``any_gym`` is not set, or its spaces differ from what the policy was trained on, or an
+            episode does not end.
     """
     policy = loaded.policy
     returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
@@ -191,6 +253,8 @@ def evaluate_in_gym(loaded: LoadedRun, gym_id: str, episodes: int, seed: int) ->
     translate = loaded.env.observation_from_twin if gym_id == loaded.env.gym_id else lambda o: o
     try:
         _check_spaces(policy, envs[0], gym_id, translate)
+        if not any_gym:
+            _check_twin(loaded, gym_id)
         for first in range(0, episodes, together):
             live = list(range(first, min(first + together, episodes)))
             observations = {i: envs[i - first].reset(seed=seed + i)[0] for i in live}
@@ -214,12 +278,36 @@ def evaluate_in_gym(loaded: LoadedRun, gym_id: str, episodes: int, seed: int) ->
     return Evaluation(gym_id, seed, returns, lengths)
 
 
+def _check_twin(loaded: LoadedRun, gym_id: str) -> None:
+    if _is_twin(loaded, gym_id):
+        return
+    twin = loaded.env.gym_id
+    raise EvaluationError(
+        f"{gym_id} is not known to be the same task as {loaded.env.name}"
+        + (f", whose twin is {twin}" if twin else ", which has no twin in Gymnasium")
+        + ": what it observes and rewards may mean something else. "
+        "To drive it all the same: --any-gym (in Python any_gym=True)"
+    )
+
+
+def _is_twin(loaded: LoadedRun, gym_id: str) -> bool:
+    """Whether a Gymnasium id is declared to be the run's simulator, or is made from it."""
+    if gym_id == loaded.env.gym_id:
+        return True
+    name, own = loaded.config.env.name, gym_id.rpartition(":")[2]
+    if name not in ENVIRONMENTS or not own.startswith("diffsim/"):
+        return False
+    from robotics_envs.gym import gym_id as id_of
+
+    return own == id_of(name)
+
+
 def _make(gym_id: str) -> Any:
     """A Gymnasium environment with a flat observation."""
     try:
         import gymnasium
     except ModuleNotFoundError:
-        raise EvaluationError("evaluating with --gym needs Gymnasium: pip install 'diffsim[gym]'") from None
+        raise EvaluationError(f"evaluating with --gym needs Gymnasium: {install_command('gym')}") from None
     if gym_id.startswith("diffsim/"):
         import robotics_envs.gym  # noqa: F401, registers them
     if gym_id.startswith("dm_control/"):
@@ -229,7 +317,7 @@ def _make(gym_id: str) -> Any:
             import dm_control  # noqa: F401
             import shimmy
         except ModuleNotFoundError as error:
-            raise EvaluationError(f"{gym_id} needs more ({error}): pip install 'diffsim[twins]'") from None
+            raise EvaluationError(f"{gym_id} needs more ({error}): {install_command('twins')}") from None
         gymnasium.register_envs(shimmy)
     try:
         env: Any = gymnasium.make(gym_id)

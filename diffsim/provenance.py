@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+from diffsim import __version__
 from robotics_envs.julia.runtime import started
 
-PACKAGES = ("diffsim", "torch", "numpy", "scipy", "torchdiffeq", "h5py", "juliacall")
+PACKAGES = ("torch", "numpy", "scipy", "torchdiffeq", "h5py", "juliacall")
 
 
 def describe(device: str) -> dict[str, str | int]:
@@ -21,7 +23,8 @@ def describe(device: str) -> dict[str, str | int]:
     kind = torch.device(device)
     facts: dict[str, str | int] = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.orig_argv) if sys.orig_argv else "python",
+        "folder": str(Path.cwd()),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device_name": torch.cuda.get_device_name(kind) if kind.type == "cuda" else platform.machine(),
@@ -29,6 +32,7 @@ def describe(device: str) -> dict[str, str | int]:
         "git_revision": git_revision(Path(__file__).parent),
         "git_revision_of_working_directory": git_revision(Path.cwd()),
     }
+    facts["version_diffsim"] = __version__
     for package in PACKAGES:
         facts[f"version_{package}"] = _version(package)
     julia = started()

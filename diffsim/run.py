@@ -5,45 +5,68 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffsim import provenance
-from diffsim.algorithms import ALGORITHMS
+from diffsim import provenance, user_code
 from diffsim.algorithms.base import Algorithm, Record
-from diffsim.config import Named, RunConfig, load_class, load_config, validate
+from diffsim.assembly import build_algorithm, resolve
+from diffsim.config import RunConfig, load_config, merge
 from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
-from diffsim.optimizers import canonical, optimizer_settings
-from diffsim.policy import make_policy
 from diffsim.progress import Progress
-from diffsim.runfile import COLUMNS, RunFile, Writer, already_there, checkpoint_writer, history_writer
+from diffsim.references import Callback, EnvLike, RunLike, env_section
+from diffsim.resuming import changed_on_resume, what_lengthening_means, with_moved_files
+from diffsim.runfile import (
+    COLUMNS,
+    RunFile,
+    Writer,
+    already_there,
+    checkpoint_writer,
+    history_writer,
+    status_writer,
+)
 from diffsim.signals import stop_on_signals
-from robotics_envs import ENVIRONMENTS, JULIA
-from robotics_envs.base import Env
-from robotics_envs.conformance.stated import names_match_shapes, shapes_on
-from robotics_envs.julia.installation import JuliaError
+from diffsim.torch_state import torch_state
+from diffsim.user_code import Source
+from diffsim.values import folder, shown
+from robotics_envs import JULIA
 
+_ALL_SECTIONS = ("env", "policy", "algorithm", "optimizer")
 MAX_DROPPED_IN_A_ROW = 10
 
 
 def train(
-    env: str | None = None,
+    env: EnvLike | None = None,
     out: str | os.PathLike[str] | None = None,
     *,
     resume: bool = False,
+    init: RunLike | None = None,
+    callback: Callback | Sequence[Callback] = (),
+    log: str | Sequence[str] = (),
+    trust: bool = False,
     quiet: bool = False,
     **settings: Any,
 ) -> RunFile:
     """Train a policy and return its run file.
 
     Args:
-        env: a simulator's name or ``"module:Class"``; not needed with ``resume``.
+        env: a simulator: its name, ``"my_env.py:MyEnv"``, ``"module:MyEnv"``, the path of a file with one simulator, a
+            class or an instance; not needed with ``resume``.
         out: the run's folder; ``runs/<env>`` if not given.  A folder that holds a run is refused.
-        resume: go on with the run in ``out``, bit for bit as if it had never stopped.
+        resume: go on with the run in ``out``, bit for bit as if it had never stopped.  With ``updates`` or ``stop``
+            it can be lengthened.
+        init: a run whose policy this one starts from, instead of a random one: its folder, file or RunFile.
+        callback: called after every update with the new row of the history, a dict by the names of
+            :data:`diffsim.runfile.COLUMNS`; or several such functions.
+        log: writers of :data:`diffsim.log_writers.WRITERS`, such as ``"csv"`` or ``["tensorboard", "csv"]``.
+        trust: with ``resume`` and ``init``, run the code stored in a run of somebody else.
         quiet: print no progress.
         **settings: anything of :class:`diffsim.config.RunConfig`, sections as dicts:
             ``train("pendulum", seed=1, algorithm={"window": 8})``.
@@ -51,202 +74,276 @@ def train(
     Raises:
         ConfigError: an unknown name or key, or an impossible value.
         RunFileError: ``out`` holds a run already, or with ``resume`` none that can be read.
+        TrustError: a run of somebody else names code of its own.
         DivergenceError: training produced non-finite numbers and cannot go on.
-        Interrupted: Ctrl-C or SIGTERM arrived; a checkpoint has been written.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP arrived; a checkpoint has been written.
     """
-    values = settings if env is None else {"env": env, **settings}
-    if resume:
-        if out is None:
-            raise ConfigError("resume needs the folder of the run: out=..., or --out on the command line")
-        file = RunFile(out)
-        file.config()  # refuse a missing or foreign file before locking its folder
-        with file.training_lock():
-            Run.resume(file, values).train(quiet)
-        return file
-    config = resolve(load_config(values))
-    folder = Path("runs", config.env.name.replace(":", ".")) if out is None else Path(out)
-    if folder.is_file() or folder.suffix == ".h5":
-        raise ConfigError(f"out = {str(folder)!r}: give a folder; the run becomes run.h5 in it")
-    file = RunFile(folder)
-    if file.exists():
-        raise RunFileError(already_there(file.path))
-    run = Run(file, config, build_algorithm(config))
-    with file.training_lock():
-        run.create()
-        run.train(quiet)
+    values = settings if env is None else merge(settings, {"env": env_section(env)})
+    callbacks = [callback] if callable(callback) else list(callback)
+    with Progress(quiet=quiet) as progress:
+        progress.status("loading")
+        if resume:
+            if out is None:
+                raise ConfigError("resume needs the folder of the run: out=..., or --out on the command line")
+            if init is not None:
+                raise ConfigError("init starts a new run, resume goes on with an old one; give one of them")
+            file = RunFile(out)
+            config = file.config()  # refuse a missing or foreign file before locking its folder
+            with torch_state(config.threads), file.training_lock():
+                run = Run.resume(file, values, trust, progress)
+                run.train([*callbacks, *_writers(log, file)])
+            return file
+        config = load_config(_with_policy_of(init, values))
+        file = RunFile(_default_folder(config) if out is None else checked_folder(out))
+        if file.exists():
+            raise RunFileError(already_there(file.path))
+        with torch_state(config.threads):
+            config = resolve(config)
+            run = Run(file, config, build_algorithm(config), progress, user_code.sources(config))
+            start = {} if init is None else run.start_from(RunFile(init), trust)
+            with file.training_lock():
+                run.create(start)
+                run.train([*callbacks, *_writers(log, file)])
     return file
 
 
-def resolve(config: RunConfig) -> RunConfig:
-    """The configuration with the defaults of simulator, algorithm and optimizer written out.
+def checked_folder(out: str | os.PathLike[str]) -> Path:
+    """The folder of a new run.
 
     Raises:
-        ConfigError: an unknown environment, algorithm, optimizer, device or option.
+        ConfigError: it is a file, or named like one.
     """
-    env = build_env(config)
-    settings = algorithm_settings(config)
-    resolve_device(config.device)
-    constants = {name: c.value for name, c in env.constants.items()}
-    return config.model_copy(
-        update={
-            "env": Named(name=config.env.name, **constants),
-            "algorithm": Named(name=config.algorithm.name, **settings.model_dump()),
-            "optimizer": Named(
-                name=canonical(config.optimizer.name), **optimizer_settings(config.optimizer).model_dump()
-            ),
-        }
-    )
+    place = folder(out)
+    if place.is_file() or place.suffix == ".h5":
+        raise ConfigError(f"out = {os.fspath(out)!r}: give a folder; the run becomes run.h5 in it")
+    return place
 
 
-def build_env(config: RunConfig) -> Env:
-    """The simulator that the configuration names.
-
-    Raises:
-        ConfigError: there is none, it refuses its parameters, or its methods give wrong shapes.
-    """
-    name = config.env.name
-    if name.startswith(JULIA):
-        start_julia(config.threads)
-    env_class = load_class(ENVIRONMENTS, name)
-    if not (isinstance(env_class, type) and issubclass(env_class, Env)):
-        raise ConfigError(f"environment {name!r} is no subclass of robotics_envs.base.Env: {env_class!r}")
-    try:
-        env = env_class(**config.env.options)
-        complaints = [*names_match_shapes(env), *shapes_on(env, getattr(torch, config.dtype), "cpu")]
-    except (ValueError, TypeError, JuliaError) as error:
-        raise ConfigError(f"environment {name!r}: {error}") from None
-    if complaints:
-        raise ConfigError(
-            f"environment {name!r}: {'; '.join(complaints)}; robotics_envs.check_env finds more"
-        )
-    return env
+def _default_folder(config: RunConfig) -> Path:
+    """``runs/pendulum``; of a simulator in a file ``my_env.py``, ``runs/my_env.MyEnv``."""
+    start, _, name = config.env.name.rpartition(":")
+    stem = Path(start.removeprefix(JULIA)).stem if start.endswith((".py", ".jl")) else start
+    return Path("runs", f"{stem}.{name}".replace(":", ".").strip("."))
 
 
-def start_julia(threads: int) -> None:
-    """Start Julia with the threads of the run, unless it runs already or the environment names a number.
-
-    Raises:
-        ConfigError: it cannot be started.
-    """
-    from robotics_envs.julia import start
-
-    try:
-        start(threads)
-    except JuliaError as error:
-        raise ConfigError(str(error)) from None
+def _with_policy_of(init: RunLike | None, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a new run; its network is that of the run it starts from, unless another is asked for."""
+    if init is None or "policy" in values:
+        return values
+    return {**values, "policy": RunFile(init).config().policy.model_dump()}
 
 
-def algorithm_settings(config: RunConfig) -> Any:
-    return validate(
-        load_class(ALGORITHMS, config.algorithm.name).Settings, config.algorithm.options, "algorithm"
-    )
+def _writers(log: str | Sequence[str], file: RunFile) -> list[Any]:
+    from diffsim.log_writers import make_writers
 
-
-def build_algorithm(config: RunConfig) -> Algorithm:
-    """Everything of a run that has state, fresh from its seed."""
-    env = build_env(config)
-    device = resolve_device(config.device)
-    policy = make_policy(config.policy, env, config.seed, device, getattr(torch, config.dtype))
-    algorithm = load_class(ALGORITHMS, config.algorithm.name)
-    return algorithm(env, policy, config, algorithm_settings(config))
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device called ``name``.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used here: {reason}") from None
-    return device
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """While inside, torch computes on ``count`` CPU threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return make_writers([log] if isinstance(log, str) else list(log), file.folder)
 
 
 class Run:
     """A configuration being trained into a file, whose training lock the caller holds."""
 
-    def __init__(self, file: RunFile, config: RunConfig, algorithm: Algorithm) -> None:
+    def __init__(
+        self,
+        file: RunFile,
+        config: RunConfig,
+        algorithm: Algorithm,
+        progress: Progress,
+        sources: Sequence[Source] = (),
+    ) -> None:
         self.file = file
         self.config = config
         self.algorithm = algorithm
+        self.progress = progress
+        self.sources = sources
         self.history: dict[str, list[float]] = {name: [] for name in COLUMNS}
         self._best: tuple[float, Writer | None] = (float("-inf"), None)
         self._dropped_in_a_row = 0
+        self._facts: dict[str, Any] = {}
+        self._saved = 0
+        self._inside_update = False
 
     @classmethod
-    def resume(cls, file: RunFile, values: Mapping[str, Any]) -> Run:
-        """The run in ``file``, as it was at its last checkpoint; ``values`` may only repeat its settings."""
-        config = file.config()
-        _refuse_changes(config, values)
-        run = cls(file, config, build_algorithm(config))
-        try:
-            run.algorithm.load_state_dict(file.checkpoint("last"))
-        except (KeyError, ConfigError) as error:
-            raise RunFileError(
-                f"the checkpoint in {file.path} does not fit ({error}): another version of diffsim wrote it. Its "
-                "policy can be evaluated, but the run cannot go on; start a new one"
-            ) from error
+    def resume(cls, file: RunFile, values: Mapping[str, Any], trust: bool, progress: Progress) -> Run:
+        """The run in ``file``, as it was at its last checkpoint.
+
+        ``values`` may repeat its settings, lengthen it, and name a file that was moved.
+        """
+        stored, status = file.config(), file.status()
+        if status["state"] == "diverged":
+            raise ConfigError(
+                f"{shown(file.folder)} diverged and would again: {status['reason']}. Start a new run with that "
+                f"change; --init {shlex.quote(shown(file.folder))} starts it from this one's policy"
+            )
+        config = changed_on_resume(stored, values, len(file.history()["update"]))
+        sources = file.sources()
+        runnable = user_code.consented(
+            with_moved_files(config, values), sources, file.is_own(), trust, file.path, _ALL_SECTIONS
+        )
+        run = cls(file, config, build_algorithm(runnable), progress, sources)
+        run._load_checkpoint()
         run.history = {name: column.tolist() for name, column in file.history().items()}
+        run._saved, run._facts = run.updates_done, file.provenance()
         best = file.checkpoints().get("best")
         if best is not None:
             run._best = (best["return"], None)
+        if config != stored:
+            run.progress.say(what_lengthening_means(stored, config, run.updates_done))
+            run.file.update({}, config)
         return run
+
+    def _load_checkpoint(self) -> None:
+        try:
+            self.algorithm.load_state_dict(self.file.checkpoint("last"))
+        except (KeyError, ConfigError) as error:
+            raise RunFileError(
+                f"the checkpoint in {self.file.path} does not fit ({error}): another version of diffsim wrote it. Its "
+                "policy can be evaluated, but the run cannot go on; start a new one"
+            ) from error
 
     @property
     def updates_done(self) -> int:
         return len(self.history["update"])
 
-    def create(self) -> None:
+    def start_from(self, other: RunFile, trust: bool) -> dict[str, Any]:
+        """Take over the policy of another run, normalizer included; returns where it came from.
+
+        Raises:
+            ConfigError: it has other observations, actions or layers.
+            TrustError: its network is somebody else's code.
+        """
+        config = other.config()
+        user_code.consented(config, other.sources(), other.is_own(), trust, other.path, ("policy",))
+        facts = other.checkpoints()["last"]
+        try:
+            self.algorithm.policy.load_state_dict(other.checkpoint("last")["policy"])
+        except RuntimeError as error:
+            raise ConfigError(
+                f"init = {shown(other.folder)}: its policy ({config.env.name}, {config.policy.name}) does not fit "
+                f"the one of this run ({self.config.env.name}, {self.config.policy.name}): "
+                f"{' '.join(str(error).split())}"
+            ) from None
+        return {"initial_policy": str(other.path), "initial_policy_update": facts["update"]}
+
+    def create(self, start: Mapping[str, Any]) -> None:
         """Write the file with the untrained policy, so that a run can be resumed from its first moment.
 
         Raises:
             RunFileError: there is a run already.
         """
-        self.file.create(self.config, provenance.describe(self.config.device), self._sections())
+        # Once more, now that everything was built: constructors may import too.
+        self.sources = user_code.sources(self.config)
+        self._facts = {**provenance.describe(self.config.device), **start}
+        self.file.create(self.config, self._facts, self._sections("running"), self.sources)
 
-    def train(self, quiet: bool = False) -> None:
-        """Train to the end of the budget, or until someone asks to stop."""
+    def train(self, callbacks: Sequence[Callback] = ()) -> None:
+        """Train to the end of the budget, or until someone asks to stop.
+
+        An exception out of an update, or out of a callback, leaves a checkpoint of the last whole update.
+        """
         config = self.config
-        progress = Progress(config.updates, self.updates_done, quiet=quiet)
-        with torch_threads(config.threads), stop_on_signals() as stop, progress:
-            while self.updates_done < config.updates:
-                record = self._update(progress)
-                finished = self.updates_done == config.updates
-                diverged = self._dropped_in_a_row == MAX_DROPPED_IN_A_ROW
-                due = self.updates_done % config.checkpoint_every == 0
-                if due or finished or diverged or stop.signal is not None:
-                    self.file.update(self._sections())
-                if diverged:
-                    raise DivergenceError(self._why_it_diverged(record))
-                if stop.signal is not None and not finished:
-                    raise Interrupted(self._how_to_go_on(), stop.signal)
+        self.progress.begin(config.updates, self.updates_done)
+        self.progress.status("first update, which may compile")
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(stop_on_signals())
+            for callback in callbacks:
+                if hasattr(callback, "close"):
+                    stack.callback(callback.close)
+            try:
+                while not self._end():
+                    record = self._update()
+                    for callback in callbacks:
+                        callback(self._row())
+                    if self._dropped_in_a_row == MAX_DROPPED_IN_A_ROW:
+                        reason = self._why_it_diverged(record)
+                        self._save("diverged", reason, final=True)
+                        raise DivergenceError(
+                            f"{reason} The policy before them is in {shown(self.file.path)}"
+                        )
+                    end = self._end()
+                    if end:
+                        self._save("finished", end, final=True)
+                    elif stop.signal is not None:
+                        name = signal.Signals(stop.signal).name
+                        self._save("stopped", f"{name} after update {self.updates_done}", final=True)
+                        raise Interrupted(self._how_to_go_on(), stop.signal)
+                    elif self.updates_done % config.checkpoint_every == 0:
+                        self._save("running")
+            except (DivergenceError, Interrupted, RunFileError):
+                raise
+            except Exception as error:
+                self._leave_checkpoint(error)
+                raise
 
-    def _update(self, progress: Progress) -> Record:
+    def _row(self) -> dict[str, float]:
+        return {name: column[-1] for name, column in self.history.items()}
+
+    def _end(self) -> str:
+        """Why training has come to its end; ``""`` if it has not."""
+        if not self.updates_done:
+            return ""
+        row, stop = self._row(), self.config.stop
+        if self.updates_done >= self.config.updates:
+            return f"all {self.config.updates} updates done"
+        for name, column in (("wall_seconds", "wall_seconds"), ("env_steps", "env_steps")):
+            limit = getattr(stop, name)
+            if limit is not None and row[column] >= limit:
+                return f"stop.{name} = {limit:g} reached after update {self.updates_done}"
+        if stop.target_return is not None and row["return"] >= stop.target_return:
+            return f"stop.target_return = {stop.target_return:g} reached after update {self.updates_done}"
+        return ""
+
+    def _save(self, state: str, reason: str = "", final: bool = False) -> None:
+        """Write a checkpoint.  One that fails is tried again at the next; the last one goes elsewhere if need be."""
+        sections = self._sections(state, reason)
+        try:
+            self.file.update(sections)
+            self._saved = self.updates_done
+        except RunFileError as error:
+            if not final:
+                self.progress.say(f"{error}; training goes on, the next checkpoint tries again")
+                return
+            elsewhere = RunFile(tempfile.mkdtemp(prefix="diffsim-"))
+            try:
+                elsewhere.create(self.config, self._facts, sections, self.sources)
+            except (OSError, RunFileError):
+                raise error from None
+            raise RunFileError(
+                f"{error}. The run as it is now was written to {elsewhere.path} instead"
+            ) from None
+
+    def _leave_checkpoint(self, error: Exception) -> None:
+        """Save the last whole update after an exception, without hiding it."""
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+        try:
+            if self._inside_update:
+                # The update may have changed half of the state.  Updates repeat bit for bit from a checkpoint.
+                self.progress.say(
+                    f"{reason}; repeating updates from the last checkpoint to save the last whole one"
+                )
+                self._load_checkpoint()
+                while self.algorithm.updates_done < self.updates_done:
+                    self.algorithm.step()
+            self._save("crashed", reason, final=True)
+        except Exception as second:
+            self.progress.say(
+                f"the update in progress could not be saved ({second}); the last checkpoint, after update "
+                f"{self._saved}, is in {shown(self.file.path)}"
+            )
+
+    def _update(self) -> Record:
         """One update of the algorithm, into the history and before the user's eyes."""
+        self._inside_update = True
         started = time.perf_counter()
         record = self.algorithm.step()
         seconds = time.perf_counter() - started - record.compile_seconds
         row = self._account(record, seconds)
         for name, column in self.history.items():
             column.append(row[name])
-        progress.show(row)
+        self._inside_update = False
+        self.progress.show(row)
         if record.dropped:
-            progress.say(
+            self.progress.say(
                 f"update {self.updates_done}: step dropped, {record.dropped}; the policy is unchanged"
             )
         self._dropped_in_a_row = self._dropped_in_a_row + 1 if record.dropped else 0
@@ -256,21 +353,28 @@ class Run:
         """The next row of the history."""
         previous = {name: column[-1] if column else 0 for name, column in self.history.items()}
         update = self.updates_done + 1
-        every = self.config.evaluation.every
-        evaluate = update == self.config.updates or (every > 0 and update % every == 0)
-        measured, steps = self._evaluate(update) if evaluate else (float("nan"), 0)
-        return {
+        row = {
             "update": update,
             "loss": record.loss,
-            "return": measured,
+            "return": float("nan"),
             "env_steps": previous["env_steps"] + record.env_steps,
             "gradient_evaluations": previous["gradient_evaluations"] + record.gradient_evaluations,
-            "evaluation_steps": previous["evaluation_steps"] + steps,
+            "evaluation_steps": previous["evaluation_steps"],
             "wall_seconds": previous["wall_seconds"] + seconds,
             "compile_seconds": previous["compile_seconds"] + record.compile_seconds,
             "grad_norm": record.grad_norm,
             "step_dropped": int(bool(record.dropped)),
         }
+        every, stop = self.config.evaluation.every, self.config.stop
+        last = (
+            update == self.config.updates
+            or (stop.env_steps is not None and row["env_steps"] >= stop.env_steps)
+            or (stop.wall_seconds is not None and row["wall_seconds"] >= stop.wall_seconds)
+        )
+        if last or (every > 0 and update % every == 0):
+            row["return"], steps = self._evaluate(update)
+            row["evaluation_steps"] += steps
+        return row
 
     def _evaluate(self, update: int) -> tuple[float, int]:
         """The mean return from fixed starting states, so that two evaluations differ by the policy alone."""
@@ -286,9 +390,12 @@ class Run:
             self._best = (measured, writer)
         return measured, episodes * algorithm.env.episode_steps
 
-    def _sections(self) -> dict[str, Writer]:
-        last = checkpoint_writer(self.algorithm.state_dict(), update=self.updates_done)
-        sections = {"history": history_writer(self.history), "checkpoints/last": last}
+    def _sections(self, state: str, reason: str = "") -> dict[str, Writer]:
+        sections = {
+            "history": history_writer(self.history),
+            "status": status_writer(state, reason),
+            "checkpoints/last": checkpoint_writer(self.algorithm.state_dict(), update=self.updates_done),
+        }
         if self._best[1] is not None:
             sections["checkpoints/best"] = self._best[1]
         return sections
@@ -299,43 +406,13 @@ class Run:
         hints += ["optimizer.max_grad_norm=1"] if "max_grad_norm" in options else []
         return (
             f"{MAX_DROPPED_IN_A_ROW} updates in a row were dropped, the last at update "
-            f"{self.updates_done}: {record.dropped}. The policy before them is in {self.file.path}. Try "
-            f"{', '.join([*hints, 'dtype=float64'])}; if it starts at once, put the simulator through "
-            "robotics_envs.check_env"
+            f"{self.updates_done}: {record.dropped}. Try {', '.join([*hints, 'dtype=float64'])}; if it happens from "
+            "the first update on, check the simulator with diffsim check."
         )
 
     def _how_to_go_on(self) -> str:
         return (
             f"stopped after update {self.updates_done} of {self.config.updates}; checkpoint in "
-            f"{self.file.path}. Go on with: "
-            f"diffsim train --out {shlex.quote(str(self.file.folder))} --resume"
+            f"{shown(self.file.path)}. Go on with: "
+            f"diffsim train --out {shlex.quote(shown(self.file.folder))} --resume"
         )
-
-
-def _refuse_changes(config: RunConfig, values: Mapping[str, Any]) -> None:
-    """A resumed run keeps its configuration: say which setting was to be another."""
-    if not values:
-        return
-    stored = config.model_dump()
-    wanted = resolve(load_config(stored, values)).model_dump()
-    changed = [
-        f"{key} is {old!r} in the run, {new!r} was given" for key, old, new in _differences(stored, wanted)
-    ]
-    if changed:
-        raise ConfigError(
-            "a resumed run keeps its configuration: " + "; ".join(changed) + "; start a new run for that"
-        )
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        if old.get("name") != new.get("name"):  # options of another class are no changes of these
-            return [(f"{key}.name", old.get("name"), new.get("name"))]
-        return [
-            difference
-            for name in {**old, **new}
-            for difference in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        ]
-    if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
-        return [] if list(old) == list(new) else [(key, old, new)]
-    return [] if old == new else [(key, old, new)]

@@ -7,14 +7,23 @@ until a name is asked for, so listing what exists costs nothing and no module re
 from __future__ import annotations
 
 import difflib
-import errno
-import importlib.util
-import sys
-import zlib
+import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from solvers.user_files import load_file
+
+_live: dict[str, type] = {}
+"""Classes that were given as objects and that no import finds, by name."""
+
+
+def remember(given: type) -> str:
+    """The name ``"module:Class"`` of a class, under which :meth:`Registry.load` finds it in this process at least."""
+    name = f"{given.__module__}:{given.__qualname__}"
+    if "<locals>" in name:
+        _live[name] = given
+    return name
 
 
 class UnknownNameError(ValueError):
@@ -60,6 +69,8 @@ class Registry(Mapping[str, str]):
         Raises:
             UnknownNameError: no such name, file, module or attribute.
         """
+        if name in _live:
+            return _live[name]
         path = self._paths.get(name, name) if isinstance(name, str) else ""
         module_name, _, attribute = path.rpartition(":")
         is_file = module_name.endswith(".py")
@@ -68,7 +79,7 @@ class Registry(Mapping[str, str]):
                 unknown(self.kind, name, self) + " (or your own as 'my_file.py:Class' or 'module:Class')"
             )
         try:
-            module = _from_file(Path(module_name)) if is_file else importlib.import_module(module_name)
+            module = load_file(module_name) if is_file else importlib.import_module(module_name)
         except FileNotFoundError as error:
             raise UnknownNameError(
                 f"{self.kind} {name!r}: there is no file {error.filename!r}, as seen from {str(Path.cwd())!r}"
@@ -87,32 +98,3 @@ class Registry(Mapping[str, str]):
                 f"{self.kind} {name!r}: " + unknown(f"attribute of module {module_name}", attribute, public)
             )
         return getattr(module, attribute)
-
-
-def _from_file(path: Path) -> ModuleType:
-    """The module in a file anywhere, loaded once; while it loads, its folder is on the path for its imports.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    path = path.expanduser().resolve()
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
-    # Named after the whole path: two files my_env.py are two modules.
-    name = f"{path.stem}_{zlib.crc32(str(path).encode()):08x}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path.remove(str(path.parent))
-    return module

@@ -147,14 +147,14 @@ def test_training_in_a_thread_leaves_signals_alone(tmp_path, saves):
     assert len(results[0].history()["update"]) == 7
 
 
-def test_an_exception_keeps_the_last_checkpoint(tmp_path, saves):
+def test_an_exception_leaves_a_checkpoint_of_the_last_whole_update(tmp_path, saves):
     def fail():
         raise RuntimeError("the simulator broke")
 
     SCRIPT[5] = fail
     with pytest.raises(RuntimeError, match="the simulator broke"):
         train(tmp_path)
-    assert saves == [0, 3]
+    assert saves == [0, 3, 4]
     SCRIPT.clear()
     assert diffsim.train(out=tmp_path, resume=True, quiet=True).history()["update"].tolist() == [
         1, 2, 3, 4, 5, 6, 7,

@@ -26,6 +26,7 @@ __all__ = [
     "StepReport",
     "Vector",
     "canonical",
+    "is_shipped",
     "make_optimizer",
     "optimizer_class",
     "optimizer_settings",
@@ -33,6 +34,8 @@ __all__ = [
 
 _FIRST, _QUASI = "diffsim.optimizers.first_order", "diffsim.optimizers.quasi_newton"
 _POPULATION = "diffsim.optimizers.population"
+
+_LIBRARIES = ("torch.optim.", "pytorch_optimizer.")
 
 OPTIMIZERS = Registry(
     "optimizer",
@@ -96,6 +99,12 @@ def canonical(name: str) -> str:
     """The name in the registry that ``name`` means, such as cma_es for CMA-ES; any other as it is."""
     lower = name.lower().replace("-", "_")
     return lower if lower in OPTIMIZERS or lower in optimizer_classes() else name
+
+
+def is_shipped(name: str) -> bool:
+    """Whether a name leads to an optimizer of this project, torch.optim or pytorch_optimizer, not to a user's code."""
+    known = canonical(name)
+    return known in OPTIMIZERS or known in optimizer_classes() or name.startswith(_LIBRARIES)
 
 
 def optimizer_settings(config: Named, section: str = "optimizer") -> Any:

@@ -18,14 +18,19 @@ import torch
 from torch import Tensor
 
 from diffsim import __version__
+from diffsim.assembly import build_env
 from diffsim.config import load_config
 from diffsim.errors import ConfigError, RunFileError
 from diffsim.evaluation import LoadedRun
+from diffsim.references import EnvLike, RunLike, env_section
 from diffsim.rendering.page import page_data, write_html
 from diffsim.rendering.recording import MOST_FRAMES, Act, record
 from diffsim.rendering.video import write_gif, write_mp4
-from diffsim.run import build_env, torch_threads
 from diffsim.runfile import RunFile
+from diffsim.torch_state import torch_state
+from diffsim.values import folder as absolute_folder
+from diffsim.values import shown, whole_number
+from diffsim.whole_files import write_whole
 from robotics_envs import ENVIRONMENTS
 from robotics_envs.base import Env
 from solvers.registry import unknown
@@ -50,7 +55,7 @@ class Source:
 
 
 def render(
-    run: str | os.PathLike[str] | RunFile | Env,
+    run: RunLike | EnvLike,
     out: str | os.PathLike[str] | None = None,
     formats: Sequence[str] = ("gif", "html"),
     rollouts: int = 4,
@@ -62,12 +67,15 @@ def render(
     speed: float | None = None,
     fps: float | None = None,
     overlay: bool = True,
+    *,
+    env: EnvLike | None = None,
+    trust: bool = False,
 ) -> list[Path]:
     """Simulate episodes and write them as animations.
 
     Args:
-        run: a run's folder or file; or a simulator without a policy: its name, ``"my_env.py:MyEnv"``,
-            ``"module:Class"`` or an instance.
+        run: a run's folder, file or RunFile; or a simulator without a policy: its name, ``"my_env.py:MyEnv"``,
+            ``"module:Class"``, the path of a file with one simulator, a class or an instance.
         out: folder of the files, made if missing.  By default ``render.*`` in the run's folder, and in the
             current folder a simulator's name.
         formats: of ``"gif"``, ``"html"`` and ``"mp4"``.
@@ -81,6 +89,8 @@ def render(
         speed: simulated seconds per second of playback; by default the simulator's ``playback_speed``.
         fps: frames per second of playback, about; 25 in a GIF and 50 elsewhere if not given, 50 at most.
         overlay: whether GIF and MP4 show the other rollouts too, faded.
+        env: of a run, a simulator to use instead of its own.
+        trust: run the code stored in a run of somebody else.
 
     Returns:
         The paths written, in the order of ``formats``.
@@ -88,28 +98,38 @@ def render(
     Raises:
         ConfigError: an impossible value, no such simulator, a missing package, a folder that cannot be written.
         RunFileError: a run that cannot be read.
+        TrustError: a run of somebody else names code of its own.
         DiffsimError: the simulator draws what cannot be drawn.
     """
     wanted = (formats,) if isinstance(formats, str) else tuple(formats)
     _check_formats(wanted)
-    _check_numbers(rollouts, seed, steps, size, speed, fps)
-    source = _source(run, checkpoint, actions)
-    env = source.env
+    rollouts = whole_number("rollouts", rollouts, 1, 100)
+    seed = whole_number("seed", seed)
+    steps = None if steps is None else whole_number("steps", steps, 1, 10**6)
+    size = whole_number("size", size, 32, 4096)
+    if size % 2:
+        raise ConfigError(f"size = {size}: must be even, as videos are; take {size + 1}")
+    _check_rates(speed, fps)
+    source = _source(run, checkpoint, actions, env, trust)
+    simulator = source.env
     generator = torch.Generator().manual_seed(seed)
-    with torch_threads(source.threads):
-        x = env.reset(rollouts, generator, source.dtype)
-        recording = record(env, source.act(generator), x, env.episode_steps if steps is None else steps)
-    rate = env.playback_speed if speed is None else float(speed)
+    with torch_state(source.threads):
+        x = simulator.reset(rollouts, generator, source.dtype)
+        intervals = simulator.episode_steps if steps is None else steps
+        recording = record(simulator, source.act(generator), x, intervals)
+    rate = simulator.playback_speed if speed is None else float(speed)
     about = {**source.about, "start states": f"seed {seed}", "made by": f"diffsim {__version__}"}
     command = _command(
         run, rollouts=rollouts, seed=seed, checkpoint=checkpoint, actions=actions, steps=steps, speed=speed
     )
-    folder = source.folder if out is None else Path(out)
+    folder = source.folder if out is None else absolute_folder(out)
 
     def write(form: str, path: Path) -> None:
         if form == "html":
             write_html(
-                path, page_data(recording, about, command, fps or MOST_FRAMES, rate), f"{env.name} · diffsim"
+                path,
+                page_data(recording, about, command, fps or MOST_FRAMES, rate),
+                f"{simulator.name} · diffsim",
             )
         elif form == "gif":
             write_gif(path, recording, size, fps or 25.0, rate, overlay)
@@ -132,44 +152,35 @@ def _check_formats(formats: tuple[str, ...]) -> None:
                 )
 
 
-def _check_numbers(
-    rollouts: Any, seed: Any, steps: Any, size: Any, speed: float | None, fps: float | None
-) -> None:
-    for name, number, least, most in (
-        ("rollouts", rollouts, 1, 100),
-        ("seed", seed, 0, 2**63 - 1),
-        ("steps", 1 if steps is None else steps, 1, 10**6),
-        ("size", size, 32, 4096),
-    ):
-        if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
-            raise ConfigError(f"{name} = {number!r}: must be a whole number from {least} to {most}")
-    if size % 2:
-        raise ConfigError(f"size = {size}: must be even, as videos are; take {size + 1}")
+def _check_rates(speed: float | None, fps: float | None) -> None:
     for name, value, limit in (("speed", speed, 1e6), ("fps", fps, MOST_FRAMES)):
         if value is not None and not (math.isfinite(value) and 1e-3 <= value <= limit):
             raise ConfigError(f"{name} = {value!r}: must be from 0.001 to {limit:g}")
 
 
-def _source(run: Any, checkpoint: str, actions: str | None) -> Source:
+def _source(run: Any, checkpoint: str, actions: str | None, env: EnvLike | None, trust: bool) -> Source:
     if isinstance(run, Env):
         return _bare(run, type(run).__name__, actions)
-    file = run if isinstance(run, RunFile) else RunFile(run)
+    if isinstance(run, type):
+        config = load_config({"env": env_section(run)})
+        return _bare(build_env(config), config.env.name, actions)
+    file = RunFile(run)
     if file.exists():
-        return _trained(file, checkpoint, actions)
+        return _trained(LoadedRun(file, checkpoint, env=env, trust=trust), checkpoint, actions)
     name = os.fspath(run) if not isinstance(run, RunFile) else str(run.path)
-    if name in ENVIRONMENTS or ":" in name:
-        return _bare(build_env(load_config({"env": name})), name, actions)
+    if name in ENVIRONMENTS or ":" in name or name.endswith(".py"):
+        return _bare(build_env(load_config({"env": env_section(name)})), name, actions)
     raise RunFileError(f"no run at {file.path}, and " + unknown("simulator", name, ENVIRONMENTS))
 
 
-def _trained(file: RunFile, checkpoint: str, actions: str | None) -> Source:
+def _trained(loaded: LoadedRun, checkpoint: str, actions: str | None) -> Source:
+    file = loaded.file
     if actions is not None:
         raise ConfigError(
             f"actions = {actions!r}: a run acts by its policy; name its simulator instead of {file.folder} for that"
         )
-    loaded = LoadedRun(file.path, checkpoint)
     env, module = loaded.env, loaded.policy.module
-    about = {"run": str(file.folder), "policy": f"{checkpoint} checkpoint, update {loaded.update}"}
+    about = {"run": shown(file.folder), "policy": f"{checkpoint} checkpoint, update {loaded.update}"}
 
     def act(x: Tensor) -> Tensor:
         return module(env.observe(x))
@@ -199,7 +210,9 @@ def _command(run: Any, **options: Any) -> str:
     """The shell's way to the same page; ``""`` for a simulator that only Python holds."""
     if isinstance(run, Env):
         return ""
-    target = str(run.folder) if isinstance(run, RunFile) else os.fspath(run)
+    if isinstance(run, type):
+        return ""
+    target = shown(run.folder) if isinstance(run, RunFile) else os.fspath(run)
     defaults = inspect.signature(render).parameters
     given = {key: value for key, value in options.items() if value != defaults[key].default}
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
@@ -209,15 +222,9 @@ def _command(run: Any, **options: Any) -> str:
 def _whole(folder: Path, name: str, write: Callable[[Path], None]) -> Path:
     """``folder/name`` with what ``write`` puts into a file: a reader sees the old one or the whole new one."""
     target = folder / name
-    temporary = folder / f".{os.getpid()}-{name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        write(temporary)
-        os.replace(temporary, target)
+        write_whole(target, write)
     except OSError as error:
         raise ConfigError(f"cannot write {target}: {error.strerror or error}") from None
-    finally:
-        if folder.is_dir():
-            temporary.unlink(missing_ok=True)
     return target

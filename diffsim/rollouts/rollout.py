@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffsim.errors import ConfigError
@@ -136,14 +136,21 @@ class Rollout:
             return _trajectory(engine.unrolled(inputs))
         return Trajectory(*_Function.apply(engine, inputs, *inputs.named().values()))
 
-    @torch.no_grad()
     def returns(self, x0: States, p: Params | None = None, noise: Float[Tensor, " m"] | None = None) -> Costs:
-        """Returns ``[B]`` of whole episodes from ``x0 [B, n]``: minus the costs up to where ``env.done``.
+        """The first part of :meth:`episodes`."""
+        return self.episodes(x0, p, noise)[0]
 
+    @torch.no_grad()
+    def episodes(
+        self, x0: States, p: Params | None = None, noise: Float[Tensor, " m"] | None = None
+    ) -> tuple[Costs, Int[Tensor, " batch"]]:
+        """Returns ``[B]`` and lengths ``[B]`` of whole episodes from ``x0 [B, n]``.
+
+        The return is minus the costs up to where ``env.done``, the length the number of control intervals up to there.
         ``noise`` is the same at every interval; zero is a way to use a kernel that was compiled for noise.
         """
         x, running = x0, ~self.env.done(x0)
-        total = torch.zeros_like(x0[:, 0])
+        total, lengths = torch.zeros_like(x0[:, 0]), torch.zeros_like(x0[:, 0], dtype=torch.int64)
         left = self.env.episode_steps
         while left:
             steps = min(left, _TOGETHER)
@@ -154,8 +161,9 @@ class Rollout:
             done = self.env.done(states.flatten(0, 1)).unflatten(0, states.shape[:2]).cummax(0).values
             alive = torch.cat((running.unsqueeze(0), running & ~done))
             total = total - torch.where(alive[:-1], trajectory.costs, 0.0).sum(0)
+            lengths = lengths + alive[:-1].sum(0)
             x, running, left = trajectory.last, alive[-1], left - steps
-        return total
+        return total, lengths
 
     @torch.no_grad()
     def population(

@@ -1,0 +1,52 @@
+"""One place that says which numbers and paths are accepted, from Python, TOML and the command line alike."""
+
+from __future__ import annotations
+
+import numbers
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+from diffsim.errors import ConfigError, DiffsimError
+
+LARGEST = 2**63 - 1
+"""Of seeds and counts: what a 64-bit signed integer holds, in torch and in HDF5."""
+
+
+def whole_number(
+    name: str,
+    value: Any,
+    least: int = 0,
+    most: int = LARGEST,
+    error: type[DiffsimError] = ConfigError,
+) -> int:
+    """``value`` as an int: a whole number of Python or NumPy, or a float that is whole, such as ``1e3``.
+
+    Raises:
+        ConfigError: it is none, or outside ``least`` to ``most``; or the given ``error`` instead.
+    """
+    number: int | None = None
+    if not isinstance(value, (bool, str)):
+        try:
+            number = operator.index(value)
+        except TypeError:
+            number = int(float(value)) if isinstance(value, numbers.Real) and value % 1 == 0 else None
+    if number is None or not least <= number <= most:
+        limits = f"from {least} to {most}" if number is not None or most < LARGEST else f"of at least {least}"
+        raise error(f"{name} = {value!r}: must be a whole number {limits}")
+    return number
+
+
+def folder(path: str | os.PathLike[str]) -> Path:
+    """An absolute path with ``~`` replaced by the home folder; links are kept.
+
+    Absolute, because the program may change its current folder afterwards.
+    """
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
+def shown(path: Path) -> str:
+    """A path for messages: relative to the current folder if it lies below that."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if here in path.parents else str(path)
