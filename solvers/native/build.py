@@ -118,7 +118,7 @@ class Zig(Toolchain):
             ["c++", "-c", *FLAGS, *options, str(source), "-o", str(compiled)],
             ["build-lib", str(compiled), *link],
         ):
-            # A cache of its own, since the user's may be read-only; what zig keeps there is made in a tenth of a second.
+            # A cache for this call: the user's may be read-only, and filling one takes a tenth of a second.
             folder = str(source.parent)
             caches = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
             done = _call([*self.command, *arguments], env={**os.environ, **caches})
@@ -182,7 +182,9 @@ def _toolchain() -> Toolchain:
     try:
         version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise NativeUnsupportedError(f"the C++ compiler {shlex.join(command)} does not run: {error}") from error
+        raise NativeUnsupportedError(
+            f"the C++ compiler {shlex.join(command)} does not run: {error}"
+        ) from error
     processor = platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
