@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
     from robotics_envs.conformance import ConformanceError, check_env
     from robotics_envs.divergence import DivergenceError
-    from robotics_envs.drawing import COLOURS, Circle, Line, Polygon, Shape, Text, View
+    from robotics_envs.drawing import COLOURS, Circle, Floats, Line, Polygon, Shape, Text, View
     from robotics_envs.joint_limit import JointLimit
     from robotics_envs.julia.installation import JuliaError
 
@@ -51,6 +51,7 @@ __all__ = [
     "Costs",
     "DivergenceError",
     "Env",
+    "Floats",
     "JointLimit",
     "JuliaError",
     "Line",
@@ -144,7 +145,7 @@ __getattr__, __dir__ = lazy_attributes(
         "base": ("Actions", "Box", "Costs", "Env", "Observations", "Parameter", "Params", "States"),
         "conformance": ("ConformanceError", "check_env"),
         "divergence": ("DivergenceError",),
-        "drawing": ("COLOURS", "Circle", "Line", "Polygon", "Shape", "Text", "View"),
+        "drawing": ("COLOURS", "Circle", "Floats", "Line", "Polygon", "Shape", "Text", "View"),
         "joint_limit": ("JointLimit",),
         "julia.installation": ("JuliaError",),
     },

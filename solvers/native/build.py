@@ -67,9 +67,14 @@ def cache_folder() -> Path:
 
 
 NO_COMPILER = """\
-there is no C++ compiler; without one, training takes MEASURED times as long.
+there is no C++ compiler; without one, training takes 2 to 14 times as long.
 Install one: apt-get install g++ (as root), or pip install ziglang"""
-"""At most 80 columns a line."""
+"""At most 80 columns a line.
+
+Processor time of a policy update on one thread without the compiler over that with it, mean of 15 updates (torch 2.13,
+AMD EPYC): pendulum 2.0, with windows of 16 control intervals 3.3, rocket landing 3.5, cart-pole swing-up 4.7, quadrotor
+4.9; car 13.8, cart-pole swing-up with windows of 32 13.8.
+"""
 
 
 class NoCompilerError(NativeUnsupportedError):
