@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test conformance browser lint clean
+.PHONY: demo test conformance compiler browser lint clean
 
-demo: $(VENV)/.installed-demo
+demo: compiler $(VENV)/.installed-demo
 	@rm -rf $(DEMO)
 	$(BIN)/diffsim train pendulum --out $(DEMO)
 	$(BIN)/diffsim evaluate $(DEMO) --gym Pendulum-v1 --episodes 100 --seed 1000
@@ -17,20 +17,24 @@ demo: $(VENV)/.installed-demo
 	@echo "  $(DEMO)/curves.png  its learning curves"
 	@echo "Try next:  $(BIN)/diffsim show $(DEMO)"
 
-test: $(VENV)/.installed-test browser lint
+test: compiler $(VENV)/.installed-test browser lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 # Every simulator on every back end: about ten minutes of compiling.
-conformance: $(VENV)/.installed-test
+conformance: compiler $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
+
+# Wanted, not needed: without one, demo and tests take longer.
+compiler:
+	@[ -n "$$CXX" ] || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	  scripts/system_packages.sh "a C++ compiler; without one, training takes 2 to 14 times as long" g++ || \
+	  echo "going on without a C++ compiler"
 
 # The animations are tested in a real one.
 browser:
-	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
-	  root=; [ "$$(id -u)" = 0 ] || root=sudo; \
-	  echo "installing chromium"; \
-	  $$root apt-get update -qq && $$root apt-get install -y -qq chromium >/dev/null; } || \
-	  echo "no chromium: the tests that need a browser will be skipped" >&2
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  scripts/system_packages.sh "a browser; without one, the tests of animations are skipped" chromium || \
+	  echo "going on without a browser"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -54,10 +58,8 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/pip
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "diffsim needs Python >= 3.10; name one with: make PYTHON=python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
-	  package=$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
-	  root=; [ "$$(id -u)" = 0 ] || root=sudo; \
-	  echo "installing $$package"; \
-	  $$root apt-get update -qq && $$root apt-get install -y -qq $$package >/dev/null; } || \
-	  { echo "this Python has no venv; install it, on Debian and Ubuntu with: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  scripts/system_packages.sh "this Python cannot make virtual environments without it" \
+	    $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])') || \
+	  { echo "stopped: install it, then run make again" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -359,7 +359,7 @@ def processor() -> str:
 def compiler() -> str:
     try:
         done = subprocess.run(
-            [build._toolchain()[0], "--version"], capture_output=True, text=True, check=True
+            [*build._toolchain().command, "--version"], capture_output=True, text=True, check=True
         )
     except Exception:  # a machine without a compiler
         return "none"

@@ -9,48 +9,128 @@ Importing this package loads no torch; the functions below do when they are firs
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib.util
+import os
+from typing import TYPE_CHECKING
+
+
+def _refuse_hidden_packages() -> None:
+    """A script's own folder comes first on the import path: a file there can hide a package of this project."""
+    root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    for package in ("solvers", "robotics_envs"):
+        try:
+            found = importlib.util.find_spec(package)
+        except ValueError:  # somebody made the module by hand
+            continue
+        file = None if found is None else found.origin
+        if file and os.path.dirname(os.path.realpath(file)) != os.path.join(root, package):
+            what = "folder" if os.path.basename(file).startswith("__init__.") else "file"
+            raise ImportError(
+                f"{file} hides the package {package} of diffsim; rename the {what}", name=package
+            )
+
+
+_refuse_hidden_packages()
+
+from solvers.lazy_import import lazy_attributes  # noqa: E402
 
 if TYPE_CHECKING:
+    from diffsim.algorithms import ALGORITHMS
+    from diffsim.algorithms.base import Algorithm, Record
+    from diffsim.config import RunConfig, Settings
     from diffsim.curves import plot
-    from diffsim.errors import DiffsimError
+    from diffsim.errors import (
+        ConfigError,
+        DiffsimError,
+        DivergenceError,
+        EvaluationError,
+        Interrupted,
+        RunFileError,
+        TrustError,
+    )
     from diffsim.evaluation import Evaluation, LoadedPolicy, evaluate, load_policy
+    from diffsim.optimizers import OPTIMIZERS, make_optimizer, optimizer_class
+    from diffsim.optimizers.base import Optimizer, Scenarios, StepReport
+    from diffsim.optimizers.conformance import check_optimizer
+    from diffsim.optimizers.objective import Gradient, Objective, Samples, Vector
+    from diffsim.policy import MLP, NETWORKS, Policy, make_policy
     from diffsim.rendering.render import render
-    from diffsim.run import train
+    from diffsim.rollouts.noise import Noise, randomised
+    from diffsim.rollouts.rollout import BACKENDS, Rollout, Trajectory
+    from diffsim.run import Run, train
     from diffsim.runfile import RunFile
 
 __all__ = [
+    "ALGORITHMS",
+    "BACKENDS",
+    "MLP",
+    "NETWORKS",
+    "OPTIMIZERS",
+    "Algorithm",
+    "ConfigError",
     "DiffsimError",
+    "DivergenceError",
     "Evaluation",
+    "EvaluationError",
+    "Gradient",
+    "Interrupted",
     "LoadedPolicy",
+    "Noise",
+    "Objective",
+    "Optimizer",
+    "Policy",
+    "Record",
+    "Rollout",
+    "Run",
+    "RunConfig",
     "RunFile",
+    "RunFileError",
+    "Samples",
+    "Scenarios",
+    "Settings",
+    "StepReport",
+    "Trajectory",
+    "TrustError",
+    "Vector",
+    "check_optimizer",
     "evaluate",
     "load_policy",
+    "make_optimizer",
+    "make_policy",
+    "optimizer_class",
     "plot",
+    "randomised",
     "render",
     "train",
 ]
 __version__ = "0.1.0"
 
-_HOMES = {
-    "DiffsimError": "errors",
-    "Evaluation": "evaluation",
-    "LoadedPolicy": "evaluation",
-    "evaluate": "evaluation",
-    "load_policy": "evaluation",
-    "plot": "curves",
-    "render": "rendering.render",
-    "train": "run",
-    "RunFile": "runfile",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'diffsim' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"diffsim.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    {
+        "algorithms": ("ALGORITHMS",),
+        "algorithms.base": ("Algorithm", "Record"),
+        "config": ("RunConfig", "Settings"),
+        "curves": ("plot",),
+        "errors": (
+            "ConfigError",
+            "DiffsimError",
+            "DivergenceError",
+            "EvaluationError",
+            "Interrupted",
+            "RunFileError",
+            "TrustError",
+        ),
+        "evaluation": ("Evaluation", "LoadedPolicy", "evaluate", "load_policy"),
+        "optimizers": ("OPTIMIZERS", "make_optimizer", "optimizer_class"),
+        "optimizers.base": ("Optimizer", "Scenarios", "StepReport"),
+        "optimizers.conformance": ("check_optimizer",),
+        "optimizers.objective": ("Gradient", "Objective", "Samples", "Vector"),
+        "policy": ("MLP", "NETWORKS", "Policy", "make_policy"),
+        "rendering.render": ("render",),
+        "rollouts.noise": ("Noise", "randomised"),
+        "rollouts.rollout": ("BACKENDS", "Rollout", "Trajectory"),
+        "run": ("Run", "train"),
+        "runfile": ("RunFile",),
+    },
+)

@@ -6,17 +6,67 @@ Importing this package loads no torch; a simulator's module is imported when its
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solvers.registry import Registry, UnknownNameError
+
+def _refuse_hidden_packages() -> None:
+    """A script's own folder comes first on the import path: a file there can hide a package of this project."""
+    root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    for package in ("solvers",):
+        try:
+            found = importlib.util.find_spec(package)
+        except ValueError:  # somebody made the module by hand
+            continue
+        file = None if found is None else found.origin
+        if file and os.path.dirname(os.path.realpath(file)) != os.path.join(root, package):
+            what = "folder" if os.path.basename(file).startswith("__init__.") else "file"
+            raise ImportError(
+                f"{file} hides the package {package} of diffsim; rename the {what}", name=package
+            )
+
+
+_refuse_hidden_packages()
+
+from solvers.lazy_import import lazy_attributes  # noqa: E402
+from solvers.registry import Registry, UnknownNameError  # noqa: E402
 
 if TYPE_CHECKING:
-    from robotics_envs.base import Env
-    from robotics_envs.conformance import check_env
+    from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+    from robotics_envs.conformance import ConformanceError, check_env
     from robotics_envs.divergence import DivergenceError
+    from robotics_envs.drawing import COLOURS, Circle, Floats, Line, Polygon, Shape, Text, View
+    from robotics_envs.joint_limit import JointLimit
+    from robotics_envs.julia.installation import JuliaError
 
-__all__ = ["ENVIRONMENTS", "DivergenceError", "check_env", "julia_sources", "make_env"]
+__all__ = [
+    "COLOURS",
+    "ENVIRONMENTS",
+    "Actions",
+    "Box",
+    "Circle",
+    "ConformanceError",
+    "Costs",
+    "DivergenceError",
+    "Env",
+    "Floats",
+    "JointLimit",
+    "JuliaError",
+    "Line",
+    "Observations",
+    "Parameter",
+    "Params",
+    "Polygon",
+    "Shape",
+    "States",
+    "Text",
+    "View",
+    "check_env",
+    "julia_sources",
+    "make_env",
+]
 
 JULIA = "julia:"
 """What the names of simulators written in Julia begin with."""
@@ -89,10 +139,14 @@ def julia_sources() -> Path:
     return next(p for p in (here / "DiffSimEnvs", here.parent / "julia" / "DiffSimEnvs") if p.is_dir())
 
 
-_LAZY = {"DivergenceError": "robotics_envs.divergence", "check_env": "robotics_envs.conformance"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'robotics_envs' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    {
+        "base": ("Actions", "Box", "Costs", "Env", "Observations", "Parameter", "Params", "States"),
+        "conformance": ("ConformanceError", "check_env"),
+        "divergence": ("DivergenceError",),
+        "drawing": ("COLOURS", "Circle", "Floats", "Line", "Polygon", "Shape", "Text", "View"),
+        "joint_limit": ("JointLimit",),
+        "julia.installation": ("JuliaError",),
+    },
+)

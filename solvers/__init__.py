@@ -5,41 +5,63 @@ Importing this package loads no torch; a solver's module is imported when its na
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from solvers.lazy_import import lazy_attributes
 from solvers.registry import Registry, UnknownNameError, unknown
 
 if TYPE_CHECKING:
-    from solvers.base import Solver
+    from solvers.base import Attempt, Solver, State, VectorField
+    from solvers.chebyshev import RungeKuttaChebyshev
     from solvers.events import Event
     from solvers.failure import Failure, SolveError
+    from solvers.implicit import SDIRK3, BackwardEuler, DiagonallyImplicitRungeKutta, ImplicitMidpoint
+    from solvers.installation import install_command
     from solvers.ivp import solve
-    from solvers.solution import Solution
+    from solvers.rosenbrock import Rodas5P
+    from solvers.runge_kutta import RK4, Dopri5, Euler, ExplicitRungeKutta, Heun, Midpoint, Tsit5
+    from solvers.solution import EventLog, Solution, Statistics
     from solvers.step_size import StepSizeController
+    from solvers.symplectic import SemiImplicitEuler, StormerVerlet, Yoshida4
+    from solvers.tableau import ButcherTableau
 
 __all__ = [
+    "RK4",
+    "SDIRK3",
     "SOLVERS",
+    "Attempt",
+    "BackwardEuler",
+    "ButcherTableau",
+    "DiagonallyImplicitRungeKutta",
+    "Dopri5",
+    "Euler",
     "Event",
+    "EventLog",
+    "ExplicitRungeKutta",
     "Failure",
+    "Heun",
+    "ImplicitMidpoint",
+    "Midpoint",
     "Registry",
+    "Rodas5P",
+    "RungeKuttaChebyshev",
+    "SemiImplicitEuler",
     "Solution",
     "SolveError",
+    "Solver",
+    "State",
+    "Statistics",
     "StepSizeController",
+    "StormerVerlet",
+    "Tsit5",
     "UnknownNameError",
+    "VectorField",
+    "Yoshida4",
+    "install_command",
     "make_solver",
     "solve",
     "unknown",
 ]
-
-_LAZY = {
-    "Event": "solvers.events",
-    "Failure": "solvers.failure",
-    "Solution": "solvers.solution",
-    "SolveError": "solvers.failure",
-    "StepSizeController": "solvers.step_size",
-    "solve": "solvers.ivp",
-}
 
 SOLVERS = Registry(
     "solver",
@@ -81,11 +103,22 @@ def make_solver(name: str, **options: Any) -> Solver:
     return SOLVERS.load(name)(**options)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'solvers' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    {
+        "base": ("Attempt", "Solver", "State", "VectorField"),
+        "chebyshev": ("RungeKuttaChebyshev",),
+        "events": ("Event",),
+        "failure": ("Failure", "SolveError"),
+        "implicit": ("SDIRK3", "BackwardEuler", "DiagonallyImplicitRungeKutta", "ImplicitMidpoint"),
+        "installation": ("install_command",),
+        "ivp": ("solve",),
+        "rosenbrock": ("Rodas5P",),
+        "runge_kutta": ("RK4", "Dopri5", "Euler", "ExplicitRungeKutta", "Heun", "Midpoint", "Tsit5"),
+        "solution": ("EventLog", "Solution", "Statistics"),
+        "step_size": ("StepSizeController",),
+        "symplectic": ("SemiImplicitEuler", "StormerVerlet", "Yoshida4"),
+        "tableau": ("ButcherTableau",),
+    },
+    renamed={"Catalogue": "Registry"},
+)

@@ -18,6 +18,7 @@ from diffsim.rollouts.inspection import Findings, fingerprint, look, operations
 from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Unrolled
 from robotics_envs.base import Costs, Env, Params, States
+from solvers.native import build
 from solvers.registry import Registry, unknown
 
 logger = logging.getLogger("diffsim")
@@ -380,6 +381,8 @@ class Rollout:
                     )
                 return BACKENDS.load(name).prepare(inputs, gradient)
             except UnsupportedError as error:
+                if isinstance(error.__cause__, build.NoCompilerError):
+                    continue  # logged once a process, where it is found
                 self._say(f"backend {name!r} cannot run this rollout, another one will: {error}")
         raise AssertionError("eager can run every rollout")
 

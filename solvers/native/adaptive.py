@@ -106,7 +106,8 @@ def kernel_for(problem: Problem, leaves: Leaves) -> Kernel:
             known = _build(problem, leaves)
         except NativeUnsupportedError as error:
             known = str(error)
-            logger.warning("backend='native' falls back to 'eager': %s", error)
+            if not isinstance(error, build.NoCompilerError):  # which is logged once, where it is found
+                logger.warning("backend='native' falls back to 'eager': %s", error)
         _kernels[key] = known
         if len(_kernels) > 128:
             _kernels.popitem(last=False)
