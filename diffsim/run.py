@@ -93,14 +93,14 @@ def train(
                 run = Run.resume(file, values, trust, progress)
                 run.train([*callbacks, *_writers(log, file)])
             return file
-        config = load_config(_with_policy_of(init, values))
+        config = load_config(_with_policy_of(init, values, trust))
         file = RunFile(_default_folder(config) if out is None else checked_folder(out))
         if file.exists():
             raise RunFileError(already_there(file.path))
         with torch_state(config.threads):
             config = resolve(config)
             run = Run(file, config, build_algorithm(config), progress, user_code.sources(config))
-            start = {} if init is None else run.start_from(RunFile(init), trust)
+            start = {} if init is None else run.start_from(RunFile(init))
             with file.training_lock():
                 run.create(start)
                 run.train([*callbacks, *_writers(log, file)])
@@ -126,11 +126,17 @@ def _default_folder(config: RunConfig) -> Path:
     return Path("runs", f"{stem}.{name}".replace(":", ".").strip("."))
 
 
-def _with_policy_of(init: RunLike | None, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a new run; its network is that of the run it starts from, unless another is asked for."""
+def _with_policy_of(init: RunLike | None, values: Mapping[str, Any], trust: bool) -> Mapping[str, Any]:
+    """The settings of a new run; its network is that of the run it starts from, unless another is asked for.
+
+    Raises:
+        TrustError: that network is somebody else's code.
+    """
     if init is None or "policy" in values:
         return values
-    return {**values, "policy": RunFile(init).config().policy.model_dump()}
+    file = RunFile(init)
+    config = user_code.consented(file.config(), file.sources(), file.is_own(), trust, file.path, ("policy",))
+    return {**values, "policy": config.policy.model_dump()}
 
 
 def _writers(log: str | Sequence[str], file: RunFile) -> list[Any]:
@@ -204,15 +210,13 @@ class Run:
     def updates_done(self) -> int:
         return len(self.history["update"])
 
-    def start_from(self, other: RunFile, trust: bool) -> dict[str, Any]:
+    def start_from(self, other: RunFile) -> dict[str, Any]:
         """Take over the policy of another run, normalizer included; returns where it came from.
 
         Raises:
             ConfigError: it has other observations, actions or layers.
-            TrustError: its network is somebody else's code.
         """
         config = other.config()
-        user_code.consented(config, other.sources(), other.is_own(), trust, other.path, ("policy",))
         facts = other.checkpoints()["last"]
         try:
             self.algorithm.policy.load_state_dict(other.checkpoint("last")["policy"])

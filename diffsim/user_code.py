@@ -304,6 +304,6 @@ def _present(name: str, source: Source) -> dict[str, bytes] | None:
         else:
             importlib.import_module(module)
             file = _module_file(module)
-        return None if file is None else imported_files(file)
+        return None if file is None else imported_files(file, as_executed=False)
     except (OSError, ImportError, SyntaxError):
         return None

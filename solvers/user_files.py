@@ -66,17 +66,18 @@ def file_of(module: str) -> Path | None:
     return _loaded[module][0] if module in _loaded else None
 
 
-def text_of(path: Path) -> bytes:
+def _executed_text(path: Path) -> bytes:
     """The text of a file as it was executed in this process, or else as it is now."""
     executed = [text for file, text in _loaded.values() if file == path]
     return executed[-1] if executed else path.read_bytes()
 
 
-def imported_files(path: Path) -> dict[str, bytes]:
+def imported_files(path: Path, as_executed: bool = True) -> dict[str, bytes]:
     """The file and all files it imports from below its folder, directly or not, by path relative to that folder.
 
     Read from the text, so imports inside of functions count, and imports by computed names do not.  For a module of a
-    package the folder is the one that holds the outermost package.
+    package the folder is the one that holds the outermost package.  ``as_executed``: files that this process has
+    executed with the text they had then.
     """
     path = path.resolve()
     root, _ = _placed(path)
@@ -87,7 +88,7 @@ def imported_files(path: Path) -> dict[str, bytes]:
         name = file.relative_to(root).as_posix()
         if name in found:
             continue
-        found[name] = text_of(file)
+        found[name] = _executed_text(file) if as_executed else file.read_bytes()
         waiting += _imports(file, found[name], root)
     return dict(sorted(found.items()))
 
