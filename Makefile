@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test conformance browser lint clean
+.PHONY: demo test conformance browser lint clean gpu gpu-wheels
 
 demo: $(VENV)/.installed-demo
 	@rm -rf $(DEMO)
@@ -61,3 +61,12 @@ $(BIN)/pip:
 	  $$root apt-get update -qq && $$root apt-get install -y -qq $$package >/dev/null; } || \
 	  { echo "this Python has no venv; install it, on Debian and Ubuntu with: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+# On a machine with an NVIDIA GPU: its own Python and torch, and of wheels/ what these lack. Elsewhere one sentence.
+gpu:
+	@$(PYTHON) benchmarks/gpu.py --out benchmarks/results/gpu.json
+
+# For a GPU machine without a network: wheels for its Python, to be copied there; WHEELS names distributions.
+GPU_PYTHON := 3.12
+gpu-wheels:
+	@$(PYTHON) benchmarks/gpu.py --download $(WHEELS) --python-version $(GPU_PYTHON)

@@ -32,12 +32,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a GPU machine has torch, not this project
 
 from gpu_parts import requirements
 from gpu_parts.report import OUT_OF_TIME, Report, write
 
+ROOT = Path(__file__).resolve().parent.parent
 PARTS: dict[str, tuple[str, float]] = {
     "solve": ("gpu_parts.solves", 75.0),
     "rollouts": ("gpu_parts.rollouts", 95.0),
@@ -55,13 +55,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--device", default="cuda", help="torch device; cpu tests the script itself")
     parser.add_argument("--seconds", type=float, default=460.0, help="no check is started after so many")
-    parser.add_argument("--quick", action="store_true", help="small sizes, and nothing that compiles for long")
-    parser.add_argument("--only", action="append", choices=PARTS, help="only this part; may be repeated")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, and nothing that compiles for long"
+    )
+    parser.add_argument(
+        "--only", action="append", choices=PARTS, help="this part, and keep the others' results"
+    )
     parser.add_argument("--requirements", action="store_true", help="list what is missing, and end")
-    parser.add_argument("--wheels", type=Path, default=ROOT / "wheels", help="folder of wheels to install from")
+    parser.add_argument(
+        "--wheels", type=Path, default=ROOT / "wheels", help="folder of wheels to install from"
+    )
     parser.add_argument("--download", nargs="*", metavar="NAME", help="fetch wheels into --wheels, and end")
     parser.add_argument("--python-version", default="3.12", help="of the Python that --download is for")
-    parser.add_argument("--platform", action="append", help="wheel tag that --download accepts; may be repeated")
+    parser.add_argument(
+        "--platform", action="append", help="wheel tag that --download accepts; may be repeated"
+    )
     parser.add_argument("--table", type=Path, help="print the tables of a result, and end")
     parser.add_argument("--jax-worker", nargs=2, type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -132,7 +140,7 @@ def run_parts(names: Sequence[str], options: argparse.Namespace) -> dict[str, An
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git_revision": _first_line("git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty"),
         "quick": options.quick,
-        "parts": {},
+        "parts": kept(options),
     }
     for name in names:
         module, most = PARTS[name]
@@ -152,6 +160,15 @@ def run_parts(names: Sequence[str], options: argparse.Namespace) -> dict[str, An
     return results
 
 
+def kept(options: argparse.Namespace) -> dict[str, Any]:
+    """With --only, the other parts of the file, if they are of this device and this torch."""
+    if not (options.only and options.out and options.out.exists()):
+        return {}
+    old = json.loads(options.out.read_text(encoding="utf-8"))
+    same = old["machine"] == machine(options.device) and old["quick"] == options.quick
+    return {name: part for name, part in old["parts"].items() if same and name not in options.only}
+
+
 # Tables -------------------------------------------------------------------------------------------
 
 
@@ -162,7 +179,9 @@ def tables(results: Mapping[str, Any]) -> str:
     lines = []
     for name, part in results["parts"].items():
         states = [case["state"] for case in part["cases"].values()]
-        counts = [str(sum(s.startswith(kind) for s in states)) for kind in ("passed", "failed", "skipped", "not")]
+        counts = [
+            str(sum(s.startswith(kind) for s in states)) for kind in ("passed", "failed", "skipped", "not")
+        ]
         lines.append([name, *counts, f"{part.get('seconds', 0.0):.0f}"])
     blocks = [table(["part", "passed", "failed", "skipped", "not run", "seconds"], lines)]
     failures = [
@@ -232,9 +251,14 @@ def main() -> int:
     missing = requirements.gaps(requirements.declared())
     if missing and options.wheels.is_dir():
         target = options.wheels / f"installed-{sys.implementation.cache_tag}"
-        requirements.install(options.wheels, target)
+        try:
+            requirements.install(options.wheels, target)
+        except RuntimeError as error:
+            print(error)
         # For the processes that JAX and inductor start.
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(target), *filter(None, [os.environ.get("PYTHONPATH")])])
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            [str(target), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
         missing = requirements.gaps(requirements.declared())
     if missing:
         print(requirements.told(missing))

@@ -718,7 +718,9 @@ def with_jax_best(
         return costs.mean()
 
     start = jnp.asarray(np.ascontiguousarray(x0.numpy().T))
-    options = None if width is None else {"xla_cpu_prefer_vector_width": width}  # None where XLA is not on a CPU
+    options = (
+        None if width is None else {"xla_cpu_prefer_vector_width": width}
+    )  # None where XLA is not on a CPU
     return _jax_run(loss, _weights(policy), start, options)
 
 

@@ -121,7 +121,13 @@ class Hopper(Env):
         """One control interval, after which foot, leg and rates meet their stops."""
         following, cost = super().step(x, u, p)
         body, height, angles, length, rates = following.split((1, 1, 2, 1, 5), dim=-1)
-        stopped = (body, height.clamp(*HEIGHTS), angles, length.clamp(*LENGTHS), rates.clamp(*_STOPS.bounds(rates)))
+        stopped = (
+            body,
+            height.clamp(*HEIGHTS),
+            angles,
+            length.clamp(*LENGTHS),
+            rates.clamp(*_STOPS.bounds(rates)),
+        )
         return torch.cat(stopped, dim=-1), cost
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:

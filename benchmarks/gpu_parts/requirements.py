@@ -24,7 +24,7 @@ NOT_NEEDED = ("juliacall", "juliapkg")
 """Dependencies of the project that no check uses."""
 OPTIONAL = {"evotorch": "openai_es", "jax": "the comparison with lax.scan"}
 """What more cases need."""
-PLATFORMS = tuple(f"manylinux_2_{n}_x86_64" for n in (28, 27, 17)) + ("manylinux2014_x86_64",)
+PLATFORMS = (*(f"manylinux_2_{n}_x86_64" for n in (28, 27, 17)), "manylinux2014_x86_64")
 """pip takes wheels of exactly these tags, so the older ones are named too."""
 
 
@@ -63,7 +63,7 @@ class Gap(NamedTuple):
 
 
 def gaps(requirements: Iterable[Any]) -> list[Gap]:
-    """Of the requirements, and of what they require in turn, those that are not satisfied; torch's are not looked at."""
+    """Of the requirements and of what they require in turn, all but torch's, those that are not satisfied."""
     waiting, seen, missing = list(requirements), set(), []
     while waiting:
         one = waiting.pop(0)

@@ -8,12 +8,12 @@ import logging
 from collections.abc import Iterator
 
 import torch
-from gpu_parts.report import Report, SkippedError, agree
 from torch import Tensor, nn
 
 from diffsim.config import PolicyConfig
 from diffsim.policy import make_policy
 from diffsim.rollouts import Noise, Rollout
+from gpu_parts.report import Report, SkippedError, agree
 from robotics_envs import ENVIRONMENTS
 from robotics_envs.base import Env
 
