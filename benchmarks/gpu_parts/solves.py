@@ -48,6 +48,8 @@ def one_method(
     """Compare states and gradients; steps that a method chooses itself agree to its tolerance only."""
     chooses = make_solver(name).adaptive
     fine, coarse = (1e-6, 1e-10) if dtype == torch.float64 else (5e-3, 2e-4)
+    if adjoint == "adjoint":  # its backward solve has steps of its own
+        fine = max(fine, 1e-4)
     got, expected = (swing(name, adjoint, dtype, where, quick) for where in (device, CPU))
     return agree(got, expected, fine if chooses else coarse)
 
