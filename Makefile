@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test conformance compiler browser lint clean
+.PHONY: demo test conformance compiler browser lint clean gpu gpu-wheels
 
 demo: compiler $(VENV)/.installed-demo
 	@rm -rf $(DEMO)
@@ -63,3 +63,12 @@ $(BIN)/pip:
 	    $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])') || \
 	  { echo "stopped: install it, then run make again" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+# On a machine with an NVIDIA GPU: its own Python and torch, and of wheels/ what these lack. Elsewhere one sentence.
+gpu:
+	@$(PYTHON) benchmarks/gpu.py --out benchmarks/results/gpu.json
+
+# For a GPU machine without a network: wheels for its Python, to be copied there; WHEELS names distributions.
+GPU_PYTHON := 3.12
+gpu-wheels:
+	@$(PYTHON) benchmarks/gpu.py --download $(WHEELS) --python-version $(GPU_PYTHON)

@@ -672,7 +672,7 @@ def with_jax_best(
     own_sincos: bool = True,
     recompute: bool = True,
     unroll: int = 1,
-    width: int = 512,
+    width: int | None = 512,
 ) -> Run:
     """The fastest on CPU that was found: components with the rollouts last, and each step recomputed.
 
@@ -718,7 +718,10 @@ def with_jax_best(
         return costs.mean()
 
     start = jnp.asarray(np.ascontiguousarray(x0.numpy().T))
-    return _jax_run(loss, _weights(policy), start, {"xla_cpu_prefer_vector_width": width})
+    options = (
+        None if width is None else {"xla_cpu_prefer_vector_width": width}
+    )  # None where XLA is not on a CPU
+    return _jax_run(loss, _weights(policy), start, options)
 
 
 # Brax ---------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ BODY_RADIUS = 0.15  # m
 LENGTHS = (0.2, 1.0)  # m, the stops of the leg
 HEIGHTS = (-0.1, 3.0)  # m, the stops of the foot
 MAX_SPEEDS = (8.0, 8.0, 25.0, 25.0, 8.0)  # the stops of the rates: m/s, m/s, rad/s, rad/s, m/s
+_STOPS = Box.symmetric(*MAX_SPEEDS)
 
 
 class Hopper(Env):
@@ -120,8 +121,13 @@ class Hopper(Env):
         """One control interval, after which foot, leg and rates meet their stops."""
         following, cost = super().step(x, u, p)
         body, height, angles, length, rates = following.split((1, 1, 2, 1, 5), dim=-1)
-        top = rates.new_tensor(MAX_SPEEDS)
-        stopped = (body, height.clamp(*HEIGHTS), angles, length.clamp(*LENGTHS), rates.clamp(-top, top))
+        stopped = (
+            body,
+            height.clamp(*HEIGHTS),
+            angles,
+            length.clamp(*LENGTHS),
+            rates.clamp(*_STOPS.bounds(rates)),
+        )
         return torch.cat(stopped, dim=-1), cost
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:

@@ -17,7 +17,7 @@ from solvers.paced import PacedRosenbrock
 _BOOK = "Seborg, Edgar, Mellichamp, Doyle, Process Dynamics and Control, 3rd ed., example 2.5"
 _DESIGN = "this task's choice"
 _KINETICS = (200.0, 700.0)  # K, where the reaction's speed follows the temperature
-_FENCE = ((-1.0, 150.0, 150.0), (4.0, 1500.0, 700.0))  # mol/L and K
+_FENCE = Box((-1.0, 150.0, 150.0), (4.0, 1500.0, 700.0))  # mol/L and K
 
 
 def speed(temperature: Tensor, p: Params) -> tuple[Tensor, Tensor]:
@@ -137,8 +137,7 @@ class Reactor(Env):
     def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
         """One control interval, and the fence."""
         following, cost = super().step(x, u, p)
-        low, high = (x.new_tensor(bound) for bound in _FENCE)
-        return torch.clamp(following, low, high), cost
+        return torch.clamp(following, *_FENCE.bounds(x)), cost
 
     def steady(self, p: Params) -> tuple[Tensor, Tensor, Tensor]:
         """The steady state at the set point: concentration, jacket temperature, and the inlet that holds it."""

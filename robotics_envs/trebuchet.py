@@ -195,7 +195,7 @@ class Trebuchet(Env):
         The landing point is reckoned with the simulator's own ``g``, not one given to ``step``.
         """
         loose = x[:, :1] > 0.5
-        point = landing(x[:, 5:9], {"g": x.new_tensor(self.constants["g"].value)})
+        point = landing(x[:, 5:9], {"g": x.new_full((), self.constants["g"].value)})
         return torch.cat((x[:, :5], torch.where(loose, point.unsqueeze(-1), 0.0), x[:, 9:]), dim=-1)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:

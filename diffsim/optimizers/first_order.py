@@ -168,7 +168,9 @@ class FirstOrder(Optimizer):
     def _construct(self, inner: type[torch.optim.Optimizer]) -> torch.optim.Optimizer:
         options = self.options()
         known = inspect.signature(inner).parameters
-        if "fused" in known and self.vector.device.type in ("cpu", "cuda"):
+        kind = self.vector.device.type
+        # The fused Adagrad runs on CUDA from torch 2.12 on; before, its first step raises.
+        if "fused" in known and (kind == "cpu" or (kind == "cuda" and inner is not torch.optim.Adagrad)):
             options.setdefault("fused", True)
         try:
             return inner(self.vector.parameters, **options)

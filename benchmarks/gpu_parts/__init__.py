@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks/gpu.py``: what each checks or measures on a device."""

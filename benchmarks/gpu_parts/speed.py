@@ -1,0 +1,377 @@
+"""Environment steps per second, forward and backward: the project's rollouts beside torch's and JAX's own means.
+
+The task is that of ``rollouts.py``: the gradient of the mean cost by the parameters of an MLP policy (64-64 tanh,
+tanh squash) in closed loop, float32, 200 control intervals.  Contestants:
+
+  eager       ``Rollout(backend="eager")``
+  graph       one step, and one step's vector-Jacobian product, each recorded as a CUDA graph and replayed
+  loop        the plain loop under autograd, which keeps every step's graph
+  inductor    ``Rollout(backend="inductor")``
+  jax         a step of one rollout, vmap, ``lax.scan``, jit
+  jax best    components with the rollouts last, each step computed again in the backward pass
+
+What does not fit into the device's memory is tried again with half the horizon; the horizon is in the result.  JAX
+runs in a process of its own, because both libraries take the memory for themselves; its matrix products are set to
+full float32 precision, which is torch's default.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rollout_peers import make_env, make_policy, with_jax, with_jax_best
+from torch import Tensor
+
+from diffsim.rollouts import Rollout
+from gpu_parts.report import OUT_OF_TIME, Report, SkippedError, relative_error
+from robotics_envs.base import Env
+
+ENVS = ("cartpole", "quadrotor")
+COMPILING = 25.0
+"""Seconds that inductor takes at most for a batch size it has not seen."""
+JAX_CASE = 12.0
+"""Seconds that a case of JAX takes at most, compilation included."""
+HALVINGS = 5
+
+Gradient = tuple[Tensor, list[Tensor]]
+"""The mean cost ``[]`` and its gradient by the parameters of ``policy.network``."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the problems are."""
+
+    batches: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
+    steps: int = 200
+    repeats: int = 3
+
+
+QUICK = Sizes(batches=(16, 64), steps=4, repeats=1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One simulator at one batch size and horizon."""
+
+    env_name: str
+    env: Env
+    policy: torch.nn.Module
+    x0: Tensor
+    steps: int
+
+    @classmethod
+    def make(cls, env_name: str, batch: int, steps: int, device: torch.device) -> Problem:
+        """The same numbers on every device."""
+        env = make_env(env_name)
+        x0 = env.reset(batch, torch.Generator().manual_seed(0))
+        return cls(env_name, env, make_policy(env).to(device), x0.to(device), steps)
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.policy.network.parameters())  # type: ignore[union-attr, operator]
+
+
+def run(report: Report, device: torch.device, quick: bool) -> None:
+    """Every case of the part; where time is short, what compiles for long on the quadrotor is left out."""
+    sizes = QUICK if quick else Sizes()
+    needs = 0.0 if quick else 6.0
+    for env_name in ENVS:
+        for contestant in ("eager", "graph", "loop"):
+            report.case(
+                f"{env_name} {contestant} agrees", lambda e=env_name, c=contestant: agrees(e, c, device)
+            )
+            for batch in sizes.batches:
+                report.case(
+                    f"{env_name} {contestant} {batch}",
+                    lambda e=env_name, c=contestant, b=batch: timed(e, c, b, sizes, device),
+                    needs=needs,
+                )
+    for env_name in ENVS:
+        jax_cases(report, env_name, sizes, device, quick)
+        for batch in sizes.batches:
+            report.case(
+                f"{env_name} inductor {batch}",
+                lambda e=env_name, b=batch: inductor(e, b, sizes, device, quick),
+                needs=0.0 if quick else COMPILING,
+            )
+
+
+# Contestants --------------------------------------------------------------------------------------
+
+
+def make_ready(contestant: str, problem: Problem) -> Callable[[], Gradient]:
+    """``run() -> (loss, gradient)``."""
+    builders = {"eager": with_rollout, "inductor": with_rollout, "graph": with_graph, "loop": with_loop}
+    return builders[contestant](contestant, problem)
+
+
+def with_rollout(backend: str, problem: Problem) -> Callable[[], Gradient]:
+    """The project's own rollout."""
+    rollout, parameters = Rollout(problem.env, problem.policy, backend=backend), problem.parameters()
+    p = problem.env.params(problem.x0)
+
+    def call() -> Gradient:
+        loss = rollout(problem.x0, problem.steps, p).costs.mean()
+        return loss.detach(), list(torch.autograd.grad(loss, parameters))
+
+    return call
+
+
+def with_loop(_: str, problem: Problem) -> Callable[[], Gradient]:
+    """The loop as one writes it."""
+    env, policy, parameters = problem.env, problem.policy, problem.parameters()
+    p = env.params(problem.x0)
+
+    def call() -> Gradient:
+        x, costs = problem.x0, []
+        for _ in range(problem.steps):
+            x, cost = env.step(x, policy(env.observe(x)), p)
+            costs.append(cost)
+        loss = torch.stack(costs).mean()
+        return loss.detach(), list(torch.autograd.grad(loss, parameters))
+
+    return call
+
+
+def with_graph(_: str, problem: Problem) -> Callable[[], Gradient]:
+    """A step forwards and a step backwards, each recorded once and replayed for every control interval."""
+    env, policy, parameters = problem.env, problem.policy, problem.parameters()
+    p, steps, x0 = env.params(problem.x0), problem.steps, problem.x0
+    share = 1.0 / (steps * len(x0))
+    states = x0.new_empty(steps, *x0.shape)
+    x, by_x, loss = x0.clone(), torch.zeros_like(x0), x0.new_zeros(())
+    totals = [torch.zeros_like(q) for q in parameters]
+
+    def step(state: Tensor) -> tuple[Tensor, Tensor]:
+        return env.step(state, policy(env.observe(state)), p)
+
+    def forwards() -> None:
+        with torch.no_grad():
+            following, cost = step(x)
+            loss.add_(cost.sum() * share)
+            x.copy_(following)
+
+    def backwards() -> None:
+        state = x.detach().requires_grad_()
+        following, cost = step(state)
+        term = (following * by_x).sum() + cost.sum() * share
+        by_state, *found = torch.autograd.grad(term, [state, *parameters])
+        by_x.copy_(by_state)
+        torch._foreach_add_(totals, found)
+
+    advance, pull = recorded(forwards, x0.device), recorded(backwards, x0.device)
+
+    def call() -> Gradient:
+        x.copy_(x0)
+        loss.zero_()
+        for t in range(steps):
+            states[t] = x
+            advance()
+        by_x.zero_()
+        torch._foreach_zero_(totals)
+        for t in reversed(range(steps)):
+            x.copy_(states[t])
+            pull()
+        return loss.clone(), [total.clone() for total in totals]
+
+    return call
+
+
+def recorded(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """What a call launches as one CUDA graph, to be replayed; on the CPU the function itself."""
+    if device.type != "cuda":
+        return function
+    aside = torch.cuda.Stream(device)
+    aside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(aside):  # libraries set themselves up on the first calls, which cannot be recorded
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream(device).wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+# Measuring ----------------------------------------------------------------------------------------
+
+
+def agrees(env_name: str, contestant: str, device: torch.device) -> dict[str, float]:
+    """Loss and gradient over a few intervals against the plain loop on the CPU."""
+    expected_loss, expected = with_loop("", Problem.make(env_name, 8, 10, torch.device("cpu")))()
+    run_it = make_ready(contestant, Problem.make(env_name, 8, 10, device))
+    run_it()  # what a first call leaves behind must not show in the second
+    loss, gradient = run_it()
+    errors = [relative_error(loss, expected_loss), *map(relative_error, gradient, expected)]
+    assert max(errors) < 1e-3, f"loss or gradient differ by {max(errors):.1e} (relative)"
+    return {"largest error": max(errors)}
+
+
+def timed(env_name: str, contestant: str, batch: int, sizes: Sizes, device: torch.device) -> dict[str, Any]:
+    """Median seconds of a call after one that is not counted, at the longest horizon that fits into memory."""
+    steps = sizes.steps
+    for _ in range(HALVINGS):
+        try:
+            return _timed(env_name, contestant, batch, steps, sizes.repeats, device)
+        except torch.OutOfMemoryError:
+            pass  # left first: the exception's frames hold the tensors
+        torch.cuda.empty_cache()
+        steps //= 2
+    return {"batch": batch, "steps": steps, "out of memory": True}
+
+
+def _timed(
+    env_name: str, contestant: str, batch: int, steps: int, repeats: int, device: torch.device
+) -> dict[str, Any]:
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    problem = Problem.make(env_name, batch, steps, device)
+    begun = time.perf_counter()
+    run_it = make_ready(contestant, problem)
+    run_it()
+    _wait(device)
+    first = time.perf_counter() - begun
+    seconds = []
+    for _ in range(repeats if first < 5.0 or contestant in ("inductor", "graph") else 1):
+        begun = time.perf_counter()
+        loss, _ = run_it()
+        _wait(device)
+        seconds.append(time.perf_counter() - begun)
+    median = statistics.median(seconds)
+    return {
+        "batch": batch,
+        "steps": steps,
+        "steps per second": batch * steps / median,
+        "seconds of a call": seconds,
+        "seconds of the first call": first,
+        "loss": float(loss),
+        **({"peak memory in bytes": torch.cuda.max_memory_allocated(device)} if cuda else {}),
+    }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def inductor(env_name: str, batch: int, sizes: Sizes, device: torch.device, quick: bool) -> dict[str, Any]:
+    """Compiled steps; a batch size is compiled anew."""
+    if quick:
+        raise SkippedError("compiling takes half a minute, which --quick leaves out")
+    return timed(env_name, "inductor", batch, sizes, device)
+
+
+# JAX, in a process of its own ---------------------------------------------------------------------
+
+
+def jax_cases(report: Report, env_name: str, sizes: Sizes, device: torch.device, quick: bool) -> None:
+    """The cases of JAX, as far as its process came."""
+    names = [(contestant, batch) for contestant in ("jax", "jax best") for batch in sizes.batches]
+    if quick:  # its compiler takes longer than all the rest
+        names = names[:1] if env_name == ENVS[0] else []
+    if importlib.util.find_spec("jax") is None:
+        for contestant, batch in names:
+            report.keep(f"{env_name} {contestant} {batch}", {"state": "skipped: JAX is not installed"})
+        return
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    limit = report.left
+    if not quick:  # inductor's cases come after these
+        limit = min(limit, max(0.45 * report.left, JAX_CASE))
+    with tempfile.TemporaryDirectory() as scratch:
+        job, out = Path(scratch, "job.json"), Path(scratch, "result.json")
+        work = {"env": env_name, "cases": names, "steps": sizes.steps, "repeats": sizes.repeats}
+        job.write_text(json.dumps({**work, "cuda": device.type == "cuda", "seconds": limit}))
+        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        script = Path(__file__).resolve().parents[1] / "gpu.py"
+        command = [sys.executable, str(script), "--jax-worker", str(job), str(out)]
+        error = "JAX's process ended without a result"
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=limit + 30.0, check=False
+            )
+            error += "".join(f": {line}" for line in done.stderr.strip().splitlines()[-1:])
+        except subprocess.TimeoutExpired:
+            error = OUT_OF_TIME
+        found = json.loads(out.read_text()) if out.exists() else {}
+    for contestant, batch in names:
+        lost = {"state": error} if error == OUT_OF_TIME else {"state": "failed", "error": error}
+        report.keep(f"{env_name} {contestant} {batch}", found.get(f"{contestant} {batch}", lost))
+
+
+def jax_worker(job: Path, out: Path) -> None:
+    """What JAX's process does: case by case, written after each."""
+    work = json.loads(job.read_text())
+    deadline = time.monotonic() + work["seconds"]
+    import jax
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if work["cuda"] and jax.default_backend() == "cpu":
+        cases = {f"{c} {b}": {"state": "skipped: this JAX has no CUDA"} for c, b in work["cases"]}
+        out.write_text(json.dumps(cases))
+        return
+    found: dict[str, Any] = {}
+    for contestant, batch in work["cases"]:
+        begun = time.monotonic()
+        if deadline - begun < (JAX_CASE if work["cuda"] else 0.0):
+            found[f"{contestant} {batch}"] = {"state": OUT_OF_TIME}
+        else:
+            try:
+                row = {"state": "passed", **_jax_timed(work, contestant, batch)}
+            except Exception as error:
+                row = {"state": "failed", "error": f"{type(error).__name__}: {error}"[:500]}
+            found[f"{contestant} {batch}"] = {**row, "seconds": time.monotonic() - begun}
+        part = out.with_suffix(".part")
+        part.write_text(json.dumps(found))
+        part.replace(out)
+
+
+def _jax_timed(work: Mapping[str, Any], contestant: str, batch: int) -> dict[str, Any]:
+    import jax
+
+    build: Any = with_jax if contestant == "jax" else with_jax_best
+    options = {} if contestant == "jax" else {"own_sincos": False, "width": None}
+    policy = make_policy(make_env(work["env"]))
+    steps = work["steps"]
+    for _ in range(HALVINGS):
+        x0 = make_env(work["env"]).reset(batch, torch.Generator().manual_seed(0))
+        try:
+            begun = time.perf_counter()
+            run_it = build(work["env"], policy, x0, steps, **options)
+            run_it()
+            first = time.perf_counter() - begun
+            seconds = []
+            for _ in range(work["repeats"]):
+                begun = time.perf_counter()
+                loss, gradient = run_it()
+                seconds.append(time.perf_counter() - begun)
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            steps //= 2
+            continue
+        assert all(np.isfinite(part).all() for part in (loss, *gradient)), "loss or gradient not finite"
+        return {
+            "batch": batch,
+            "steps": steps,
+            "steps per second": batch * steps / statistics.median(seconds),
+            "seconds of a call": seconds,
+            "seconds of the first call": first,
+            "loss": loss,
+            "device": str(jax.devices()[0].device_kind),
+        }
+    return {"batch": batch, "steps": steps, "out of memory": True}
