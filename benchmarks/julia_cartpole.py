@@ -46,9 +46,9 @@ EPISODES = 64
 ENVS = {"torch": "cartpole_swingup", "julia": "julia:CartpoleSwingup"}
 GRADIENT: dict[str, dict[str, Any]] = {
     # "long" of simulators.py
-    "Adam": {"algorithm": {"window": 16, "discount": 0.99, "noise": 0.1}, "updates": 1000},
+    "Adam": {"algorithm": {"window": 16, "gamma": 0.99, "noise_std": 0.1}, "updates": 1000},
     "L-BFGS": {
-        "algorithm": {"window": 32, "discount": 0.99, "noise": 0.1},
+        "algorithm": {"window": 32, "gamma": 0.99, "noise_std": 0.1},
         "optimizer": {"name": "lbfgs", "max_iter": 4, "overlap": 0.0, "history_size": 100},
         "updates": 150,
     },

@@ -52,7 +52,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
 }
 LONGER = {
     "cma_es, whole episodes": {
-        "optimizer": {"name": "cma_es", "members": 64},
+        "optimizer": {"name": "cma_es", "popsize": 64},
         "algorithm": {"name": "full_horizon", "batch": 16},
     }
 }

@@ -31,7 +31,7 @@ from robotics_envs import ENVIRONMENTS, make_env
 EPISODES = 64
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
-    "long": {"algorithm": {"window": 16, "discount": 0.99, "noise": 0.1}, "updates": 1000},
+    "long": {"algorithm": {"window": 16, "gamma": 0.99, "noise_std": 0.1}, "updates": 1000},
 }
 
 

@@ -235,14 +235,16 @@ def plot(runs: tuple[str, ...], out: str | None) -> None:
 @click.option(
     "--overlay/--no-overlay", default=True, help="Whether GIF and MP4 show all rollouts or the first."
 )
+@click.option("--quiet", is_flag=True, help="Print no progress.")
 @_ENV
 @_TRUST
 def render(run: str, **options: Any) -> None:
     """Animate RUN, or a simulator without a policy: its name, my_env.py:MyEnv or module:Class."""
     from diffsim.rendering.render import render as draw
+    from diffsim.values import shown
 
     for path in draw(run, **options):
-        click.echo(f"wrote {path} ({path.stat().st_size / 1000:,.0f} kB)")
+        click.echo(f"wrote {shown(path)} ({path.stat().st_size / 1000:,.0f} kB)")
 
 
 @main.command()

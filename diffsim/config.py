@@ -14,17 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from diffsim.errors import ConfigError
+from diffsim.settings import Seed, Settings
 from robotics_envs import ENVIRONMENTS, JULIA
 from robotics_envs.julia.installation import JuliaError
 from solvers.registry import Registry, UnknownNameError, remember, unknown
@@ -34,37 +27,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-
-def plain(value: Any) -> Any:
-    """NumPy scalars and arrays as Python numbers and lists, and paths as strings, at any depth."""
-    if isinstance(value, Mapping):
-        return {key: plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value.tolist() if type(value).__module__ == "numpy" else value
-
-
-class Settings(BaseModel):
-    """Base of every group of settings: frozen, typed, no unknown keys, no NaN."""
-
-    # The docstring below a field is its description, which the command line prints.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_values(cls, values: Any) -> Any:
-        return plain(values)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
-        # Python counts True as 1; where no truth value belongs this is always a mistake.
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("a truth value is no number or name")
-        return value
 
 
 def absolute_name(name: Any, base: Path | None = None) -> Any:
@@ -160,7 +122,7 @@ class RunConfig(Settings):
     stop: StopConfig = StopConfig()
     checkpoint_every: int = Field(default=25, ge=1)
     """Updates between checkpoints: what a killed process can lose."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Seed = 0
     device: str = "cpu"
     dtype: Literal["float32", "float64"] = "float32"
     backend: Literal["auto", "eager", "inductor", "native"] = "auto"
@@ -179,9 +141,12 @@ Model = TypeVar("Model", bound=BaseModel)
 def validate(model: type[Model], values: Mapping[str, Any], section: str = "") -> Model:
     """``model(**values)``, with every complaint turned into a :class:`ConfigError` that helps."""
     try:
-        return model(**values)
+        named = model.current_names(values, section) if issubclass(model, Settings) else values
+        return model(**named)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(model, e, section) for e in error.errors())) from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _explain(model: type[BaseModel], error: Any, section: str) -> str:
@@ -263,10 +228,12 @@ def parse_assignment(text: str) -> dict[str, Any]:
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
         raise ConfigError(f"--set takes KEY=VALUE, for example algorithm.window=8; got {text!r}")
-    try:
-        parsed: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
+    parsed: Any = value.strip()
+    # The brackets of a list may be left out: policy.hidden=128,128.
+    for right_side in (value, f"[{value}]") if "," in value else (value,):
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            parsed = tomllib.loads(f"value = {right_side}")["value"]
+            break
     for part in reversed(parts):
         parsed = {part: parsed}
     return parsed
@@ -304,5 +271,37 @@ def load_config(*layers: Mapping[str, Any]) -> RunConfig:
         ConfigError: an unknown key or an impossible value.
     """
     fields = RunConfig.model_fields
-    defaults = {name: fields[name].default.model_dump() for name in ("policy", "algorithm", "optimizer")}
-    return validate(RunConfig, merge(defaults, *layers))
+    merged = {name: fields[name].default.model_dump() for name in ("policy", "algorithm", "optimizer")}
+    for layer in layers:
+        merged = merge(merged, _current_names(layer, merged))
+    return validate(RunConfig, merged)
+
+
+def stored_config(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run as its file holds it; old names of options are replaced without a warning."""
+    return validate(RunConfig, _current_names(values, {}, warn=False))
+
+
+def _current_names(
+    layer: Mapping[str, Any], before: Mapping[str, Any], warn: bool = True
+) -> Mapping[str, Any]:
+    """``layer`` with the present names of options; ``before`` says which classes are chosen where it does not.
+
+    Only the project's own algorithms and optimizers are looked up: reading a configuration runs no code of others.
+    """
+    from diffsim import algorithms, optimizers
+
+    result = dict(layer)
+    for section, find in (
+        ("algorithm", algorithms.built_in_settings),
+        ("optimizer", optimizers.built_in_settings),
+    ):
+        given, chosen = layer.get(section), before.get(section)
+        chosen = chosen if isinstance(chosen, Mapping) else {}
+        if isinstance(given, Mapping):
+            settings = find(str(given.get("name", chosen.get("name"))))
+            try:
+                result[section] = settings.current_names(given, section, chosen, warn) if settings else given
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+    return result

@@ -1,4 +1,4 @@
-"""The cost-to-go of observations: a network with normalised outputs and a slowly moving copy."""
+"""The critic: a network that estimates the cost-to-go from observations, with a slowly moving target network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffsim.policy import MLP
 
 
 class Value(nn.Module):
-    """``V(z) = mean + scale · network(z)`` with a mean and a scale that are set, not learned."""
+    """``V(z) = mean + scale * network(z)``; mean and scale are buffers, set from data and not learned."""
 
     def __init__(self, network: nn.Module, like: Tensor) -> None:
         super().__init__()
@@ -29,18 +29,21 @@ class Value(nn.Module):
 
 
 class Critic:
-    """``V(z) = mean + scale · network(z)``, the expected discounted cost from normalised observations z.
+    """``V(z) = mean + scale * network(z)``, the expected discounted cost from normalised observations z.
 
-    Mean and scale follow those of the regression targets, and when they move the last layer is
-    rescaled so that no value changes (PopArt; van Hasselt et al., arXiv 1602.07714).  So nothing
-    here depends on the unit of the cost.  Values are read from ``value``, a copy of the network
-    that moves towards it by ``averaging`` after each fit.
+    Mean and scale follow those of the regression targets.  When they change, the last layer is rescaled so that no
+    predicted value changes (PopArt; van Hasselt et al., arXiv 1602.07714); the unit of the cost therefore does not
+    matter.  ``network`` is fitted; values are read from ``target``, whose network follows the fitted one by Polyak
+    averaging, ``target <- (1 - tau) target + tau network``, after each fit (Lillicrap et al., arXiv 1509.02971).
 
     Args:
         network: ``[B, o] -> [B, 1]``.
         learning_rate, betas: of Adam.
-        averaging: share of the way that the copy moves after a fit.
-        normalizer_rate: share of the way that mean and scale move towards those of new targets.
+        tau: coefficient of the Polyak averaging, in (0, 1]; 1 copies the fitted network.
+        normalizer_rate: coefficient of the exponential moving average of mean and scale, in (0, 1].
+
+    Attributes:
+        fitted: whether the critic has seen targets.  Before, it has no scale and its values are meaningless.
     """
 
     def __init__(
@@ -48,23 +51,27 @@ class Critic:
         network: MLP,
         learning_rate: float,
         betas: tuple[float, float],
-        averaging: float,
+        tau: float,
         normalizer_rate: float,
     ) -> None:
         self.network = network
-        self.value = Value(copy.deepcopy(network).requires_grad_(False), next(network.parameters()))
+        self.target = Value(copy.deepcopy(network).requires_grad_(False), next(network.parameters()))
         self.learning_rate = learning_rate
-        self.averaging = averaging
+        self.tau = tau
         self.normalizer_rate = normalizer_rate
         self.parameters: list[Tensor] = list(network.parameters())
         fused = self.parameters[0].device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, betas=betas, fused=fused)
         self.fitted = False
-        """Whether it has seen targets; before, it has no scale and its values mean nothing."""
+
+    def __repr__(self) -> str:
+        widths = [layer.in_features for layer in self.network if isinstance(layer, nn.Linear)]
+        state = f"mean {float(self.target.mean):.4g}, scale {float(self.target.scale):.4g}"
+        return f"Critic({' -> '.join(map(str, [*widths, 1]))}, {state if self.fitted else 'not fitted'})"
 
     def values(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch"]:
-        """``V(z)`` ``[...]`` for ``z [..., o]``; differentiable in z."""
-        return self.value(z)
+        """``V(z)`` ``[...]`` of the target network for ``z [..., o]``; differentiable in z."""
+        return self.target(z)
 
     @torch.no_grad()
     def fit(
@@ -76,14 +83,14 @@ class Critic:
         remaining: float,
         generator: torch.Generator,
     ) -> None:
-        """Regress on ``targets [N]`` at ``z [N, o]`` by least squares, then let the copy follow.
+        """Fit the network to ``targets [N]`` at ``z [N, o]`` by least squares, then update the target network.
 
-        Takes ``batches`` steps of Adam, shuffling before each pass over the data; the learning rate is
-        scaled by ``remaining``.
+        Takes ``batches`` steps of Adam on minibatches; the data are shuffled before each pass over them.  The learning
+        rate is multiplied by ``remaining``, the fraction of the run that is left.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * remaining
-        y = ((targets - self.value.mean) / self.value.scale).unsqueeze(-1)
+        y = ((targets - self.target.mean) / self.target.scale).unsqueeze(-1)
         per_pass = max(len(z) // batch_size, 1)
         for batch in range(batches):
             part = batch % per_pass
@@ -95,43 +102,46 @@ class Critic:
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
-        torch._foreach_lerp_(list(self.value.network.parameters()), self.parameters, self.averaging)
+        torch._foreach_lerp_(list(self.target.network.parameters()), self.parameters, self.tau)
 
     @torch.no_grad()
     def renormalise(self, targets: Float[Tensor, "*batch"]) -> None:
-        """Move mean and scale towards those of ``targets``, leaving every value as it is."""
+        """Move mean and scale towards the mean and standard deviation of ``targets``; predicted values stay the same.
+
+        The first call sets them.
+        """
         mean = targets.mean()
-        # Constant targets have no scale; any positive one serves, as the values are then exact.
-        spread = targets.std(correction=0)
-        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+        # Constant targets have no scale; any positive number serves, because the mean alone predicts them.
+        std = targets.std(correction=0)
+        std = torch.where(std > 0, std, torch.ones_like(std))
         if self.fitted:
-            mean = torch.lerp(self.value.mean, mean, self.normalizer_rate)
-            spread = torch.lerp(self.value.scale, spread, self.normalizer_rate)
-            for network in (self.network, cast(MLP, self.value.network)):
+            mean = torch.lerp(self.target.mean, mean, self.normalizer_rate)
+            std = torch.lerp(self.target.scale, std, self.normalizer_rate)
+            for network in (self.network, cast(MLP, self.target.network)):
                 last = cast(nn.Linear, network[-1])
-                last.weight.mul_(self.value.scale / spread)
-                last.bias.mul_(self.value.scale / spread).add_((self.value.mean - mean) / spread)
-        # In place: a compiled rollout reads them where they are.
-        self.value.mean.copy_(mean)
-        self.value.scale.copy_(spread)
+                last.weight.mul_(self.target.scale / std)
+                last.bias.mul_(self.target.scale / std).add_((self.target.mean - mean) / std)
+        # In place: compiled rollouts read these two tensors.
+        self.target.mean.copy_(mean)
+        self.target.scale.copy_(std)
         self.fitted = True
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": dict(self.network.state_dict()),
-            "target": dict(self.value.network.state_dict()),
+            "target": dict(self.target.network.state_dict()),
             "optimizer": self.optimizer.state_dict(),
-            "mean": self.value.mean,
-            "scale": self.value.scale,
+            "mean": self.target.mean,
+            "scale": self.target.scale,
             "fitted": self.fitted,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        self.value.network.load_state_dict(state["target"])
+        self.target.network.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.value.mean.copy_(state["mean"])
-        self.value.scale.copy_(state["scale"])
+        self.target.mean.copy_(state["mean"])
+        self.target.scale.copy_(state["scale"])
         self.fitted = state["fitted"]
 
 
@@ -139,8 +149,8 @@ class Critic:
 def squared_error_gradient(network: MLP, z: Float[Tensor, "N o"], y: Float[Tensor, "N 1"]) -> list[Tensor]:
     """Gradient of ``mean((network(z) - y)²)`` for a tanh network, in the order of its parameters.
 
-    Written out because the fit is half of an update: twice the speed of autograd for 256 rows of a
-    64-64 network on one CPU thread (benchmarks/critic_gradient.py).
+    Backpropagation is written out because fitting the critic takes half the time of an update: twice the speed of
+    autograd for 256 rows of a 64-64 network on one CPU thread (benchmarks/critic_gradient.py).
     """
     layers = [cast(nn.Linear, layer) for layer in network if isinstance(layer, nn.Linear)]
     activations = [z]

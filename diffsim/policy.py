@@ -1,9 +1,9 @@
-"""Policies: a network between an observation normalizer and a squash into the action box."""
+"""Policies: observations are normalised, a network maps them, and its output is squashed into the action box."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from diffsim.config import PolicyConfig, load_class
 from diffsim.errors import ConfigError
+from diffsim.isolation import drawing_from, torch_defaults
+from diffsim.settings import whole_number
 from robotics_envs.base import Actions, Env, Observations
 from solvers.native.trace import tracing
 from solvers.registry import Registry, unknown
@@ -30,8 +32,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class MLP(nn.Sequential):
     """A multilayer perceptron ``[B, inputs] -> [B, outputs]`` with a linear last layer.
 
-    Weights start orthogonal (Saxe et al., arXiv 1312.6120), biases at zero and the last layer at a
-    tenth of its usual size: a policy near the centre of its box, a critic near its mean.
+    Weights are initialised orthogonal (Saxe et al., arXiv 1312.6120) and biases zero.  The last layer is scaled by 0.1,
+    so that the first actions are near the centre of the action box and a critic's first values near its mean.
+
+    Args:
+        inputs, outputs: numbers of inputs and outputs.
+        hidden: widths of the hidden layers; none for a linear map.
+        activation: tanh, relu, elu or silu.
     """
 
     def __init__(
@@ -39,10 +46,13 @@ class MLP(nn.Sequential):
     ) -> None:
         if activation not in ACTIVATIONS:
             raise ConfigError(unknown("activation", activation, ACTIVATIONS))
-        if not isinstance(hidden, (list, tuple)) or not all(
-            isinstance(width, int) and width > 0 for width in hidden
-        ):
-            raise ConfigError(f"hidden = {hidden!r}: a list of positive layer widths, such as [64, 64]")
+        try:
+            hidden = [whole_number(width, 1) for width in _listed(hidden)]
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"hidden = {hidden!r}: must be a list of positive whole numbers, the widths of the layers, such as "
+                "[64, 64]; on the command line --set policy.hidden=[64,64]"
+            ) from None
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise((inputs, *hidden)):
             layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
@@ -53,7 +63,18 @@ class MLP(nn.Sequential):
                 nn.init.zeros_(layer.bias)
 
 
-# What a trace for compiled rollouts sees of ProjectedClip; its rule is in diffsim/rollouts/native.py.
+def _listed(hidden: Any) -> list[Any]:
+    """The entries of a list, a tuple or an array; a string is none of these.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(hidden, (str, bytes, Mapping)):
+        raise TypeError
+    return list(hidden)
+
+
+# Compiled rollouts trace this operation in place of ProjectedClip; its derivative is in diffsim/rollouts/native.py.
 _operations = torch.library.Library("diffsim", "DEF")
 _operations.define("projected_clip(Tensor v) -> Tensor")
 _operations.impl("projected_clip", lambda v: v.clamp(-1.0, 1.0), "CompositeExplicitAutograd")
@@ -61,11 +82,11 @@ PROJECTED_CLIP = torch.ops.diffsim.projected_clip
 
 
 class ProjectedClip(torch.autograd.Function):
-    """Clamp to [-1, 1]; in backward, block the gradient only where descent would lead further outside.
+    """Clamp to [-1, 1] whose backward pass sets the gradient to zero only where descent would increase the violation.
 
-    This is the gradient of the projected step, not of the clamp: beyond a bound it lets through what
-    leads back inside, so an output that has run out of its box is not lost as it is under a clamp
-    (zero gradient) or deep in a tanh (vanishing gradient).  It assumes that the loss is minimised.
+    This is not the derivative of the clamp.  Where the input is outside the bounds, a cotangent whose descent
+    direction leads back inside is passed through unchanged.  So an output outside the bounds can return; with a plain
+    clamp its gradient is zero, and far outside tanh's it vanishes.  It assumes that the loss is minimised.
     """
 
     generate_vmap_rule = True
@@ -79,9 +100,9 @@ class ProjectedClip(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
         (v,) = ctx.saved_tensors
-        return gradient * ((v.abs() < 1.0) | (v * gradient > 0.0))
+        return cotangent * ((v.abs() < 1.0) | (v * cotangent > 0.0))
 
 
 SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -93,8 +114,12 @@ SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {
 class Policy(nn.Module):
     """``action = centre + half_range · squash(network((observation - mean) / scale) + noise)``.
 
-    Any ``nn.Module`` from ``[B, o]`` to ``[B, m]`` serves as the network.  ``squash`` is ``"clip"``, whose
-    gradient is that of :class:`ProjectedClip`, or ``"tanh"``, which is exact and saturates.
+    Args:
+        network: any ``nn.Module`` that maps ``[B, o]`` to ``[B, m]``.
+        mean, scale: of observations, ``[o]``; fixed during training.
+        low, high: bounds of the action box, ``[m]``.
+        squash: ``"clip"``, with the modified gradient of :class:`ProjectedClip`, or ``"tanh"``, with the exact
+            gradient, which vanishes where tanh saturates.
     """
 
     def __init__(
@@ -118,8 +143,14 @@ class Policy(nn.Module):
         self.register_buffer("centre", (low + high) / 2)
         self.register_buffer("half_range", (high - low) / 2)
 
+    def __repr__(self) -> str:
+        trained = sum(q.numel() for q in self.parameters() if q.requires_grad)
+        sizes = f"{self.mean.numel()} -> {self.centre.numel()}"
+        squash = next((name for name, known in SQUASHES.items() if known == self.squash), self.squash)
+        return f"Policy({sizes}, {type(self.network).__name__}, {trained:,} parameters, squash {squash!r})"
+
     def normalise(self, observation: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch o"]:
-        """Observations ``[..., o]`` with mean 0 and deviation 1 over the state box."""
+        """Observations ``[..., o]`` standardised: mean 0 and standard deviation 1 over the state box."""
         return (observation - self.mean) / self.scale
 
     def forward(self, observation: Observations, noise: Actions | None = None) -> Actions:
@@ -135,29 +166,32 @@ def make_policy(
 ) -> Policy:
     """The policy that ``config`` names, freshly initialised for ``env`` from ``seed``.
 
-    The normalizer is the mean and standard deviation of what is observed over the state box, fixed
-    before training: a moving one would change the policy under the optimizer.
+    Observations are normalised by their mean and standard deviation over the state box, which stay fixed: statistics
+    that change during training would change the policy between two steps of the optimizer.  The result depends on
+    the arguments only, not on torch's defaults, its number of threads or its global random state.
 
     Raises:
         ConfigError: unknown options, or a network of the wrong output shape.
     """
-    network = make_network(config, len(env.observation_names), len(env.action_box), seed, device, dtype)
-    mean, scale = observation_statistics(env, device, dtype)
-    return Policy(network, mean, scale, *env.action_box.bounds(mean), config.squash)
+    with torch_defaults(threads=1):
+        network = make_network(config, len(env.observation_names), len(env.action_box), seed, device, dtype)
+        mean, scale = observation_statistics(env, device, dtype)
+        return Policy(network, mean, scale, *env.action_box.bounds(mean), config.squash)
 
 
 def make_network(
     config: PolicyConfig, inputs: int, outputs: int, seed: int, device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """The network that ``config`` names, initialised from ``seed`` without touching global random state."""
+    """The network that ``config`` names, initialised from ``seed``; see :func:`initialised`."""
     network_class = load_class(NETWORKS, config.name)
     check_options(network_class, config.options, "policy", given=2)
     network = initialised(lambda: network_class(inputs, outputs, **config.options), seed)
     network = network.to(device=device, dtype=dtype)
-    probe = network(torch.zeros(2, inputs, device=device, dtype=dtype))
+    with drawing_from(torch.Generator().manual_seed(seed)):  # dropout draws when it is called
+        probe = network(torch.zeros(2, inputs, device=device, dtype=dtype))
     if probe.shape != (2, outputs):
         raise ConfigError(
-            f"policy {config.name!r} maps [2, {inputs}] to {list(probe.shape)}; it must give [2, {outputs}]"
+            f"policy {config.name!r} maps [2, {inputs}] to {list(probe.shape)}; it must return [2, {outputs}]"
         )
     return network
 
@@ -166,12 +200,13 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def initialised(build: Callable[[], Network], seed: int) -> Network:
-    """What ``build`` makes when the global generator starts from ``seed``, which is then put back.
+    """The module that ``build`` makes, with random numbers from ``seed`` and nothing else.
 
-    A module draws its first weights from global random state, and there is no other way to seed it.
+    Neither the process's default dtype, default device and number of threads nor its random state matter, and none
+    of them is changed: parameters are float32 on the CPU, computed by one thread (the QR decomposition behind orthogonal
+    weights rounds differently with more).
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_defaults(threads=1), drawing_from(torch.Generator().manual_seed(seed)):
         return build()
 
 

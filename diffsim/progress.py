@@ -36,6 +36,7 @@ class Progress:
         quiet: no rows and no phases; messages are printed all the same.
         stream: where to write; standard error if not given.
         seconds: between plain lines.
+        announce: without a terminal, print each phase before the first row when it begins.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class Progress:
         quiet: bool = False,
         stream: TextIO | None = None,
         seconds: float = 10.0,
+        announce: bool = True,
     ) -> None:
         self.quiet = quiet
         self.seconds = seconds
+        self._announce = announce
         self._out = _Guarded(sys.stderr if stream is None else stream)
         terminal = self._out.isatty()
         self._console = Console(
@@ -64,7 +67,7 @@ class Progress:
         self._return = float("nan")
         self._row: Mapping[str, float] | None = None
         self._phase = self._count = ""
-        self._drawn = self._printed = float("-inf")
+        self._drawn, self._printed = float("-inf"), time.monotonic()
         self.begin(updates, done)
 
     def begin(self, updates: int, done: int = 0) -> None:
@@ -104,8 +107,8 @@ class Progress:
     def status(self, text: str, done: int | None = None, total: int | None = None) -> None:
         """Name the phase that begins, such as ``"loading"``; or how far it is: ``status("frames", 12, 100)``.
 
-        Without a terminal, phases are printed until the first row, which says more; their counts and everything
-        later only every ``seconds``.
+        Without a terminal, a phase is printed when it begins until the first row has been shown; counts, and
+        everything later, only every ``seconds``.
         """
         begins = self._phase != text
         self._phase = text
@@ -116,7 +119,7 @@ class Progress:
         if self._live is not None:
             if begins or done is None or done == total or now - self._drawn >= REDRAW_SECONDS:
                 self._draw()
-        elif (begins and self._row is None) or now - self._printed >= self.seconds:
+        elif (begins and self._announce and self._row is None) or now - self._printed >= self.seconds:
             self._print(text + self._count)
 
     def say(self, message: str) -> None:

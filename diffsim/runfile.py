@@ -34,7 +34,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from diffsim import authorship, state_tree, user_code
-from diffsim.config import RunConfig, validate
+from diffsim.config import RunConfig, stored_config
 from diffsim.errors import ConfigError, RunFileError
 from diffsim.user_code import Source
 from diffsim.values import folder, shown
@@ -261,7 +261,7 @@ class RunFile:
 
     def config(self) -> RunConfig:
         with self._reading() as file:
-            return validate(RunConfig, json.loads(file.attrs["config"]))
+            return stored_config(json.loads(file.attrs["config"]))
 
     def sources(self) -> list[Source]:
         """The texts of the user's files that the run is made from."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import abc
 import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robotics_envs.drawing import Floats, Shape, View, state_bars
+from robotics_envs.numbers import whole_number
 from solvers.base import Solver
 from solvers.registry import UnknownNameError, unknown
 
@@ -24,6 +26,10 @@ Observations = Float[Tensor, "batch o"]
 Costs = Float[Tensor, " batch"]
 Params = Mapping[str, Float[Tensor, ""] | Float[Tensor, " batch"]]
 """Physical parameters by name; each is a scalar tensor or one value per rollout, ``[B]``."""
+
+
+class SizeError(ValueError):
+    """Tensors of shapes that do not fit together; the message holds those given and those needed."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,24 @@ class Parameter:
 
     def __post_init__(self) -> None:
         # bool is an int to Python, never a length or a mass.
-        if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
+        if isinstance(self.value, bool) or not isinstance(self.value, numbers.Real):
             raise ValueError(f"parameter {self.name} must be a number, got {self.value!r}")
+        if not isinstance(self.value, (int, float)):  # NumPy's float32 and integers
+            object.__setattr__(self, "value", float(self.value))
         if not self.low < self.value < self.high:
             raise ValueError(
                 f"parameter {self.name} = {self.value!r} {self.unit} is outside its range "
                 f"({self.low}, {self.high})"
             )
+
+    def __repr__(self) -> str:
+        shown = [repr(self.name), repr(self.value), repr(self.unit)]
+        shown += [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)[3:]
+            if getattr(self, f.name) != f.default
+        ]
+        return f"Parameter({', '.join(shown)})"
 
 
 @dataclass(frozen=True)
@@ -73,12 +90,23 @@ class Box:
     def __len__(self) -> int:
         return len(self.low)
 
+    def __repr__(self) -> str:
+        if len(self) <= 8:
+            return f"Box(low={self.low}, high={self.high})"
+        low, high = (f"({', '.join(map(str, bound[:3]))}, …)" for bound in (self.low, self.high))
+        return f"<Box of {len(self)} components: low={low}, high={high}>"
+
     def bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """``(low, high)`` as tensors of the dtype and device of ``like``."""
         return _bounds(self, like.dtype, like.device)
 
     def sample(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Uniform points ``[batch, n]`` on the generator's device."""
+        """Uniform points ``[batch, n]`` on the generator's device.
+
+        Raises:
+            ValueError: ``batch`` is no whole number, or negative.
+        """
+        batch = whole_number("batch", batch, least=0)
         unit = torch.rand(batch, len(self), generator=generator, dtype=dtype, device=generator.device)
         low, high = self.bounds(unit)
         return low + (high - low) * unit
@@ -93,6 +121,52 @@ def _bounds(box: Box, dtype: torch.dtype, device: torch.device) -> tuple[Tensor,
             torch.tensor(box.low, dtype=dtype, device=device),
             torch.tensor(box.high, dtype=dtype, device=device),
         )
+
+
+def _sizes(env: Env, x: Tensor, u: Tensor, p: Params) -> str:
+    """One line that names the shapes given to ``Env.step``, and those needed."""
+    n, m = len(env.state_names), len(env.action_box)
+    line = (
+        f"{env.name}: states [B, {n}] ({_listed(env.state_names)}) and actions [B, {m}] are needed, "
+        f"got {list(x.shape)} and {list(u.shape)}"
+    )
+    odd = {
+        k: list(v.shape) for k, v in p.items() if isinstance(v, Tensor) and v.shape not in ((), x.shape[:-1])
+    }
+    return line + (f"; parameters are [] or [B], got the shapes {odd}" if odd else "")
+
+
+def _results(env: Env, x: Tensor, following: Tensor, cost: Tensor) -> str:
+    """One line for a next state or a cost of the wrong shape."""
+    from robotics_envs.user_code import defined_at  # which imports this module
+
+    if following.shape != x.shape:
+        return (
+            f"{env.name}: the next state has the shape {list(following.shape)}, needed [B, n] = {list(x.shape)} "
+            f"({_listed(env.state_names)}); see dynamics{defined_at(env.dynamics)}"
+        )
+    return (
+        f"{env.name}: cost returned the shape {list(cost.shape)}, needed [B] = {list(x.shape[:-1])}"
+        f"{defined_at(env.cost)}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+
+
+NEEDED = {
+    "name": "a short word, such as 'pendulum'",
+    "state_names": "a tuple of the names of the n states",
+    "observation_names": "a tuple of the names of the o observations",
+    "action_box": "a robotics_envs.base.Box of the m actions' bounds",
+    "start_box": "a robotics_envs.base.Box of n bounds, in which episodes start",
+    "state_box": "a robotics_envs.base.Box of n bounds, in which training may start",
+    "dt": "the control interval in seconds",
+    "episode_steps": "the number of control intervals in an episode",
+    "solver": "such as solvers.make_solver('rk4')",
+}
+"""Class attributes without a default, and what they hold."""
 
 
 class Env(abc.ABC):
@@ -136,6 +210,28 @@ class Env(abc.ABC):
     view: ClassVar[View] = View((-1.2, -1.2), (1.2, 1.2))
     """The part of the world that pictures show."""
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for name in ("state_names", "observation_names", "angle_names", "parameters"):
+            if isinstance(vars(cls).get(name), list):
+                setattr(cls, name, tuple(vars(cls)[name]))
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only where nothing of this name was found: no simulator that is complete pays for it.
+        if name in NEEDED:
+            raise AttributeError(
+                f"{type(self).__name__} has no {name}: set it as a class attribute ({NEEDED[name]})",
+                name=name,
+                obj=self,
+            )
+        if name == "constants":
+            raise AttributeError(
+                f"{type(self).__name__} has no constants: its __init__ has to call super().__init__(**parameters) first",
+                name=name,
+                obj=self,
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
     def __init__(self, **parameters: float) -> None:
         defaults = {parameter.name: parameter for parameter in self.parameters}
         for name in parameters:
@@ -154,6 +250,26 @@ class Env(abc.ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, constants=MappingProxyType(state["constants"]))
+
+    def __repr__(self) -> str:
+        have = [
+            f"{len(getattr(self, attribute))} {word}{'s' * (len(getattr(self, attribute)) != 1)}"
+            for attribute, word in (
+                ("state_names", "state"),
+                ("observation_names", "observation"),
+                ("action_box", "action"),
+            )
+            if hasattr(self, attribute)
+        ]
+        if hasattr(self, "dt") and hasattr(self, "episode_steps"):
+            have.append(f"{self.episode_steps} intervals of {self.dt} s")
+        defaults = {parameter.name: parameter.value for parameter in self.parameters}
+        have += [
+            f"{name} = {c.value} {c.unit}"
+            for name, c in vars(self).get("constants", {}).items()
+            if c.value != defaults.get(name)
+        ]
+        return f"<{type(self).__name__} {getattr(self, 'name', '(no name)')!r}: {', '.join(have)}>"
 
     @property
     def playback_speed(self) -> float:
@@ -192,7 +308,17 @@ class Env(abc.ABC):
         return self.start_box.sample(batch, generator, dtype)
 
     def clip_action(self, u: Actions) -> Actions:
-        """``u`` within the action box. The gradient is cut for components beyond its bounds."""
+        """``u [..., m]`` within the action box. The gradient is cut for components beyond its bounds.
+
+        Raises:
+            SizeError: ``u`` does not have m components.
+        """
+        # Without this, one component would be broadcast to all m bounds.
+        if u.shape[-1:] != (len(self.action_box),):
+            raise SizeError(
+                f"{self.name} takes actions of {len(self.action_box)} components, "
+                f"got the shape {list(u.shape)}, whose last axis differs"
+            )
         return torch.clamp(u, *self.action_box.bounds(u))
 
     def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
@@ -200,11 +326,24 @@ class Env(abc.ABC):
 
         ``u`` is clipped here and nowhere else.  The cost is that of the state before the step, or of
         the one after it where ``cost_of_reached_state`` is set.
+
+        Raises:
+            SizeError: the shapes of ``x``, ``u``, ``p`` or of what ``dynamics`` and ``cost`` return do not fit.
         """
+        batch = x.shape[:-1]
+        if (
+            x.shape[-1:] != (len(self.state_names),)
+            or u.shape != (*batch, len(self.action_box))
+            or any(isinstance(v, Tensor) and v.ndim and v.shape != batch for v in p.values())
+        ):
+            raise SizeError(_sizes(self, x, u, p))
         u, following = self.clip_action(u), x
         for _ in range(self.substeps):
             following = self.solver.step(self.dynamics, 0.0, following, u, p, self.dt / self.substeps)
-        return following, self.cost(following if self.cost_of_reached_state else x, u, p)
+        cost = self.cost(following if self.cost_of_reached_state else x, u, p)
+        if following.shape != x.shape or cost.shape != batch:
+            raise SizeError(_results(self, x, following, cost))
+        return following, cost
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """What moves, for one state ``x [n]`` and action ``u [m]``; a bar for each state unless overridden."""

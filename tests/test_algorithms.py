@@ -218,7 +218,7 @@ def test_a_window_that_left_the_box_starts_afresh_but_a_turned_angle_is_no_exit(
 def test_td_lambda_targets_are_the_weighted_mixture_of_n_step_returns():
     """Against the definition: (1 - L) sum_n L^(n-1) G_n + L^(T-1) G_T, Sutton and Barto eq. 12.3."""
     lam, discount, steps = 0.7, 0.9, 5
-    algorithm = build(window=steps, td_lambda=lam, discount=discount, dtype="float64", continuing=0.0)
+    algorithm = build(window=steps, td_lambda=lam, gamma=discount, dtype="float64", continuing=0.0)
     algorithm.step()
     x = algorithm.env.state_box.sample(8, torch.Generator().manual_seed(3), torch.float64)
     with torch.no_grad():
@@ -241,13 +241,13 @@ def test_td_lambda_targets_are_the_weighted_mixture_of_n_step_returns():
 
 def test_nothing_counts_after_an_end():
     """In Ending, a rollout from 0.75 with zero action ends at 1.25: one cost, then nothing."""
-    algorithm = build(env="test_algorithms:Ending", window=3, dtype="float64", discount=0.9)
+    algorithm = build(env="test_algorithms:Ending", window=3, dtype="float64", gamma=0.9)
     algorithm.step()
     with torch.no_grad():
         for p in algorithm.policy.parameters():
             p.zero_()
         window = algorithm.rollout(torch.full((8, 1), 0.75).double(), 3, algorithm.params)
-        loss = float(_loss(algorithm, window) * algorithm.critic.value.scale)
+        loss = float(_loss(algorithm, window) * algorithm.critic.target.scale)
         assert loss == pytest.approx(0.75)
         algorithm._fit_critic(window.states, window.costs)
         assert torch.allclose(algorithm._data[-1][1][:8], torch.full((8,), 0.75).double())
@@ -311,7 +311,7 @@ def test_simulators_that_are_none_are_named(env, complaint):
 
 def test_it_learns_what_is_easy_to_know():
     """Under Drift the best action is always the lowest one."""
-    algorithm = build(env="test_algorithms:Drift", batch=64, updates=60, discount=0.8, noise=0.0)
+    algorithm = build(env="test_algorithms:Drift", batch=64, updates=60, gamma=0.8, noise_std=0.0)
     for _ in range(60):
         algorithm.step()
     x = torch.linspace(-4, 4, 9).unsqueeze(-1)
@@ -329,8 +329,8 @@ def test_it_learns_what_is_easy_to_know():
         ({"windw": 3}, "unknown key 'algorithm.windw'; did you mean 'algorithm.window'"),
         ({"window": 0}, "algorithm.window = 0"),
         ({"batch": 1}, "algorithm.batch = 1"),
-        ({"discount": 1.0}, "algorithm.discount = 1.0"),
-        ({"noise": float("nan")}, "algorithm.noise = nan"),
+        ({"gamma": 1.0}, "algorithm.gamma = 1.0"),
+        ({"noise_std": float("nan")}, "algorithm.noise_std = nan"),
         ({"critic_hidden": [0]}, "critic_hidden|hidden = "),
         ({"algorithm": "shrt_window"}, "unknown algorithm 'shrt_window'; did you mean 'short_window'"),
         ({"env": "pendulm"}, "unknown environment 'pendulm'; did you mean 'pendulum'"),
@@ -355,7 +355,7 @@ def test_after_a_dropped_update_the_critic_still_counts():
 
 
 def test_the_loss_is_the_discounted_cost_and_the_discounted_value_at_the_end():
-    algorithm = build(window=3, discount=0.8, dtype="float64")
+    algorithm = build(window=3, gamma=0.8, dtype="float64")
     for _ in range(3):
         algorithm.step()
     x = algorithm.env.state_box.sample(8, torch.Generator().manual_seed(3), torch.float64)
@@ -363,13 +363,13 @@ def test_the_loss_is_the_discounted_cost_and_the_discounted_value_at_the_end():
         window = algorithm.rollout(x, 3, algorithm.params)
         values = algorithm.critic.values(algorithm.policy.normalise(algorithm.env.observe(window.last)))
         c = window.costs
-        expected = (c[0] + 0.8 * c[1] + 0.64 * c[2] + 0.512 * values).mean() / algorithm.critic.value.scale
+        expected = (c[0] + 0.8 * c[1] + 0.64 * c[2] + 0.512 * values).mean() / algorithm.critic.target.scale
         assert float(values.abs().mean()) > 0.1  # or the last term would not be tested
         assert float(_loss(algorithm, window)) == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_noise_moves_the_windows_and_nothing_else_does():
-    quiet, again, noisy = build(noise=0.0), build(noise=0.0), build(noise=0.4)
+    quiet, again, noisy = build(noise_std=0.0), build(noise_std=0.0), build(noise_std=0.4)
     losses = [algorithm.step().loss for algorithm in (quiet, again, noisy)]
     assert losses[0] == losses[1] != losses[2]
 

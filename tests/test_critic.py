@@ -11,7 +11,7 @@ def network(hidden=(16, 16), seed=0):
 
 
 def critic(**changes):
-    options = {"learning_rate": 1e-2, "betas": (0.7, 0.95), "averaging": 0.5, "normalizer_rate": 0.2}
+    options = {"learning_rate": 1e-2, "betas": (0.7, 0.95), "tau": 0.5, "normalizer_rate": 0.2}
     return Critic(network(), **{**options, **changes})
 
 
@@ -42,10 +42,10 @@ def test_renormalising_changes_no_value():
 def test_the_first_targets_set_the_scale_and_later_ones_move_it():
     c, targets = critic(), data()[1]
     c.renormalise(targets)
-    assert float(c.value.mean) == pytest.approx(float(targets.mean()))
-    assert float(c.value.scale) == pytest.approx(float(targets.std(correction=0)))
+    assert float(c.target.mean) == pytest.approx(float(targets.mean()))
+    assert float(c.target.scale) == pytest.approx(float(targets.std(correction=0)))
     c.renormalise(2 * targets)
-    assert float(c.value.mean) == pytest.approx(1.2 * float(targets.mean()))
+    assert float(c.target.mean) == pytest.approx(1.2 * float(targets.mean()))
 
 
 def test_constant_targets_do_not_divide_by_zero():
@@ -67,12 +67,12 @@ def test_it_fits_whatever_the_scale(scale):
     assert float((c.values(z) - y).std() / y.std()) < 0.1
 
 
-def test_the_copy_goes_its_share_of_the_way():
-    c, (z, y) = critic(averaging=0.25), data()
+def test_the_target_network_moves_by_tau():
+    c, (z, y) = critic(tau=0.25), data()
     c.renormalise(y)
-    before = [p.clone() for p in c.value.network.parameters()]
+    before = [p.clone() for p in c.target.network.parameters()]
     c.fit(z, y, 3, 64, 1.0, torch.Generator().manual_seed(0))
-    for old, now, ahead in zip(before, c.value.network.parameters(), c.network.parameters(), strict=True):
+    for old, now, ahead in zip(before, c.target.network.parameters(), c.network.parameters(), strict=True):
         assert torch.allclose(now, torch.lerp(old, ahead.detach(), 0.25))
         assert not torch.equal(now, old)
 

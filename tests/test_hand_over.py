@@ -61,7 +61,7 @@ def test_what_a_plateau_starts_the_share_of_the_run_ends_at_the_latest():
 @pytest.mark.parametrize("worse", [1.0, math.nan])
 def test_the_second_part_starts_at_the_better_of_mean_and_best_on_the_objective_of_that_step(better, worse):
     parameter = vector(1.0, -2.0, 0.5)
-    first, then = {"name": "cma_es", "members": 8}, {**SLOPE, "lr": 0.125, "schedule": "constant"}
+    first, then = {"name": "cma_es", "popsize": 8}, {**SLOPE, "lr": 0.125, "schedule": "constant"}
     optimizer = build("hand_over", [parameter], first=first, then=then, at=0.5)
     for step in range(4):
         optimizer.step(sphere(parameter), 1.0 - step / 8)

@@ -56,7 +56,7 @@ def test_help_loads_nothing_heavy():
         "from diffsim.cli import main\n"
         "try: main()\n"
         "except SystemExit as stop: assert not stop.code\n"
-        "heavy = {'torch', 'juliacall', 'h5py', 'numpy', 'pydantic', 'scipy', 'tqdm'}\n"
+        "heavy = {'torch', 'juliacall', 'h5py', 'numpy', 'pydantic', 'scipy', 'rich'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

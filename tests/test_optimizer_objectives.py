@@ -142,10 +142,10 @@ def sgd_like(**options):
 
 FULL, SEPARABLE = {"covariance": "full"}, {"covariance": "separable"}
 ITERATIONS = {"max_iter": 20}
-WIDE = {"members": 100, "sigma": 2.0}
+WIDE = {"popsize": 100, "sigma": 2.0}
 POLISHED = {"first": {"name": "cma_es", **WIDE}, "then": {"name": "lbfgs", **ITERATIONS}, "at": 0.75}
-BOX = {"members": 40, "radius": 4.0, "reevaluate": False}
-SMALL_BOX = {"members": 40, "radius": 2.0, "reevaluate": False}
+BOX = {"popsize": 40, "radius": 4.0, "reevaluate": False}
+SMALL_BOX = {"popsize": 40, "radius": 2.0, "reevaluate": False}
 SMOOTHED = {"lr": 0.1, "smoothing": 0.2}
 
 REACHED = [
@@ -174,26 +174,26 @@ REACHED = [
     ("cma_es", SEPARABLE, Aligned, 4000, 1e-8),
     ("cma_es", {"covariance": "limited_memory"}, Quadratic, 5000, 1e-8),
     # Evolution strategies end as near as their last candidates are wide.
-    ("pgpe", {"members": 40, "radius": 2.0}, Quadratic, 8000, 0.2),
-    ("openai_es", {"members": 40, "sigma": 0.1, "lr": 0.1}, Quadratic, 8000, 0.05),
+    ("pgpe", {"popsize": 40, "radius": 2.0}, Quadratic, 8000, 0.2),
+    ("openai_es", {"popsize": 40, "sigma": 0.1, "lr": 0.1}, Quadratic, 8000, 0.05),
     ("pso", BOX, Quadratic, 9000, 1e-6),
     # Many valleys.
     ("cma_es", WIDE, Rastrigin, 15_000, 1e-8),
-    ("pso", BOX | {"members": 64}, Rastrigin, 26_000, 1e-6),
+    ("pso", BOX | {"popsize": 64}, Rastrigin, 26_000, 1e-6),
     ("differential_evolution", BOX | {"base": "rand"}, Rastrigin, 21_000, 1e-8),
     # Steps: below the first one of height 1, for those that look further than the slope.
     ("adam", SMOOTHED | {"gradient": "zeroth_order"}, Terraces, 1800, 0.95),
     ("adam", SMOOTHED | {"gradient": "alpha_order", "bias_tolerance": 1.0}, Terraces, 1800, 0.95),
     ("cma_es", {}, Terraces, 3000, 0.5),
-    ("openai_es", {"members": 40, "sigma": 0.2, "lr": 0.1}, Terraces, 3000, 0.5),
+    ("openai_es", {"popsize": 40, "sigma": 0.2, "lr": 0.1}, Terraces, 3000, 0.5),
     ("pso", SMALL_BOX, Terraces, 3000, 0.1),
     ("differential_evolution", SMALL_BOX | {"base": "rand"}, Terraces, 3000, 0.1),
     ("adam", SMOOTHED | {"gradient": "alpha_order", "gradient_groups": 32}, Terraces, 6600, 0.95),
     ("adam", SMOOTHED | {"gradient": "zeroth_order"}, Stairs, 1800, 3.0),
     ("adam", SMOOTHED | {"gradient": "alpha_order"}, Stairs, 1800, 3.0),
     ("cma_es", {}, Stairs, 3000, 0.0),
-    ("pgpe", {"members": 40, "radius": 2.0}, Stairs, 3000, 4.0),
-    ("openai_es", {"members": 40, "sigma": 0.2, "lr": 0.1}, Stairs, 3000, 0.0),
+    ("pgpe", {"popsize": 40, "radius": 2.0}, Stairs, 3000, 4.0),
+    ("openai_es", {"popsize": 40, "sigma": 0.2, "lr": 0.1}, Stairs, 3000, 0.0),
     ("pso", SMALL_BOX, Stairs, 3000, 0.0),
     ("differential_evolution", SMALL_BOX | {"base": "rand"}, Stairs, 3000, 0.0),
 ]
@@ -209,11 +209,11 @@ AVERAGED = [
     ("adamw", {"lr": 0.2}, 300, 0.5),
     ("lars", {"lr": 0.1}, 400, 1.0),
     ("lamb", {"lr": 0.1}, 600, 0.5),
-    ("cma_es", {"members": 40}, 8000, 2.0),
-    ("pgpe", {"members": 40, "radius": 2.0}, 8000, 2.0),
-    ("openai_es", {"members": 40, "sigma": 0.1, "lr": 0.1}, 8000, 1.0),
-    ("pso", {"members": 40, "radius": 4.0, "reevaluate": True}, 8000, 3.0),
-    ("differential_evolution", {"members": 40, "radius": 4.0, "base": "rand", "reevaluate": True}, 8000, 4.0),
+    ("cma_es", {"popsize": 40}, 8000, 2.0),
+    ("pgpe", {"popsize": 40, "radius": 2.0}, 8000, 2.0),
+    ("openai_es", {"popsize": 40, "sigma": 0.1, "lr": 0.1}, 8000, 1.0),
+    ("pso", {"popsize": 40, "radius": 4.0, "reevaluate": True}, 8000, 3.0),
+    ("differential_evolution", {"popsize": 40, "radius": 4.0, "base": "rand", "reevaluate": True}, 8000, 4.0),
 ]
 
 

@@ -200,7 +200,7 @@ def bare_cma(covariance, size):
 def test_cma_es_goes_where_pycma_goes(covariance):
     """Mean and step size, 40 generations; in every fifth some members are lost and count as the worst."""
     parameter = nn.Parameter(START.clone())
-    optimizer = build("cma_es", [parameter], sigma=0.4, members=MEMBERS, covariance=covariance)
+    optimizer = build("cma_es", [parameter], sigma=0.4, popsize=MEMBERS, covariance=covariance)
     library = bare_cma(covariance, len(START))
     for generation in range(40):
         lost = [2, 7] if generation % 5 == 4 else []
@@ -232,13 +232,13 @@ def test_pgpe_goes_where_evotorch_goes(shaping, antithetic):
     optimizer = build(
         "pgpe",
         [parameter],
-        members=MEMBERS,
+        popsize=MEMBERS,
         radius=0.9,
         max_speed=0.2,
         lr=0.07,
         momentum=0.8,
-        deviation_lr=0.15,
-        deviation_change=0.25,
+        stdev_lr=0.15,
+        stdev_max_change=0.25,
         shaping=shaping,
         antithetic=antithetic,
     )
@@ -270,7 +270,7 @@ def test_openai_es_goes_where_evotorch_goes_with_adam_and_one_fixed_deviation(an
     optimizer = build(
         "openai_es",
         [parameter],
-        members=MEMBERS,
+        popsize=MEMBERS,
         sigma=0.2,
         lr=0.03,
         betas=(0.8, 0.99),
@@ -307,7 +307,7 @@ def test_pgpe_moves_by_clipup_along_the_ranked_gradient():
     optimizer = build(
         "pgpe",
         [parameter],
-        members=MEMBERS,
+        popsize=MEMBERS,
         radius=0.9,
         max_speed=0.15,
         lr=0.1,
@@ -376,7 +376,7 @@ def test_the_defaults_of_pgpe_are_clipups_rules():
 def test_swarms_go_where_evox_goes_in_the_box(name, options, make):
     """The same draws, one member at the start, in coordinates from -1 to 1: the swarm and the best of it."""
     parameter = nn.Parameter(START.clone())
-    optimizer = build(name, [parameter], members=MEMBERS, radius=1.5, reevaluate=False, **options)
+    optimizer = build(name, [parameter], popsize=MEMBERS, radius=1.5, reevaluate=False, **options)
     best = [math.inf, START]
 
     def evaluate(z):

@@ -127,9 +127,9 @@ class Ascending(Adam):
             Miscounting,
             "evaluations_are_counted: step 1 reports 2 evaluations, 1 with a gradient; there were 1 and 1",
         ),
-        (Forgetful, "resuming_changes_no_bit: resumed after step 1, it ends elsewhere"),
+        (Forgetful, "resuming_changes_no_bit: resumed after step 1, it ends at other parameters"),
         (Credulous, "what_is_not_finite_is_never_kept: NaN at step .* parameters are not finite"),
-        (Boastful, "what_is_not_finite_is_never_kept: NaN: the best point is said to be worth"),
+        (Boastful, "what_is_not_finite_is_never_kept: NaN: best_loss is .*, but the value at best is"),
         (Ascending, "it_descends: 80 steps from 17.5 led to .*, not below 10.2"),
     ],
 )
@@ -210,7 +210,7 @@ def test_a_population_has_a_value_a_member(shape):
     parameter = vector(1.0, 2.0)
     objective = Objective([parameter], lambda: (parameter**2).sum(), lambda c: torch.ones(shape))
     with pytest.raises(ConfigError, match=r"tensor of shape \[8\], got one of shape"):
-        build("cma_es", [parameter], members=8).step(objective)
+        build("cma_es", [parameter], popsize=8).step(objective)
 
 
 def test_a_schedule_that_has_come_to_its_end_is_an_error_that_names_it():
@@ -244,13 +244,13 @@ def test_a_hand_over_part_without_a_name_is_the_usual_one():
         ({"name": "torch.optim.SparseAdam"}, "SparseAdam"),
         ({"name": "torch.optim.Nope"}, "optimizer 'torch.optim.Nope': .*no attribute 'Nope'"),
         ({"name": "no_such_library.Adam"}, "No module named 'no_such_library'"),
-        ({"name": "torch.nn.Linear"}, "is no subclass of torch.optim.Optimizer"),
+        ({"name": "torch.nn.Linear"}, "is not a subclass of torch.optim.Optimizer"),
         ({"name": "adam", "beta": 1}, r"unknown key 'optimizer.beta'; did you mean 'optimizer.betas'\?"),
         ({"name": "nadam", "beta": 1}, r"unknown key 'optimizer.beta'; did you mean 'optimizer.betas'\?"),
         ({"name": "cma_es", "sigm": 1}, r"unknown key 'optimizer.sigm'; did you mean 'optimizer.sigma'\?"),
         ({"name": "adam", "lr": "fast"}, "optimizer.lr = 'fast': .*number"),
         ({"name": "adam", "lr": -1.0}, "optimizer.lr = -1.0: .*greater than 0"),
-        ({"name": "adam", "lr": True}, "optimizer.lr = True: .*a truth value is no number"),
+        ({"name": "adam", "lr": True}, "optimizer.lr = True: .*not a truth value"),
         ({"name": "adam", "lr": math.nan}, "optimizer.lr = nan"),
         ({"name": "adam", "betas": 0.9}, "optimizer.betas = 0.9"),
         ({"name": "adam", "betas": (0.9, 1.0)}, r"optimizer.betas.1 = 1.0: .*less than 1"),
@@ -264,17 +264,17 @@ def test_a_hand_over_part_without_a_name_is_the_usual_one():
         ({"name": "adam", "gradient": "second_order"}, "optimizer.gradient = 'second_order'"),
         ({"name": "lbfgs", "line_search_fn": "wolfe"}, "optimizer.line_search_fn = 'wolfe': .*strong_wolfe"),
         ({"name": "lbfgs", "overlap": 1.5}, "optimizer.overlap = 1.5"),
-        ({"name": "pgpe", "members": 7}, "members = 7 must be even for antithetic pairs"),
+        ({"name": "pgpe", "popsize": 7}, "popsize = 7 must be even for antithetic pairs"),
         ({"name": "openai_es", "betas": (0.9, 1.5)}, "optimizer.betas.1 = 1.5"),
-        ({"name": "pso", "members": 3}, "optimizer.members = 3: .*4"),
-        ({"name": "differential_evolution", "members": 3}, "members = 3: .*greater than or equal to 4"),
+        ({"name": "pso", "popsize": 3}, "optimizer.popsize = 3: .*4"),
+        ({"name": "differential_evolution", "popsize": 3}, "popsize = 3: .*greater than or equal to 4"),
         ({"name": "cma_es", "covariance": "diagonal"}, "optimizer.covariance = 'diagonal': .*'separable'"),
         ({"name": "hand_over", "then": "sdg"}, r"unknown optimizer 'sdg'; did you mean 'sgd'\?"),
         (
             {"name": "hand_over", "then": {"name": "adam", "beta": 1}},
             r"unknown key 'optimizer.then.beta'; did you mean 'optimizer.then.betas'\?",
         ),
-        ({"name": "hand_over", "first": {"name": "pgpe", "members": 2}}, "optimizer.first.members = 2"),
+        ({"name": "hand_over", "first": {"name": "pgpe", "popsize": 2}}, "optimizer.first.popsize = 2"),
         ({"name": "hand_over", "at": 1.5}, "optimizer.at = 1.5: .*less than or equal to 1"),
     ],
 )

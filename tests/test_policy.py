@@ -80,7 +80,7 @@ def test_any_module_is_a_policy():
         ({"name": "mlp", "hidden": [0]}, "hidden = \\[0\\]"),
         ({"name": "mlp", "hidden": 64}, "hidden = 64"),
         ({"name": "mlp", "activation": "tan"}, "unknown activation 'tan'; did you mean 'tanh'"),
-        ({"name": "test_policy:WrongShape"}, "maps \\[2, 3\\] to \\[2, 2\\]; it must give \\[2, 1\\]"),
+        ({"name": "test_policy:WrongShape"}, "maps \\[2, 3\\] to \\[2, 2\\]; it must return \\[2, 1\\]"),
     ],
 )
 def test_mistakes_are_named(config, complaint):

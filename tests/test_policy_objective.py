@@ -93,7 +93,7 @@ def test_groups_of_rollouts_have_the_mean_of_the_whole_gradient(algorithm):
     a.step()
     a._fit_critic = lambda states, costs: None
     objective = objective_of(a)
-    objective.deviation, objective.noise = (
+    objective.noise_std, objective.noise = (
         0.3,
         0.3
         * torch.randn(

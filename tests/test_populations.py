@@ -24,7 +24,7 @@ def generations(name, count, change=lambda values: values, seed=4, **options):
     parameter = vector(1.0, -2.0, 0.5, 3.0)
     if name in ("pso", "differential_evolution"):
         options = {"reevaluate": False, **options}
-    optimizer = build(name, [parameter], seed=seed, members=12, **options)
+    optimizer = build(name, [parameter], seed=seed, popsize=12, **options)
     points, candidates = [], []
 
     def values(c):
@@ -66,7 +66,7 @@ def test_members_without_a_finite_value_do_not_change_the_order_of_the_others(na
 def test_what_a_swarm_remembers_is_never_replaced_by_a_member_without_a_finite_value(name, again):
     """Undefined above 1 in the first parameter; values fall, so that the worst of a step is soon good."""
     parameter = vector(0.9, 2.0, -2.0)
-    optimizer = build(name, [parameter], seed=2, members=12, radius=2.0, reevaluate=again)
+    optimizer = build(name, [parameter], seed=2, popsize=12, radius=2.0, reevaluate=again)
 
     def values(c):
         return torch.where(c[:, 0] > 1.0, math.nan, (c**2).sum(1))
@@ -87,7 +87,7 @@ def test_what_a_swarm_remembers_is_never_replaced_by_a_member_without_a_finite_v
 @pytest.mark.parametrize("name", ["pso", "differential_evolution"])
 def test_the_only_member_with_a_finite_value_becomes_the_policy_of_a_swarm(name):
     parameter = vector(1.0, 2.0)
-    optimizer = build(name, [parameter], members=8)
+    optimizer = build(name, [parameter], popsize=8)
     candidates = []
 
     def values(c):
@@ -197,7 +197,7 @@ def test_a_swarm_values_what_it_remembers_again_when_the_objective_changes(name)
     ends, counts = {}, {}
     for again in (True, False):
         parameter = vector(1.0, -2.0, 0.5, 3.0)
-        optimizer = build(name, [parameter], seed=4, members=12, radius=4.0, reevaluate=again)
+        optimizer = build(name, [parameter], seed=4, popsize=12, radius=4.0, reevaluate=again)
         reports = [
             optimizer.step(
                 Objective([parameter], parameter.sum, lambda c, k=step: ((c - 0.5) ** 2).sum(1) + 100.0 * k)
@@ -227,7 +227,7 @@ def test_cma_es_of_a_hundred_thousand_parameters_needs_no_square_of_memory(caplo
     tracemalloc.start()
     try:
         with caplog.at_level(logging.WARNING, logger="diffsim"):
-            optimizer = build("cma_es", [parameter], members=8)
+            optimizer = build("cma_es", [parameter], popsize=8)
         first = optimizer.step(sphere(parameter))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -250,4 +250,4 @@ def test_the_form_of_the_covariance_goes_by_the_number_of_parameters(caplog):
         assert (full.covariance, chosen.covariance, caplog.records) == ("full", "separable", [])
         assert build("cma_es", [nn.Parameter(torch.zeros(2000))]).covariance == "separable"
     assert "2,000 parameters" in caplog.text
-    assert full.members == 4 + int(3 * math.log(200))
+    assert full.popsize == 4 + int(3 * math.log(200))

@@ -171,5 +171,5 @@ def test_bounds_in_the_wrong_order_or_shape_are_errors():
         build("lbfgsb", [vector(0.0)], low=1.0, high=1.0)
     with pytest.raises(ValueError, match="every low must be below its high"):
         LBFGSB([vector(0.0, 0.0)], settings, bounds=(two, one))
-    with pytest.raises(ValueError, match=r"high has the shape \(2,\), expected \[3\]"):
+    with pytest.raises(ValueError, match=r"high has the shape \[2\], expected \[3\]"):
         LBFGSB([vector(0.0, 0.0, 0.0)], settings, bounds=(torch.zeros(3), two))

@@ -28,9 +28,17 @@ from diffsim.rendering.video import Palette
 from robotics_envs.base import Box, Env
 from robotics_envs.drawing import BACKGROUND, COLOURS, Circle, Line, Text, flatten
 from robotics_envs.pendulum import Pendulum
+from solvers.installation import install_command
 from solvers.runge_kutta import RK4
 
 STEPS = 30
+
+
+class Terminal(io.StringIO):
+    """A text stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
 
 
 class Point(Env):
@@ -420,6 +428,52 @@ def test_mistakes_are_answered_with_one_line_and_no_file(args, complaint, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_film_says_how_many_frames_are_done(tmp_path, monkeypatch):
+    """On a terminal at once; elsewhere only one that takes long."""
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        diffsim.render(Pendulum, tmp_path, ["gif", "html"], rollouts=1, steps=30)
+        written = stream.getvalue()
+        for phase in (
+            "loading",
+            "simulating: interval 30 of 30",
+            "pendulum.gif: frame 31 of 31",
+            "pendulum.html",
+        ):
+            assert (phase in written) == stream.isatty(), phase
+    monkeypatch.setattr(sys, "stderr", quiet := Terminal())
+    diffsim.render(Pendulum(), tmp_path, "gif", rollouts=1, steps=3, quiet=True)
+    assert quiet.getvalue() == ""
+
+
+def test_numbers_and_folders_of_several_kinds(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (path,) = diffsim.render(
+        "pendulum", "~/films", "html", rollouts=np.int64(2), steps=np.int64(2), seed=np.uint8(1)
+    )
+    assert path == tmp_path / "films" / "pendulum.html"
+    (path,) = diffsim.render(Pendulum, formats="html", rollouts=1, steps=2)
+    assert path == tmp_path / "pendulum.html"
+    assert data_of(path)["command"] == ""
+
+
+def test_a_disk_that_takes_nothing_is_named(tmp_path, monkeypatch):
+    """Also where removing the unfinished file fails in its turn."""
+
+    def read_only(self, *_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(ConfigError, match=r"cannot write .*pendulum.html: Read-only file system"):
+        diffsim.render("pendulum", tmp_path, "html", rollouts=1, steps=2)
+
+
+def test_a_recording_names_itself():
+    assert repr(unforced(Point(), 0, 3, 5)) == "Recording(point, 3 rollouts, 5 control intervals)"
+
+
 def test_mistakes_in_python(run, tmp_path):
     with pytest.raises(ConfigError, match="formats is empty"):
         diffsim.render(run, formats=())
@@ -444,7 +498,7 @@ def test_mistakes_in_python(run, tmp_path):
 def test_a_missing_package_is_named_and_html_needs_none(form, module, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        ConfigError, match=rf"format '{form}' needs {package}: pip install 'diffsim\[render\]'"
+        ConfigError, match=f"format '{form}' needs {package}: {re.escape(install_command('render'))}"
     ):
         diffsim.render("pendulum", tmp_path, ["html", form])
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffsim.settings import Settings
 from solvers.registry import Registry
 
 ALGORITHMS = Registry(
@@ -11,3 +12,8 @@ ALGORITHMS = Registry(
         "full_horizon": "diffsim.algorithms.full_horizon:FullHorizon",
     },
 )
+
+
+def built_in_settings(name: str) -> type[Settings] | None:
+    """The class of the options of an algorithm in the registry; None for any other, whose code is not loaded here."""
+    return ALGORITHMS.load(name).Settings if name in ALGORITHMS else None

@@ -1,4 +1,4 @@
-"""What an algorithm is."""
+"""The base class of algorithms, and the record of an update."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from diffsim.config import RunConfig
-from diffsim.config import Settings as AnySettings
 from diffsim.optimizers import make_optimizer
 from diffsim.policy import Policy
 from diffsim.rollouts import Rollout
+from diffsim.settings import Settings as AnySettings
 from robotics_envs.base import Costs, Env, States
 
 
@@ -21,23 +21,24 @@ class Record(NamedTuple):
     loss: float
     grad_norm: float
     env_steps: int
-    """Simulator steps used, every rollout of every evaluation of the objective counted."""
+    """Environment steps used: all rollouts of all evaluations of the objective."""
     gradient_evaluations: int
     """Evaluations of the policy's objective with its gradient."""
     compile_seconds: float = 0.0
-    """Of the update's time, what went into compiling rollouts; it is accounted for apart."""
+    """The part of the update's time that compiling rollouts took; it is recorded separately."""
     dropped: str = ""
-    """Why the update left the parameters alone; empty if it did not."""
+    """Why the update left the parameters unchanged; empty if it changed them."""
 
 
 class Algorithm(abc.ABC):
-    """Trains ``policy`` in ``env``; one update a call of ``step``.
+    """Trains ``policy`` in ``env``; each call of ``step`` is one update.
 
-    All random draws come from ``self.generator``.  ``state_dict`` holds everything that later updates
-    depend on, so that saving and loading between any two updates changes no bit of what follows.
+    All random numbers come from ``self.generator``.  ``state_dict`` holds everything that later updates depend on, so
+    saving and loading between any two updates changes no bit of what follows.
     """
 
     Settings: ClassVar[type[AnySettings]]
+    """The class of its options."""
 
     def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: AnySettings) -> None:
         self.env = env
@@ -48,9 +49,13 @@ class Algorithm(abc.ABC):
         self.params = env.params(policy.mean)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.rollout = Rollout(env, policy, expected_steps=env.episode_steps)
-        """What simulates; an algorithm that simulates more than evaluations makes its own."""
+        """Simulates; subclasses that train on other rollouts than whole episodes replace it."""
         self.optimizer = make_optimizer(policy.parameters(), config.optimizer, config.seed)
         self.updates_done = 0
+
+    def __repr__(self) -> str:
+        done = f"{self.updates_done} of {self.config.updates} updates"
+        return f"{type(self).__name__}({self.env.name}, {self.optimizer!r}, {done})"
 
     def returns(self, x: States) -> Costs:
         """Returns ``[B]`` of whole episodes of the task from ``x [B, n]``, without exploration noise."""
@@ -58,17 +63,17 @@ class Algorithm(abc.ABC):
 
     @property
     def remaining(self) -> float:
-        """The share of the run that is still ahead, in (0, 1]."""
+        """The fraction of the run that is left, in (0, 1]."""
         return 1.0 - self.updates_done / self.config.updates
 
     @abc.abstractmethod
     def step(self) -> Record:
-        """Train for one update."""
+        """Take one update."""
 
     @abc.abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit: tensors, numbers, strings, None, dicts and lists."""
+        """Everything needed to continue bit for bit: tensors, numbers, strings, None, dicts and lists."""
 
     @abc.abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where ``state_dict`` was taken."""
+        """Restore the state that ``state_dict`` returned."""

@@ -1,4 +1,8 @@
-"""Backpropagation through whole episodes, the textbook way; docs/algorithms.md tells where it fails."""
+"""Backpropagation through whole episodes, without a critic; docs/algorithms.md shows where it fails.
+
+The analytic policy gradient over the full horizon (backpropagation through time; Werbos, "Backpropagation through time:
+what it does and how to do it", Proceedings of the IEEE, 1990).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ from pydantic import Field
 
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.algorithms.policy_objective import PolicyObjective
-from diffsim.config import RunConfig, Settings
+from diffsim.config import RunConfig
 from diffsim.policy import Policy
 from diffsim.rollouts import Rollout
+from diffsim.settings import Settings
 from robotics_envs.base import Env, States
 
 
@@ -23,11 +28,10 @@ class FullHorizonSettings(Settings):
 
 
 class FullHorizon(Algorithm):
-    """Minimise the mean cost per step of rollouts from the task's starting states.
+    """Minimise the mean cost per step of rollouts from the task's initial states.
 
-    No noise, no critic, no truncation of the gradient: what remains when everything is left out, and the
-    baseline the other algorithms have to beat.  With ``optimizer.name=lbfgs`` it is the classical
-    quasi-Newton approach to trajectory-based policy search.
+    There is no noise, no critic and no truncation of the gradient: this is the baseline that other algorithms are
+    compared with.  With ``optimizer.name=lbfgs`` it is quasi-Newton policy search on whole trajectories.
     """
 
     Settings = FullHorizonSettings
@@ -47,7 +51,7 @@ class FullHorizon(Algorithm):
         self._x: States | None = None
 
     def step(self) -> Record:
-        """Draw starting states, as far as the optimizer wants new ones, and take one of its steps from them."""
+        """Draw as many new initial states as the optimizer asks for and take one optimizer step."""
         compiled = self.rollout.compile_seconds
         self._x = x = self._starts()
         objective = PolicyObjective(

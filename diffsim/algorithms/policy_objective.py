@@ -1,4 +1,4 @@
-"""The objective of every algorithm here: a mean over rollouts of a policy, for all kinds of optimizers."""
+"""The objective of the algorithms: the mean loss over rollouts of a policy, for every kind of optimizer."""
 
 from __future__ import annotations
 
@@ -15,21 +15,32 @@ from diffsim.rollouts import Rollout, Trajectory
 from robotics_envs.base import Params, States
 
 Terms = Callable[[Trajectory], Float[Tensor, "K batch"]]
-"""What a rollout's loss is the sum of, in the order of time: ``K`` is the number of intervals, or one more."""
+"""The terms whose sum is a rollout's loss, in the order of time; ``K`` is the number of control intervals, or one more."""
 
-USUAL_SMOOTHING = 0.1
-"""Deviation of the noise on actions, in half ranges of their box, where an estimator needs some and none is given."""
+DEFAULT_NOISE_STD = 0.1
+"""Standard deviation of the noise on actions, in half ranges of their box, where an estimator needs noise and none is set."""
 
 
 class PolicyObjective(Objective):
-    """The mean over ``B`` rollouts from ``x [B, n]``, with the same noise whoever is asked.
+    """The mean loss over ``B`` rollouts from ``x [B, n]``; initial states and noise are the same in every evaluation.
 
-    A population of ``N`` policies is one batch of ``N B`` rollouts.  Its zeroth-order gradient is the likelihood
-    ratio's (Williams, 1992) for the Gaussian noise on actions before they are squashed, with costs from then on
-    only, less their mean over the batch.
+    A population of ``N`` policies is one batch of ``N B`` rollouts.  The zeroth-order gradient is the likelihood-ratio
+    estimate (REINFORCE; Williams, 1992) for the Gaussian noise on actions before they are squashed.  It uses the cost
+    from each action on, minus its mean over the batch as a baseline.
+
+    Args:
+        rollout: simulates ``policy``.
+        policy: its parameters are optimized.
+        x: initial states ``[B, n]``.
+        steps: control intervals.
+        params: physical parameters of the simulator.
+        terms: the terms of the loss of a trajectory.
+        noise: on actions, ``[steps, B, m]``; None for none.
+        noise_std: the standard deviation that ``noise`` was drawn with.
+        keep_states: whether the rollouts of a population keep their states.
 
     Attributes:
-        trajectory: the first one of the policy as it stood, without its graph; None if only others were asked for.
+        trajectory: of the policy at its own parameters, detached; None if only other parameters were evaluated.
     """
 
     def __init__(
@@ -41,11 +52,11 @@ class PolicyObjective(Objective):
         params: Params,
         terms: Terms,
         noise: Tensor | None = None,
-        deviation: float = 0.0,
+        noise_std: float = 0.0,
         keep_states: bool = False,
     ) -> None:
         self.rollout, self.policy, self.x, self.steps, self.params = rollout, policy, x, steps, params
-        self.terms, self.noise, self.deviation, self.keep_states = terms, noise, deviation, keep_states
+        self.terms, self.noise, self.noise_std, self.keep_states = terms, noise, noise_std, keep_states
         self.trajectory: Trajectory | None = None
         named = dict(policy.named_parameters())
         self._names = [name for name, q in named.items() if q.requires_grad]
@@ -54,7 +65,7 @@ class PolicyObjective(Objective):
         super().__init__(trained, self._mean, self._means, self._sample)
 
     def simulate(self) -> Trajectory:
-        """The policy's rollouts as it stands, without a gradient; counted as an evaluation."""
+        """Rollouts of the policy at its own parameters, without gradient; counted as an evaluation."""
         self.evaluations += 1
         with torch.no_grad():
             return self.rollout(self.x, self.steps, self.params, noise=self.noise)
@@ -65,24 +76,24 @@ class PolicyObjective(Objective):
         return self.terms(trajectory).sum(0).mean()
 
     def _means(self, candidates: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
-        members = len(candidates)
+        popsize = len(candidates)
         stacks = dict(zip(self._names, self.vector.stacked(candidates), strict=True))
-        stacks |= {name: q.expand(members, *q.shape) for name, q in self._frozen.items()}
+        stacks |= {name: q.expand(popsize, *q.shape) for name, q in self._frozen.items()}
         trajectory = self.rollout.members(
             stacks, self.x, self.steps, self.params, noise=self.noise, keep_states=self.keep_states
         )
-        return self.terms(trajectory).sum(0).reshape(members, -1).mean(1)
+        return self.terms(trajectory).sum(0).reshape(popsize, -1).mean(1)
 
     def _sample(self, groups: int, smoothing: float | None, generator: torch.Generator) -> Samples:
         if len(self.x) < 2 * groups:
             raise ConfigError(
                 f"optimizer.gradient_groups = {groups} needs a batch of {2 * groups} or more, got {len(self.x)}"
             )
-        noise, deviation = self.noise, self.deviation
-        if smoothing is not None or noise is None or not deviation:
-            deviation = smoothing or USUAL_SMOOTHING
+        noise, std = self.noise, self.noise_std
+        if smoothing is not None or noise is None or not std:
+            std = smoothing or DEFAULT_NOISE_STD
             shape = (self.steps, len(self.x), self.policy.centre.numel())
-            noise = deviation * torch.randn(shape, generator=generator, dtype=self.x.dtype).to(self.x.device)
+            noise = std * torch.randn(shape, generator=generator, dtype=self.x.dtype).to(self.x.device)
         parts = torch.arange(len(self.x), device=self.x.device).tensor_split(groups)
         rollouts = [self.rollout(self.x[i], self.steps, self.params, noise=noise[:, i]) for i in parts]
         terms = [self.terms(r) for r in rollouts]
@@ -90,7 +101,7 @@ class PolicyObjective(Objective):
         first = [self._flat(loss) for loss in losses]
         to_go = torch.cat([t.detach() for t in terms], 1).flip(0).cumsum(0).flip(0)[: self.steps]
         count = len(self.x)
-        # Its own share in the mean of the batch would bias the estimate by 1 / count.
+        # Each rollout contributes to the mean of its batch; without this factor the estimate is biased by 1 / count.
         advantage = (to_go - to_go.mean(1, keepdim=True)) * (count / (count - 1))
         zeroth = []
         for rollout, i in zip(rollouts, parts, strict=True):
@@ -98,7 +109,7 @@ class PolicyObjective(Objective):
             states = rollout.states[:-1].detach()
             observation = self.rollout.env.observe(states.flatten(0, 1))
             raw = self.policy.network(self.policy.normalise(observation)).unflatten(0, states.shape[:2])
-            score = (raw * noise[:, i]).sum(-1) / deviation**2
+            score = (raw * noise[:, i]).sum(-1) / std**2
             zeroth.append(self._flat((advantage[:, i] * score).sum(0).mean()))
         states = torch.cat([r.states for r in rollouts if r.states is not None], 1)
         self._remember(Trajectory(states[-1], torch.cat([r.costs for r in rollouts], 1), states, None))
@@ -108,7 +119,7 @@ class PolicyObjective(Objective):
 
     def _flat(self, loss: Tensor) -> Tensor:
         parameters = self.vector.parameters
-        if not loss.requires_grad:  # a simulator without a gradient: of first order there is nothing
+        if not loss.requires_grad:  # a simulator without gradients has no first-order estimate
             return loss.new_zeros(len(self.vector)).double()
         found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
         held = [torch.zeros_like(q) if g is None else g for q, g in zip(parameters, found, strict=True)]

@@ -1,15 +1,30 @@
-"""Short windows through the simulator with a well-fitted critic at their end: the default algorithm.
+"""Backpropagation through short windows with a terminal critic: the default algorithm.
 
-The gradient runs through a few control intervals only, where it is short, smooth and low in variance; a
-critic carries the rest of the horizon.  What a white box adds to the actor-critic recipe is the freedom to
-start anywhere: some windows start in states drawn afresh from the whole state box, so the policy
-meets every situation from the first update on, and most go on where the policy led, so that it is right
-about the states it visits.  docs/algorithms.md tells what was measured and what failed.
+The policy's gradient is backpropagated through a few control intervals only, where it is smooth and has a low variance;
+the critic's value at the end of the window stands for the rest of the horizon.
+
+This is close to SHAC (Xu et al., "Accelerated Policy Learning with Parallel Differentiable Simulation", ICLR 2022, arXiv
+2204.07137).  The same: short windows in parallel, a terminal critic, TD(lambda) targets, a target network with Polyak
+averaging, Adam with betas (0.7, 0.95), learning rates that fall linearly to zero.  Different:
+
+- Starts: a share of the windows starts from states drawn uniformly from the simulator's state box, which only a
+  simulator that can be set to any state allows.  SHAC continues every window until its episode ends.
+- Observations are standardised by fixed statistics over the state box, not by a running normalizer.
+- Actions are clipped to their box, with the backward pass of :class:`diffsim.policy.ProjectedClip`, not squashed by tanh.
+- The noise on actions has a fixed standard deviation, which is not learned.
+- The critic's outputs are normalised (PopArt), and the policy's loss is divided by their scale.  SHAC clips the norm of
+  the gradient instead.
+- Any optimizer can replace Adam; an update whose numbers are not finite is dropped.
+
+Policy gradients through a model and a critic at its end are also called value gradients: Heess et al., "Learning Continuous
+Control Policies by Stochastic Value Gradients", 2015, arXiv 1510.09142; Clavera et al., "Model-Augmented Actor-Critic:
+Backpropagating through Paths", 2020, arXiv 2005.08068.  docs/algorithms.md has the measurements.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -17,10 +32,11 @@ from torch import Tensor, nn
 
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.algorithms.policy_objective import PolicyObjective
-from diffsim.config import RunConfig, Settings
+from diffsim.config import RunConfig
 from diffsim.critic import Critic, Value
 from diffsim.policy import MLP, Policy, initialised
 from diffsim.rollouts import Rollout, Trajectory
+from diffsim.settings import Settings
 from robotics_envs.base import Costs, Env, States
 
 
@@ -28,33 +44,43 @@ class ShortWindowSettings(Settings):
     batch: int = Field(default=256, ge=2)
     """Windows per update."""
     window: int = Field(default=4, ge=1)
-    """Control intervals that the gradient runs through."""
-    discount: float = Field(default=0.97, gt=0, lt=1)
-    """Per control interval."""
-    noise: float = Field(default=0.4, ge=0)
-    """Deviation of the noise on actions before they are squashed, in half ranges of the action box."""
+    """Control intervals that the gradient is backpropagated through."""
+    gamma: float = Field(default=0.97, gt=0, lt=1)
+    """Discount factor per control interval."""
+    noise_std: float = Field(default=0.4, ge=0)
+    """Standard deviation of the noise on actions before they are squashed, in half ranges of the action box."""
     continuing: float = Field(default=0.75, ge=0, le=1)
-    """Share of the windows that go on where their last window ended."""
+    """Share of the windows that continue from the last states of the previous windows."""
     survival: float = Field(default=0.95, ge=0, le=1)
-    """Probability that a continuing window does go on rather than start afresh."""
+    """Probability that a window of that share continues; otherwise its start is drawn from the state box."""
     reach: float = Field(default=1.5, gt=0)
-    """A window that ended outside the state box enlarged by this factor starts afresh."""
+    """A window does not continue from a state outside the state box enlarged by this factor."""
     td_lambda: float = Field(default=0.8, ge=0, le=1)
-    critic_hidden: tuple[int, ...] = (64, 64)
+    """Lambda of the critic's TD(lambda) targets."""
+    critic_hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
+    """Widths of the critic's hidden layers."""
     critic_learning_rate: float = Field(default=5e-3, gt=0)
+    """Of the critic's Adam, at the start of the run."""
     critic_batches: int = Field(default=8, ge=1)
     """Minibatches of regression per update."""
     critic_batch_size: int = Field(default=256, ge=1)
+    """States per minibatch."""
     critic_windows: int = Field(default=2, ge=1)
-    """How many of the last updates' windows the critic is fitted to."""
-    critic_averaging: float = Field(default=0.2, gt=0, le=1)
-    """Share of the way that the critic read by the policy moves towards the fitted one per update."""
+    """The critic is fitted to the windows of this number of the last updates."""
+    tau: float = Field(default=0.2, gt=0, le=1)
+    """Polyak averaging per update: target network <- (1 - tau) target network + tau critic."""
     normalizer_rate: float = Field(default=0.2, gt=0, le=1)
-    """Share of the way that the scale of the critic moves towards that of new targets per update."""
+    """Coefficient of the exponential moving average of the critic's mean and scale, per update."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "discount": "gamma",
+        "noise": "noise_std",
+        "critic_averaging": "tau",
+    }
 
 
 class ShortWindow(Algorithm):
-    """Minimise ``sum_t discount^t cost_t + discount^window V(x_window)`` over windows from drawn states."""
+    """Minimise the mean of ``sum_t gamma^t cost_t + gamma^window V(x_window)`` over windows; V is the target network."""
 
     Settings = ShortWindowSettings
 
@@ -68,13 +94,13 @@ class ShortWindow(Algorithm):
             network.to(policy.mean),
             settings.critic_learning_rate,
             (0.7, 0.95),
-            settings.critic_averaging,
+            settings.tau,
             settings.normalizer_rate,
         )
         self.rollout = Rollout(
             env,
             policy,
-            terminal=CostToGo(env, policy, self.critic.value),
+            terminal=CostToGo(env, policy, self.critic.target),
             backend=config.backend,
             threads=config.threads,
             expected_steps=config.updates * settings.window * self.optimizer.calls_per_step,
@@ -83,22 +109,32 @@ class ShortWindow(Algorithm):
         self._middle, self._half_size = (low + high) / 2, (high - low) / 2
         self._is_angle = torch.tensor([n in env.angle_names for n in env.state_names], device=self.device)
         steps = torch.arange(settings.window + 1, dtype=self.dtype, device=self.device)
-        self._discounts = settings.discount ** steps.unsqueeze(-1)  # [window + 1, 1]
-        # What later updates depend on beside networks and optimizers:
+        self._discounts = settings.gamma ** steps.unsqueeze(-1)  # [window + 1, 1]
+        # State that later updates depend on, beside networks and optimizers:
         self._windows: tuple[Tensor, Tensor] | None = None
         self._ends: Tensor | None = None
         self._data: list[tuple[Tensor, Tensor]] = []
 
     def step(self) -> Record:
-        """One policy step on fresh windows, then a fit of the critic to what they saw."""
+        """One optimizer step of the policy on the next windows, then a fit of the critic to them."""
         s, compiled = self.settings, self.rollout.compile_seconds
         self._windows = x, noise = self._draw()
         objective = PolicyObjective(
-            self.rollout, self.policy, x, s.window, self.params, self._terms, noise, s.noise, keep_states=True
+            self.rollout,
+            self.policy,
+            x,
+            s.window,
+            self.params,
+            self._terms,
+            noise,
+            s.noise_std,
+            keep_states=True,
         )
         report = self.optimizer.step(objective, self.remaining)
         evaluations, trajectory = report.evaluations, objective.trajectory
-        if trajectory is None:  # only other policies' rollouts are known: where does this one lead?
+        if (
+            trajectory is None
+        ):  # the optimizer evaluated other parameters only; the critic needs the policy's states
             trajectory, evaluations = objective.simulate(), evaluations + 1
         states, costs = self._states(trajectory), trajectory.costs
         dropped = ""
@@ -119,17 +155,17 @@ class ShortWindow(Algorithm):
         )
 
     def returns(self, x: States) -> Costs:
-        """As of every algorithm; with the noise given as zero, what was compiled for training serves here too."""
+        """See :meth:`Algorithm.returns`; zero noise is passed so that the rollouts compiled for training are reused."""
         return self.rollout.returns(x, self.params, noise=x.new_zeros(len(self.env.action_box)))
 
     def _draw(self) -> tuple[Tensor, Tensor]:
-        """Starts ``[B, n]`` and noise ``[window, B, m]`` of the next windows, some of them the last ones again."""
+        """Initial states ``[B, n]`` and noise ``[window, B, m]``; the optimizer may ask to keep some of the last ones."""
         s = self.settings
         count, kept = self.optimizer.scenarios(s.batch)
         if self._windows is None:
             kept = 0
         x = self._starts(count - kept, kept)
-        noise = s.noise * self._randn(s.window, count - kept, len(self.env.action_box))
+        noise = s.noise_std * self._randn(s.window, count - kept, len(self.env.action_box))
         if not kept:
             return x, noise
         assert self._windows is not None
@@ -137,7 +173,7 @@ class ShortWindow(Algorithm):
         return torch.cat((last_x[-kept:], x)), torch.cat((last_noise[:, -kept:], noise), 1)
 
     def _starts(self, count: int, kept: int) -> Tensor:
-        """``[count, n]``: afresh from the state box, or where one of the windows that do not stay has ended."""
+        """Initial states ``[count, n]``: drawn from the state box, or last states of windows that are not kept."""
         s = self.settings
         if not count:
             return self._middle.new_empty(0, len(self._middle))
@@ -147,35 +183,35 @@ class ShortWindow(Algorithm):
         ends = self._ends[: len(self._ends) - kept][:count]
         ends = torch.cat((ends, fresh[len(ends) :]))
         near = ((ends - self._middle).abs() <= s.reach * self._half_size) | self._is_angle
-        lucky = torch.rand(count, generator=self.generator, device=self.device) < s.survival
-        go_on = near.all(dim=-1) & lucky & ~self.env.done(ends)
-        go_on[round(count * s.continuing) :] = False
-        return torch.where(go_on.unsqueeze(-1), ends, fresh)
+        survives = torch.rand(count, generator=self.generator, device=self.device) < s.survival
+        continues = near.all(dim=-1) & survives & ~self.env.done(ends)
+        continues[round(count * s.continuing) :] = False
+        return torch.where(continues.unsqueeze(-1), ends, fresh)
 
     @staticmethod
     def _states(window: Trajectory) -> Tensor:
-        """``[window + 1, batch, n]``, without their gradient."""
+        """``[window + 1, batch, n]``, detached."""
         assert window.states is not None
         return window.states.detach()
 
     def _terms(self, window: Trajectory) -> Tensor:
-        """Discounted costs and value at the end in units of the critic's scale, ``[window + 1, B]``.
+        """Discounted costs and terminal value, divided by the critic's scale, ``[window + 1, B]``.
 
-        Costs after an end do not count.
+        Costs after the end of an episode are zero.
         """
         alive = self._alive(self._states(window))
         costs, discounts = window.costs, self._discounts
         discounted = discounts[:-1] * alive[:-1] * costs
-        if not self.critic.fitted:  # it has neither values nor a scale yet
-            spread = costs.detach().std()
-            return discounted / torch.where(spread > 0, spread, torch.ones_like(spread))
+        if not self.critic.fitted:  # there are no values and no scale before the first fit
+            std = costs.detach().std()
+            return discounted / torch.where(std > 0, std, torch.ones_like(std))
         assert window.values is not None
         end = (discounts[-1] * alive[-1] * window.values).unsqueeze(0)
-        return torch.cat((discounted, end)) / self.critic.value.scale
+        return torch.cat((discounted, end)) / self.critic.target.scale
 
     @torch.no_grad()
     def _fit_critic(self, states: Tensor, costs: Tensor) -> None:
-        """Regress on TD(lambda) targets (Sutton and Barto, 2nd ed., §12.1) of the last few windows."""
+        """Fit the critic to TD(lambda) targets (Sutton and Barto, 2nd ed., §12.1) of the last windows."""
         s = self.settings
         observations = self.env.observe(states.flatten(0, 1)).unflatten(0, states.shape[:2])
         z = self.policy.normalise(observations)
@@ -184,7 +220,7 @@ class ShortWindow(Algorithm):
         target, targets = values[-1], torch.empty_like(values)
         for t in reversed(range(s.window)):
             following = torch.lerp(values[t], target, s.td_lambda)
-            target = costs[t] + s.discount * goes_on[t] * following
+            target = costs[t] + s.gamma * goes_on[t] * following
             targets[t] = target
         self._data = [*self._data, (z[:-1].flatten(0, 1), targets.flatten())][-s.critic_windows :]
         self.critic.renormalise(targets)
@@ -192,11 +228,11 @@ class ShortWindow(Algorithm):
         self.critic.fit(z, targets, s.critic_batches, s.critic_batch_size, self.remaining, self.generator)
 
     def _alive(self, states: Tensor) -> Tensor:
-        """``[window + 1, batch]``: 1 until a rollout has ended, 0 after. The end itself has no gradient."""
+        """``[window + 1, batch]``: 1 until an episode has ended, 0 from then on.  No gradient flows through the end."""
         return self._goes_on(states).cumprod(dim=0)
 
     def _goes_on(self, states: Tensor) -> Tensor:
-        """1 where a rollout has not ended, ``[T, batch, n] -> [T, batch]``."""
+        """1 where the episode has not ended, 0 where it has; ``[T, batch, n] -> [T, batch]``."""
         ended = self.env.done(states.flatten(0, 1)).unflatten(0, states.shape[:2])
         return (~ended).to(self.dtype)
 
@@ -228,7 +264,7 @@ class ShortWindow(Algorithm):
 
 
 class CostToGo(nn.Module):
-    """The critic's value of states ``[B, n]``, as the policy observes them."""
+    """The value ``[B]`` of states ``[B, n]``: the target network at their normalised observations."""
 
     def __init__(self, env: Env, policy: Policy, value: Value) -> None:
         super().__init__()
@@ -239,11 +275,11 @@ class CostToGo(nn.Module):
 
 
 def _what_is_not_finite(states: Tensor, costs: Tensor, gradient: bool) -> str:
-    """How many rollouts went wrong, and when."""
+    """How many rollouts are not finite, and from which control interval on."""
     finite = states[1:].isfinite().all(dim=-1) & costs.isfinite()
     wrong = ~finite.all(dim=0)
     if not wrong.any():
-        what = "the gradient or the step is" if gradient else "the values of all members are"
-        return f"{what} not finite though every rollout of the policy is"
+        what = "the gradient or the step is" if gradient else "the values of the whole population are"
+        return f"{what} not finite, although every rollout of the policy is"
     first = int((~finite[:, wrong]).any(dim=1).int().argmax())
     return f"{int(wrong.sum())} of {len(wrong)} rollouts not finite, first at control interval {first + 1}"

@@ -1,4 +1,4 @@
-"""Optimizers behind one contract: first order, quasi-Newton, populations, and hand-overs between them."""
+"""Optimizers with one interface: first order, quasi-Newton, populations, and one followed by another."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from diffsim.errors import ConfigError
 from diffsim.optimizers.base import Optimizer, Scenarios, StepReport
 from diffsim.optimizers.first_order import any_first_order, optimizer_classes
 from diffsim.optimizers.objective import Gradient, Objective, Samples, Vector
+from diffsim.settings import Settings
 from solvers.registry import Registry, unknown
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Scenarios",
     "StepReport",
     "Vector",
+    "built_in_settings",
     "canonical",
     "is_shipped",
     "make_optimizer",
@@ -62,12 +64,12 @@ OPTIMIZERS = Registry(
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
-    """The class behind a name: one of the registry, any of torch.optim, or a dotted one such as ``torch.optim.NAdam``.
+    """The class of a name: one in the registry, one in torch.optim, or a dotted name such as ``torch.optim.NAdam``.
 
-    Also an :class:`Optimizer` or a torch optimizer of one's own, ``"my_file.py:MyOptimizer"``.
+    ``"my_file.py:MyOptimizer"`` or ``"module:MyOptimizer"`` is a user's :class:`Optimizer` or torch optimizer.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such class.
     """
     torchs = optimizer_classes()
     lower = canonical(name)
@@ -82,7 +84,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
         if not module:
             raise ConfigError(
                 unknown("optimizer", name, {*OPTIMIZERS, *torchs})
-                + " (or any other by its dotted name, such as torch.optim.NAdam)"
+                + " (or another class by its dotted name, such as torch.optim.NAdam)"
             )
         try:
             found = getattr(importlib.import_module(module), attribute)
@@ -96,7 +98,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
 
 
 def canonical(name: str) -> str:
-    """The name in the registry that ``name`` means, such as cma_es for CMA-ES; any other as it is."""
+    """``name`` as the registry or torch.optim spells it, such as cma_es for CMA-ES; other names unchanged."""
     lower = name.lower().replace("-", "_")
     return lower if lower in OPTIMIZERS or lower in optimizer_classes() else name
 
@@ -105,6 +107,12 @@ def is_shipped(name: str) -> bool:
     """Whether a name leads to an optimizer of this project, torch.optim or pytorch_optimizer, not to a user's code."""
     known = canonical(name)
     return known in OPTIMIZERS or known in optimizer_classes() or name.startswith(_LIBRARIES)
+
+
+def built_in_settings(name: str) -> type[Settings] | None:
+    """The class of the options of an optimizer in the registry; None for any other, whose code is not loaded here."""
+    lower = canonical(name)
+    return load_class(OPTIMIZERS, lower).Settings if lower in OPTIMIZERS else None
 
 
 def optimizer_settings(config: Named, section: str = "optimizer") -> Any:
@@ -117,7 +125,7 @@ def optimizer_settings(config: Named, section: str = "optimizer") -> Any:
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: Named | str, seed: int = 0) -> Optimizer:
-    """The optimizer that ``config`` names, fresh.
+    """A new optimizer of ``parameters`` with the name and options in ``config``.
 
     Raises:
         ConfigError: an unknown name or option, or an impossible value.

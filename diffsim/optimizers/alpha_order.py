@@ -1,10 +1,10 @@
-"""Gradients of first order, of zeroth order, and blends of both by their measured variance.
+"""The alpha-order gradient: a weighted mean of first-order and zeroth-order estimates.
 
-Through a stiff or discontinuous simulator the gradient of first order has a large variance or a bias; differences of
-values (zeroth order) have neither, at the price of a variance that grows with the dimension.  Suh, Simchowitz, Zhang
-and Tedrake, "Do Differentiable Simulators Give Better Policy Gradients?", ICML 2022, arXiv 2202.00817, weigh them:
-``alpha * first + (1 - alpha) * zeroth`` with the ``alpha`` of least variance, lowered until the bias that the two
-estimates' difference betrays is within a tolerance (their §4).
+In a stiff or discontinuous simulator the first-order estimate (backpropagation) can have a large variance or a bias.
+The zeroth-order estimate (from values alone) is unbiased, but its variance grows with the dimension.  Suh, Simchowitz,
+Zhang and Tedrake, "Do Differentiable Simulators Give Better Policy Gradients?", ICML 2022, arXiv 2202.00817, §4, combine
+them: ``alpha * first + (1 - alpha) * zeroth``, with the ``alpha`` of least variance, reduced if the difference of the two
+estimates indicates a bias above a tolerance.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from torch import Tensor
 from diffsim.optimizers.objective import Samples
 
 CONFIDENCE = 1.96
-"""Standard errors in the radius of a 95 % interval."""
+"""Half the width of a 95 % confidence interval, in standard errors."""
 
 
 class Blend(NamedTuple):
     gradient: Float[Tensor, " P"]
     alpha: float
-    """The weight of the first order."""
+    """Weight of the first-order estimate."""
 
 
 def blend(samples: Samples, bias_tolerance: float) -> Blend:
-    """The alpha-order gradient from ``G >= 2`` estimates of either order.
+    """The alpha-order gradient from ``G >= 2`` estimates of each order.
 
-    With the variances ``v1``, ``v0`` of the two means, their difference's norm ``b`` and the radius
-    ``r = 1.96 sqrt(v0)`` of the zeroth-order mean's interval, ``alpha = v0 / (v0 + v1)``, but at most
-    ``(tolerance * r - r) / b``.  The paper's tolerance is absolute; here it is in units of ``r``, so that it means the
-    same whatever the unit of the cost: at 2, a bias as large as the noise of the zeroth order is let pass.
-    First-order estimates that are not finite get no weight.
+    ``v1`` and ``v0`` are the variances of the two means, ``b`` is the norm of their difference, and
+    ``r = 1.96 sqrt(v0)`` is the radius of the zeroth-order mean's confidence interval.  Then ``alpha = v0 / (v0 + v1)``,
+    but at most ``(bias_tolerance * r - r) / b``.  The paper's tolerance is absolute; here it is in units of ``r``, so that
+    it does not depend on the unit of the cost.  At 2, a bias as large as ``r`` is accepted.  First-order estimates that
+    are not finite get the weight 0.
     """
     groups = len(samples.losses)
     zeroth = samples.zeroth.mean(0)

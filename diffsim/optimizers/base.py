@@ -1,4 +1,4 @@
-"""The contract of every optimizer."""
+"""The base class of all optimizers."""
 
 from __future__ import annotations
 
@@ -10,65 +10,73 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffsim.config import Settings as AnySettings
 from diffsim.errors import ConfigError
 from diffsim.optimizers.objective import Objective, Vector
+from diffsim.settings import Settings as AnySettings
 
 
 class StepReport(NamedTuple):
     """What one optimizer step did."""
 
     loss: float
-    """At the parameters before the step; of a population, its best member's."""
+    """At the parameters before the step; of a population, its lowest value."""
     grad_norm: float
-    """Euclidean norm of the first gradient, before any scaling; NaN where there was none."""
+    """Euclidean norm of the step's first gradient, before clipping; NaN if the optimizer uses no gradient."""
     evaluations: int
-    """Evaluations of the objective, each member of a population counted."""
+    """Evaluations of the objective; each candidate of a population is one."""
     gradients: int
-    """How many of these came with a gradient."""
+    """How many of the evaluations computed a gradient."""
     finite: bool
-    """Whether the step was taken; if not, loss or gradient were not finite and the parameters are as before."""
+    """Whether the step was taken.  If not, the loss or the gradient was not finite and the parameters are unchanged."""
 
 
 class Scenarios(NamedTuple):
-    """Which scenarios (initial states and noise) the next step wants the objective to be made of."""
+    """Which scenarios (initial states and noise) the objective of the next step is to be averaged over."""
 
     size: int
+    """Their number."""
     kept: int
-    """How many of the last step's stay, the newest ones."""
+    """How many of the previous step's scenarios are reused; the newest are."""
 
 
 class Optimizer(abc.ABC):
-    """Minimises an objective by changing ``parameters`` in place, a step a call.
+    """Minimises an objective by changing ``parameters`` in place; each call of ``step`` is one step.
 
-    Saving and loading between any two steps changes no bit of what follows.  Whatever an objective returns, the best
-    point seen stays finite and is what the objective valued lowest; values of steps on different scenarios are
-    comparable as far as the scenarios are.
+    Saving and loading between any two steps changes no bit of what follows.  ``best`` is the point with the lowest finite
+    value that was evaluated; it is finite whatever the objective returns.  Values from steps on different scenarios are
+    compared with each other as they are.
 
     Args:
-        parameters: those to optimize, of one device.
+        parameters: to optimize; all on one device.
         settings: validated options.
-        seed: of everything random in the optimizer.
+        seed: of all random numbers of the optimizer.
+
+    Attributes:
+        generator: the source of all random numbers; on the CPU, so that they are the same for every device.
+        best_loss: the lowest finite value so far.
+        best: where it was evaluated, ``[P]``; before the first step, the initial parameters.
     """
 
     Settings: ClassVar[type[AnySettings]] = AnySettings
-    """The options it takes; none by default."""
+    """The class of its options; none by default."""
     needs_gradient: ClassVar[bool] = True
+    """Whether it evaluates gradients of the objective."""
     calls_per_step: int = 1
-    """How often a step calls the objective, roughly: what decides whether compiling it is worth while."""
+    """Approximate number of evaluations per step; decides whether compiling the rollouts saves time."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: Any, seed: int = 0) -> None:
         self.vector = Vector(parameters)
         self.settings = settings
-        # Drawn on the CPU, so that a run on another device draws the same.
         self.generator = torch.Generator().manual_seed(seed)
         self.best_loss = float("inf")
-        """The lowest finite value seen."""
         self.best: Float[Tensor, " P"] = self.vector.read()
-        """Where it was seen; before the first, the parameters at the start."""
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.settings.model_dump().items())
+        return f"{type(self).__name__}({len(self.vector):,} parameters{', ' if options else ''}{options})"
 
     def step(self, objective: Objective, remaining: float = 1.0) -> StepReport:
-        """One step on ``objective``; ``remaining`` in (0, 1] is the share of the run still ahead."""
+        """One step on ``objective``; ``remaining`` in (0, 1] is the fraction of the run that is left."""
         evaluations, gradients = objective.evaluations, objective.gradients
         loss, norm, finite = self._step(objective, remaining)
         return StepReport(
@@ -77,24 +85,24 @@ class Optimizer(abc.ABC):
 
     @abc.abstractmethod
     def _step(self, objective: Objective, remaining: float) -> tuple[float, float, bool]:
-        """Take the step; the first, second and last field of the report."""
+        """Take the step; return loss, gradient norm and whether it was taken, see :class:`StepReport`."""
 
     def scenarios(self, batch: int) -> Scenarios:
-        """What the next step's objective is to be made of, where ``batch`` scenarios are usual."""
+        """The scenarios of the next step's objective; ``batch`` is the configured number."""
         return Scenarios(batch, 0)
 
     def suggestions(self) -> list[Tensor]:
-        """Points ``[P]`` worth going on from, one or more: where it stands, or the best it has seen."""
+        """Points ``[P]`` to continue from, at least one: the current one, or the best one evaluated."""
         return [self.vector.read()]
 
     def _saw(self, loss: float, point: Tensor | None = None) -> None:
-        """Keep ``point`` (the parameters as they stand if not given) if it is the best so far."""
+        """Store ``point`` (by default the current parameters) if ``loss`` is the lowest finite value so far."""
         if loss - loss == 0.0 and loss < self.best_loss:
             self.best_loss = loss
             self.best = self.vector.read() if point is None else point.clone()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later steps depend on beside the parameters: tensors, numbers, strings, dicts, lists."""
+        """Everything that later steps depend on, except the parameters: tensors, numbers, strings, dicts, lists."""
         return {
             "kind": type(self).__name__,
             "size": len(self.vector),
@@ -105,10 +113,10 @@ class Optimizer(abc.ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where ``state_dict`` was taken; the parameters must be as they were then.
+        """Restore the state that ``state_dict`` returned; the parameters must have the values they had then.
 
         Raises:
-            ConfigError: it is the state of another kind of optimizer, or of another number of parameters.
+            ConfigError: the state is of another class of optimizer, or for another number of parameters.
         """
         stored, own = (state.get("kind"), state.get("size")), (type(self).__name__, len(self.vector))
         if stored != own:
@@ -122,7 +130,8 @@ class Optimizer(abc.ABC):
 
     @abc.abstractmethod
     def _state(self) -> dict[str, Any]:
-        """The optimizer's own part of the state."""
+        """The part of the state that the subclass adds."""
 
     @abc.abstractmethod
-    def _load(self, state: dict[str, Any]) -> None: ...
+    def _load(self, state: dict[str, Any]) -> None:
+        """Restore what ``_state`` returned."""

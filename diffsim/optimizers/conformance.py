@@ -1,7 +1,8 @@
-"""Does an optimizer keep the contract of :class:`diffsim.optimizers.Optimizer`?  ``check_optimizer`` tells.
+"""Checks that an optimizer does what :class:`diffsim.optimizers.Optimizer` promises: ``check_optimizer``.
 
-Each check is a function from a way to build the optimizer to a list of complaints; all run, so one call names
-everything that is wrong.  What is minimised is a bowl of seven parameters in two tensors: from 18 down to 3.
+Each check takes a function that builds the optimizer and returns a list of complaints.  All checks run, so that one call
+reports everything that is wrong.  The test objective is a quadratic in seven parameters in two tensors; its value is 18 at
+the start and 3 at the minimum.
 """
 
 from __future__ import annotations
@@ -23,53 +24,56 @@ STEPS = 12
 
 
 class ConformanceError(AssertionError):
-    """An optimizer breaks the contract; the message lists every breach."""
+    """An optimizer failed checks; the message lists every failure."""
 
 
 def check_optimizer(build: Build, steps_to_descend: int = 80) -> None:
-    """Put an optimizer through the conformance suite.
+    """Run all checks on an optimizer.
 
     Args:
-        build: makes it, fresh, for some parameters: ``lambda parameters: MyOptimizer(parameters, settings)``.
-        steps_to_descend: steps after which the bowl's value must have halved, of the way down.
+        build: makes a new optimizer of the given parameters: ``lambda parameters: MyOptimizer(parameters, settings)``.
+        steps_to_descend: steps after which the distance to the minimal value must be at most half of that at the start.
 
     Raises:
-        ConformanceError: with one line for each breach found.
+        ConformanceError: a check failed; the message has one line per failure.
     """
     complaints: list[str] = []
     for check in CHECKS:
         try:
             complaints += [f"{check.__name__}: {complaint}" for complaint in check(build, steps_to_descend)]
-        except Exception as error:  # a crash is a breach like any other, and must not hide the rest
+        except Exception as error:  # an exception is a failure too; the other checks still run
             complaints.append(f"{check.__name__}: {type(error).__name__}: {error}")
     if complaints:
-        raise ConformanceError("the optimizer breaks its contract:\n  " + "\n  ".join(complaints))
+        raise ConformanceError("the optimizer fails its checks:\n  " + "\n  ".join(complaints))
 
 
 class Bowl:
-    """A quadratic with its minimum 3 at 1, and everything that was asked of it."""
+    """A quadratic with minimum 3 at (1, ..., 1), and a record of its evaluations."""
 
-    curvature = torch.tensor([1.0, 4.0, 0.5])
+    curvature = torch.tensor([1.0, 4.0, 0.5], dtype=torch.float32)
 
     def __init__(
         self, poisoned: Callable[[int], float] = lambda call: 1.0, bad_gradients: bool = False
     ) -> None:
-        self.parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.full((2, 2), 2.5))]
+        self.parameters = [
+            nn.Parameter(torch.zeros(3, dtype=torch.float32)),
+            nn.Parameter(torch.full((2, 2), 2.5, dtype=torch.float32)),
+        ]
         self.values: list[float] = []
         self.with_gradient = 0
         self._poisoned, self._bad_gradients = poisoned, bad_gradients
 
     def objective(self) -> Objective:
-        """The bowl as an objective of its own count."""
+        """A new objective with this function and counts of its own."""
         return Objective(self.parameters, self._loss, self._population)
 
     def value(self) -> float:
-        """At the parameters as they stand, uncounted and unpoisoned."""
+        """The exact value at the current parameters; not recorded."""
         with torch.no_grad():
             return float(self._bowl(*self.parameters))
 
     def at(self, point: Tensor) -> float:
-        """At a vector of all parameters."""
+        """The exact value at a vector of all parameters; not recorded."""
         with torch.no_grad():
             return float(self._bowl(point[:3].float(), point[3:].reshape(2, 2).float()))
 
@@ -77,7 +81,7 @@ class Bowl:
         return (self.curvature * (first - 1) ** 2).sum() + ((second - 1) ** 2).sum() + 3.0
 
     def _loss(self) -> Tensor:
-        # Without a gradient it is one of a population's members that is asked for.
+        # Gradients are disabled where the values of a population are computed.
         self.with_gradient += torch.is_grad_enabled()
         value = self._bowl(*self.parameters)
         factor = self._poisoned(len(self.values))
@@ -99,8 +103,8 @@ class _InfiniteGradient(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: object, bar: Tensor) -> Tensor:
-        return bar * torch.inf
+    def backward(ctx: object, cotangent: Tensor) -> Tensor:
+        return cotangent * torch.inf
 
 
 def it_descends(build: Build, steps: int) -> list[str]:
@@ -134,7 +138,7 @@ def evaluations_are_counted(build: Build, _: int) -> list[str]:
 
 
 def resuming_changes_no_bit(build: Build, _: int) -> list[str]:
-    """At every step: save through HDF5, load into a fresh one, go on; parameters and state must agree."""
+    """Save after every step through HDF5, load into a new optimizer and continue; parameters and state must agree."""
     straight = Bowl()
     optimizer = build(straight.parameters)
     saved: list[tuple[bytes, list[Tensor]]] = []
@@ -153,9 +157,9 @@ def resuming_changes_no_bit(build: Build, _: int) -> list[str]:
         for step in range(first, STEPS):
             resumed.step(bowl.objective(), 1.0 - step / STEPS)
         if not all(map(torch.equal, bowl.parameters, straight.parameters)):
-            complaints.append(f"resumed after step {first}, it ends elsewhere")
+            complaints.append(f"resumed after step {first}, it ends at other parameters")
         elif _stored(resumed) != at_the_end:
-            complaints.append(f"resumed after step {first}, its state differs at the end")
+            complaints.append(f"resumed after step {first}, it ends with another state")
     return complaints
 
 
@@ -181,13 +185,17 @@ def what_is_not_finite_is_never_kept(build: Build, _: int) -> list[str]:
                 )
         lowest = min((v for v in bowl.values if math.isfinite(v)), default=math.inf)
         if not math.isfinite(optimizer.best_loss) or not bool(optimizer.best.isfinite().all()):
-            complaints.append(f"{name}: the best point is {optimizer.best_loss} at {optimizer.best.tolist()}")
+            complaints.append(
+                f"{name}: best_loss is {optimizer.best_loss} and best is {optimizer.best.tolist()}, not finite"
+            )
         elif abs(bowl.at(optimizer.best) - optimizer.best_loss) > 1e-5:
             complaints.append(
-                f"{name}: the best point is said to be worth {optimizer.best_loss}, it is {bowl.at(optimizer.best)}"
+                f"{name}: best_loss is {optimizer.best_loss}, but the value at best is {bowl.at(optimizer.best)}"
             )
         elif not gradients and optimizer.best_loss > lowest + 1e-6:
-            complaints.append(f"{name}: the best value is {lowest}, kept was {optimizer.best_loss}")
+            complaints.append(
+                f"{name}: the lowest value was {lowest}, but best_loss is {optimizer.best_loss}"
+            )
     return complaints
 
 

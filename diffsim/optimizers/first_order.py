@@ -1,7 +1,7 @@
 """First-order optimizers: those of ``torch.optim`` and of ``pytorch_optimizer``, with schedules and clipping.
 
-The algorithms are the libraries'; here are their options with ranges and defaults, the learning rate's course over
-the run, the gradient's norm, and a guard against steps that are not finite.
+The update rules are the libraries'.  This module adds validated options, learning-rate schedules over the run, clipping of
+the gradient's norm, and the rejection of steps that are not finite.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from pydantic import ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from diffsim.config import Settings, plain
 from diffsim.errors import ConfigError
 from diffsim.optimizers.alpha_order import blend
 from diffsim.optimizers.base import Optimizer
 from diffsim.optimizers.objective import Gradient, Objective
+from diffsim.settings import Settings, plain
 from solvers.registry import unknown
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -28,28 +28,28 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 # SparseAdam needs sparse gradients and Muon only matrices; neither can train a policy network.
 _UNUSABLE = {"Optimizer", "SparseAdam", "Muon", "LBFGS"}
-# How torch computes is chosen here; a loss is minimised.
+# These say how torch computes, which this module decides; and a loss is always minimised.
 _NOT_OPTIONS = {"foreach", "fused", "differentiable", "capturable", "maximize"}
 
 
 class FirstOrderSettings(Settings):
     lr: float = Field(gt=0)
-    """Learning rate at its highest."""
+    """Largest learning rate of the schedule."""
     schedule: str | dict[str, Any] = "linear"
-    """How it falls over the run: linear (to zero), cosine (to zero), constant, or a class of
+    """Learning-rate schedule over the run: linear (to zero), cosine (to zero), constant, or a class of
     ``torch.optim.lr_scheduler`` with its options, counted in steps: ``{name = "StepLR", step_size = 100}``."""
     warm_up: Fraction = 0.0
-    """Share of the run over which it rises linearly from zero; 0 for none."""
+    """Fraction of the run over which the learning rate rises linearly from zero; 0 for none."""
     max_grad_norm: float | None = Field(default=None, gt=0)
-    """Scale gradients above this norm down to it."""
+    """Gradients with a larger norm are scaled down to this norm; None for no clipping."""
     gradient: Literal["first_order", "zeroth_order", "alpha_order"] = "first_order"
-    """What estimates the gradient; see :mod:`diffsim.optimizers.alpha_order`."""
+    """Estimator of the gradient; see :mod:`diffsim.optimizers.alpha_order`."""
     gradient_groups: int = Field(default=8, ge=2)
-    """Estimates that variances are measured from; of first_order not used."""
+    """Number of estimates that their variances are computed from; not used by first_order."""
     smoothing: float | None = Field(default=None, gt=0)
-    """Deviation of the noise that the other two orders need; None takes the algorithm's own, or else 0.1."""
+    """Standard deviation of the noise for zeroth_order and alpha_order; None takes the algorithm's, or else 0.1."""
     bias_tolerance: float = Field(default=2.0, ge=1)
-    """Of alpha_order: the bias let pass, in radii of the zeroth order's 95 % interval, plus one."""
+    """Of alpha_order: the accepted bias plus one, in radii of the zeroth-order estimate's 95 % confidence interval."""
 
     @field_validator("schedule")
     @classmethod
@@ -117,7 +117,7 @@ class LARSSettings(FirstOrderSettings):
     dampening: Fraction = 0.0
     weight_decay: float = Field(default=0.0, ge=0)
     trust_coefficient: float = Field(default=0.02, gt=0)
-    """A matrix of weights moves by this share of its norm, times lr; vectors, such as biases, as under momentum."""
+    """A step of a weight matrix has this fraction of its norm, times lr; vectors, such as biases, take momentum steps."""
     nesterov: bool = False
 
 
@@ -129,7 +129,7 @@ class LambSettings(FirstOrderSettings):
 
 
 class AnySettings(FirstOrderSettings):
-    """Of an optimizer that is not listed: the class's own options beside ours, its defaults where none are given."""
+    """Options of an optimizer that is not in the registry: those of its class beside ours, with its defaults."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -137,13 +137,13 @@ class AnySettings(FirstOrderSettings):
 
 
 class FirstOrder(Optimizer):
-    """An optimizer class of torch's kind; subclasses name theirs."""
+    """Base of optimizers that wrap a ``torch.optim.Optimizer`` class; subclasses name the class."""
 
     Settings: ClassVar[type[FirstOrderSettings]] = FirstOrderSettings
     library: ClassVar[str] = "torch.optim"
     class_name: ClassVar[str]
     fixed: ClassVar[dict[str, Any]] = {}
-    """Options of the class that make it what its name says."""
+    """Options of the class that users cannot change, such as Nesterov's ``nesterov=True``."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], settings: FirstOrderSettings, seed: int = 0
@@ -155,14 +155,14 @@ class FirstOrder(Optimizer):
         self.base_rates = [float(group["lr"]) for group in self.inner.param_groups]
         self.scheduler = self._torch_scheduler()
         self.alpha = 1.0
-        """Weight of the first-order gradient in the last step."""
+        """Weight of the first-order estimate in the last step."""
 
     @classmethod
     def inner_class(cls) -> type[torch.optim.Optimizer]:
         return getattr(importlib.import_module(cls.library), cls.class_name)
 
     def options(self) -> dict[str, Any]:
-        """What goes to the constructor of the class."""
+        """Arguments of the class's constructor."""
         return self.settings.model_dump(exclude=set(FirstOrderSettings.model_fields) - {"lr"}) | self.fixed
 
     def _construct(self, inner: type[torch.optim.Optimizer]) -> torch.optim.Optimizer:
@@ -198,7 +198,7 @@ class FirstOrder(Optimizer):
             return found.loss, found.norm, False
         if self.settings.gradient == "first_order":
             self._saw(found.loss)
-        # Autograd may have handed out one number for all components of a tensor.
+        # Autograd may return expanded tensors whose entries share memory; optimizers write in place.
         gradients = [g.clone(memory_format=torch.contiguous_format) for g in found.parts]
         limit = self.settings.max_grad_norm
         if limit is not None and found.norm > limit:
@@ -209,7 +209,9 @@ class FirstOrder(Optimizer):
         parameters = [p.detach() for p in self.vector.parameters]
         before = [p.clone() for p in parameters]
         self.inner.step()
-        if self.scheduler is not None:  # it goes on from its own rates, without the warm-up
+        if (
+            self.scheduler is not None
+        ):  # schedulers compute from the last rate, which must not include the warm-up
             for group, rate in zip(self.inner.param_groups, rates, strict=True):
                 group["lr"] = rate
         if not bool(torch.stack(torch._foreach_norm(parameters)).isfinite().all()):
@@ -242,7 +244,7 @@ class FirstOrder(Optimizer):
         return Gradient(loss, norm, parts)
 
     def _set_rates(self, remaining: float) -> list[float]:
-        """Set this step's learning rates; those of the schedule without the warm-up."""
+        """Set this step's learning rates; return the schedule's rates, without the warm-up."""
         rates = [float(group["lr"]) for group in self.inner.param_groups]
         if self.scheduler is None:
             rates = [rate * falling(self.settings.schedule, remaining) for rate in self.base_rates]
@@ -263,7 +265,7 @@ class FirstOrder(Optimizer):
         self.inner.load_state_dict(inner)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        # torch casts the state to the parameters' dtype, which changes float32 scalars of float64 runs.
+        # load_state_dict casts the state to the dtype of the parameters; restore the stored dtype.
         parameters = [p for group in self.inner.param_groups for p in group["params"]]
         for index, entries in inner["state"].items():
             loaded = self.inner.state[parameters[index]]
@@ -273,19 +275,19 @@ class FirstOrder(Optimizer):
 
 
 def falling(schedule: Any, remaining: float) -> float:
-    """The factor of the learning rate where a share of the run is still ahead; cosine is arXiv 1608.03983, (5)."""
+    """Factor of the learning rate when the fraction ``remaining`` of the run is left; cosine: arXiv 1608.03983, (5)."""
     if schedule == "linear":
         return remaining
     return 0.5 * (1.0 + math.cos(math.pi * (1.0 - remaining))) if schedule == "cosine" else 1.0
 
 
 def rising(warm_up: float, remaining: float) -> float:
-    """The factor of the learning rate in the first ``warm_up`` of the run; never zero, which would waste a step."""
+    """Factor of the learning rate during warm-up; at least 1e-3 / warm_up, since a factor of zero would waste a step."""
     return min(1.0, max(1.0 - remaining, 1e-3) / warm_up) if warm_up else 1.0
 
 
 def _schedulers() -> dict[str, Any]:
-    """The schedulers of torch that an optimizer alone is enough for."""
+    """The classes of ``torch.optim.lr_scheduler`` that need no function or other scheduler as an argument."""
     module = torch.optim.lr_scheduler
     base = (module.LRScheduler, module.ReduceLROnPlateau)
     compound = {"LRScheduler", "ChainedScheduler", "SequentialLR", "LambdaLR", "MultiplicativeLR"}
@@ -359,19 +361,21 @@ def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
 
 
 def any_first_order(inner: type[torch.optim.Optimizer]) -> type[FirstOrder]:
-    """An optimizer around a class that is not listed.
+    """The :class:`FirstOrder` that wraps a torch optimizer class which is not in the registry.
 
     Raises:
-        ConfigError: it is no subclass of torch.optim.Optimizer.
+        ConfigError: it is not a subclass of torch.optim.Optimizer, or cannot be used here.
     """
     if not (inspect.isclass(inner) and issubclass(inner, torch.optim.Optimizer)):
-        raise ConfigError(f"optimizer {inner!r} is no subclass of torch.optim.Optimizer")
+        raise ConfigError(f"optimizer {inner!r} is not a subclass of torch.optim.Optimizer")
     if inner.__name__ in _UNUSABLE:
-        raise ConfigError(f"optimizer {inner.__name__} cannot train a policy's dense vectors and matrices")
+        raise ConfigError(
+            f"optimizer {inner.__name__} does not support dense vectors and matrices, which policies have"
+        )
     closure = inspect.signature(inner.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ConfigError(
-            f"optimizer {inner.__name__} evaluates the loss itself; its step must do without a closure"
+            f"optimizer {inner.__name__} needs a closure that evaluates the loss; only optimizers that step without one can be used"
         )
     known = own_options(inner)
 
@@ -399,7 +403,7 @@ def any_first_order(inner: type[torch.optim.Optimizer]) -> type[FirstOrder]:
 
 
 def own_options(inner: type[torch.optim.Optimizer]) -> list[str]:
-    """What can be set of a class of torch's kind, beside its parameters and how it computes."""
+    """Options of a torch optimizer class that users can set."""
     known = list(inspect.signature(inner).parameters.values())[1:]
     return [
         q.name for q in known if q.kind is not inspect.Parameter.VAR_KEYWORD and q.name not in _NOT_OPTIONS

@@ -1,4 +1,4 @@
-"""One optimizer that hands over to another: Adam to SGD, or a population's best to a gradient method."""
+"""Two optimizers in sequence: Adam and then SGD, or a population method and then a gradient method."""
 
 from __future__ import annotations
 
@@ -9,22 +9,46 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 
-from diffsim.config import Named, Settings
+from diffsim.config import Named
 from diffsim.optimizers.base import Optimizer, Scenarios
 from diffsim.optimizers.objective import Objective
+from diffsim.settings import Settings
 
 
 class HandOverSettings(Settings):
     first: Named = Field(default=Named(name="adam"), validate_default=True)
-    """The optimizer that begins, by name with its options."""
+    """The first optimizer: its name, with its options."""
     then: Named = Field(default=Named(name="sgd"), validate_default=True)
-    """The one that goes on from where it came to."""
+    """The second optimizer, which continues from the result of the first."""
     at: float = Field(default=0.5, gt=0, le=1)
-    """Share of the run after which it hands over at the latest; 1 for on a plateau only."""
+    """Fraction of the run after which the second optimizer takes over at the latest; 1 for on a plateau only."""
     patience: int | None = Field(default=None, ge=1)
-    """Steps without progress after which it hands over; None for never."""
+    """Steps without progress after which the second optimizer takes over; None for no such rule."""
     threshold: float = Field(default=1e-3, ge=0)
-    """Smallest relative fall of the loss that counts as progress; it is averaged over ``patience / 4`` steps."""
+    """Smallest relative decrease of the loss, averaged over about ``patience / 4`` steps, that counts as progress."""
+
+    @classmethod
+    def current_names(
+        cls,
+        values: Mapping[str, Any],
+        section: str = "",
+        chosen: Mapping[str, Any] | None = None,
+        warn: bool = True,
+    ) -> dict[str, Any]:
+        from diffsim.optimizers import built_in_settings
+
+        result = super().current_names(values, section, chosen, warn)
+        for part in ("first", "then"):
+            given, before = result.get(part), (chosen or {}).get(part)
+            if not isinstance(given, Mapping):
+                continue
+            before = {"name": before} if isinstance(before, str) else before or {}
+            name = given.get("name", before.get("name", cls.model_fields[part].default.name))
+            settings = built_in_settings(str(name))
+            if settings is not None:
+                key = f"{section}.{part}" if section else part
+                result[part] = settings.current_names(given, key, before, warn)
+        return result
 
     @field_validator("first", "then", mode="before")
     @classmethod
@@ -36,7 +60,7 @@ class HandOverSettings(Settings):
     @field_validator("first", "then")
     @classmethod
     def _written_out(cls, value: Named, info: ValidationInfo) -> Named:
-        """With the defaults of the optimizer, so that a run stores them."""
+        """Add the defaults of the named optimizer, so that a run stores them."""
         from diffsim.optimizers import optimizer_settings
 
         options = optimizer_settings(value, f"optimizer.{info.field_name}").model_dump()
@@ -46,9 +70,9 @@ class HandOverSettings(Settings):
 class HandOver(Optimizer):
     """Steps of ``first``, then steps of ``then`` from the best of the points that ``first`` suggests.
 
-    Where there are several (a population's mean and its best member), they are compared on the scenarios of the step
-    that hands over: the best value seen so far may have been a lucky draw.  Each schedule spans its own share of the
-    run.
+    If there are several points (the mean of a population and the best candidate evaluated), they are compared on the
+    scenarios of the step at which ``then`` takes over, because a low value from earlier scenarios may be due to easy
+    scenarios.  The learning-rate schedule of each optimizer spans its own part of the run.
     """
 
     Settings: ClassVar[type[HandOverSettings]] = HandOverSettings
@@ -62,7 +86,7 @@ class HandOver(Optimizer):
         self.current = self._make(0)
         self.calls_per_step = max(self.current.calls_per_step, self._make(1).calls_per_step)
         self.span = (1.0, 1.0 - settings.at)
-        """What is still ahead of the run where the current optimizer begins and ends."""
+        """Fractions of the run that are left when the current optimizer begins and when it ends."""
         self.smooth: float | None = None
         self.lowest = float("inf")
         self.waited = 0
@@ -96,7 +120,7 @@ class HandOver(Optimizer):
         return by_time or (s.patience is not None and self.waited >= s.patience)
 
     def _watch(self, loss: float) -> None:
-        """Count the steps since the averaged loss last fell."""
+        """Count the steps since the averaged loss last decreased."""
         s = self.settings
         if s.patience is None or loss - loss != 0.0:
             return

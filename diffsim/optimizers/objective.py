@@ -1,4 +1,4 @@
-"""What an optimizer minimises, and the flat view of the parameters it works on."""
+"""The objective that an optimizer minimises, and the parameters as one vector."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from diffsim.errors import ConfigError
 
 
 class Vector:
-    """A list of parameters as one vector ``[P]``, in float64 whatever they are.
+    """A list of parameters as one vector ``[P]`` in float64, whatever their dtype.
 
-    Optimizers that compute with the whole vector keep their own copy of it: a float32 policy would round away
-    what a line search or a small step of a distribution's mean has moved.
+    Optimizers that compute with the whole vector keep their own float64 copy, because rounding to a float32 policy would
+    lose small steps of a line search or of a distribution's mean.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        # Frozen ones stay as they are.
+        # Parameters that need no gradient are not optimized.
         self.parameters = [p for p in parameters if p.requires_grad]
         self.sizes = [p.numel() for p in self.parameters]
         if not sum(self.sizes):
@@ -31,18 +31,18 @@ class Vector:
         return sum(self.sizes)
 
     def read(self, device: torch.device | str | None = None) -> Float[Tensor, " P"]:
-        """The parameters as they stand."""
+        """The current values."""
         flat = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         return flat.to(device=self.device if device is None else device, dtype=torch.float64)
 
     @torch.no_grad()
     def write(self, flat: Float[Tensor, " P"]) -> None:
-        """Set the parameters, rounded to what they can hold."""
+        """Set the parameters, rounded to their dtype."""
         for parameter, part in zip(self.parameters, flat.split(self.sizes), strict=True):
             parameter.copy_(part.view_as(parameter))
 
     def stacked(self, candidates: Float[Tensor, "N P"]) -> list[Tensor]:
-        """``[N, *shape]`` for each parameter, in its dtype and on its device."""
+        """One tensor ``[N, *shape]`` per parameter, in its dtype and on its device."""
         parts = candidates.split(self.sizes, dim=1)
         return [
             part.to(q).reshape(len(candidates), *q.shape)
@@ -51,17 +51,17 @@ class Vector:
 
 
 class Gradient(NamedTuple):
-    """One evaluation with its gradient."""
+    """An evaluation with its gradient."""
 
     loss: float
     norm: float
     """Euclidean norm of the gradient."""
     parts: list[Tensor]
-    """The gradient, one tensor a parameter."""
+    """The gradient, one tensor per parameter."""
 
     @property
     def finite(self) -> bool:
-        """Whether loss and gradient are."""
+        """Whether loss and gradient are finite."""
         return self.loss - self.loss == 0.0 and self.norm - self.norm == 0.0
 
     def flat(self) -> Float[Tensor, " P"]:
@@ -70,36 +70,36 @@ class Gradient(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """``G`` independent estimates of the smoothed objective's gradient, of first and of zeroth order."""
+    """``G`` independent first-order and zeroth-order estimates of the gradient of the objective smoothed by noise."""
 
     lowest: tuple[float, Tensor | None]
-    """The lowest value of the objective itself, not smoothed, and where; None for where the parameters stand."""
+    """The lowest value of the objective without smoothing, and its point; None for the current parameters."""
     losses: Float[Tensor, " G"]
-    """With that noise."""
+    """Values with the noise."""
     first: Float[Tensor, "G P"]
     zeroth: Float[Tensor, "G P"]
 
 
 Sampler = Callable[[int, float | None, torch.Generator], Samples]
-"""``(groups, smoothing, generator) -> Samples``; ``smoothing`` is the deviation of the noise, None the usual one."""
+"""``(groups, smoothing, generator) -> Samples``; ``smoothing`` is the noise's standard deviation, None for the default."""
 
 
 class Objective:
-    """A function of parameters that is fixed while a step lasts, and a count of what was asked of it.
+    """A function of parameters that is the same function during a whole step, with a count of its evaluations.
 
-    Whatever is random in it (initial states, noise) is drawn before, so that a line search and the members of a
-    population compare like with like.
+    Random inputs (initial states, noise) are drawn before the step, so that the points of a line search and the
+    candidates of a population are compared on the same scenarios.
 
     Args:
-        parameters: those it is a function of.
-        loss: the scalar at the parameters as they stand, under autograd.
-        population: values ``[N]`` of candidates ``[N, P]``, without a gradient and finite or not; by default one
-            after the other through ``loss``.
-        sampler: estimates of both orders; by default by Gaussian noise on the parameters.
+        parameters: the arguments of the function.
+        loss: returns the scalar value at the current parameters, differentiable by autograd.
+        population: values ``[N]`` of candidates ``[N, P]``, without gradient, finite or not; by default ``loss`` is
+            called for one candidate after the other.
+        sampler: first-order and zeroth-order estimates; by default from Gaussian noise on the parameters.
 
     Attributes:
-        evaluations: how many times the objective was evaluated, each member of a population counted.
-        gradients: how many of these came with a gradient.
+        evaluations: number of evaluations so far; each candidate of a population is one.
+        gradients: how many of them computed a gradient.
     """
 
     def __init__(
@@ -113,8 +113,12 @@ class Objective:
         self._loss, self._population, self._sampler = loss, population, sampler
         self.evaluations = self.gradients = 0
 
+    def __repr__(self) -> str:
+        counts = f"{self.evaluations} evaluations, {self.gradients} with a gradient"
+        return f"{type(self).__name__}({len(self.vector):,} parameters, {counts})"
+
     def gradient(self) -> Gradient:
-        """Loss and gradient at the parameters as they stand; both norms reach the host in one transfer.
+        """Loss and gradient at the current parameters.  Loss and norm are copied to the host in one transfer.
 
         Raises:
             ConfigError: the loss does not depend on the parameters.
@@ -128,9 +132,9 @@ class Objective:
             parts = torch.autograd.grad(loss, self.vector.parameters, allow_unused=True)
         if all(part is None for part in parts):
             raise ConfigError(
-                "the loss does not depend on the policy: the cost ignores states and actions, something detaches "
-                "them, or the simulator has no gradient (cma_es, pgpe and the other population optimizers need "
-                "none); robotics_envs.check_env tells which"
+                "the loss does not depend on the policy: the cost ignores states and actions, they are detached "
+                "somewhere, or the simulator has no gradient (cma_es, pgpe and the other population optimizers do not "
+                "need one); robotics_envs.check_env reports which"
             )
         held = [
             torch.zeros_like(q) if g is None else g
@@ -141,14 +145,14 @@ class Objective:
         return Gradient(value, length, held)
 
     def values(self, candidates: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
-        """The objective at each row, float64 on the CPU; the parameters stay as they are."""
+        """The objective at each row, in float64 on the CPU; the parameters are unchanged afterwards."""
         self.evaluations += len(candidates)
         if self._population is not None:
             with torch.no_grad():
                 found = self._population(candidates.to(self.vector.device))
             if not isinstance(found, Tensor) or found.shape != (len(candidates),):
                 raise ConfigError(
-                    f"a population's values must be a tensor of shape [{len(candidates)}], got {_told(found)}"
+                    f"the values of a population must be a tensor of shape [{len(candidates)}], got {_described(found)}"
                 )
             return found.detach().cpu().double()
         before = self.vector.read()
@@ -165,14 +169,14 @@ class Objective:
     def _scalar(self) -> Tensor:
         loss = self._loss()
         if not isinstance(loss, Tensor) or loss.ndim:
-            raise ConfigError(f"the loss must be a tensor without dimensions, got {_told(loss)}")
+            raise ConfigError(f"the loss must be a tensor without dimensions, got {_described(loss)}")
         return loss
 
     def samples(self, groups: int, smoothing: float | None, generator: torch.Generator) -> Samples:
         """Estimates of the gradient of the objective smoothed by noise, see :mod:`diffsim.optimizers.alpha_order`.
 
-        A sampler of the algorithm's own splits one evaluation with its gradient into groups of rollouts; without
-        one, ``groups`` evaluations with their gradient and one without are needed.
+        With a ``sampler``, this is one evaluation with gradient, split into groups of rollouts.  Without one, it takes
+        ``groups`` evaluations with gradient and one without.
         """
         if self._sampler is not None:
             self.evaluations += 1
@@ -180,13 +184,13 @@ class Objective:
             return self._sampler(groups, smoothing, generator)
         return self._by_noisy_parameters(groups, 0.1 if smoothing is None else smoothing, generator)
 
-    def _by_noisy_parameters(self, groups: int, deviation: float, generator: torch.Generator) -> Samples:
-        """``grad f(x + w)`` and ``(f(x + w) - f(x)) w / deviation²`` for Gaussian w.
+    def _by_noisy_parameters(self, groups: int, std: float, generator: torch.Generator) -> Samples:
+        """``grad f(x + w)`` and ``(f(x + w) - f(x)) w / std²`` for Gaussian w with standard deviation ``std``.
 
         Suh et al., "Do Differentiable Simulators Give Better Policy Gradients?", 2022, arXiv 2202.00817, §2.
         """
         centre = self.vector.read()
-        noise = deviation * torch.randn(groups, len(centre), generator=generator, dtype=torch.float64)
+        noise = std * torch.randn(groups, len(centre), generator=generator, dtype=torch.float64)
         noise = noise.to(centre)
         base = float(self.values(centre.unsqueeze(0))[0])
         losses, first, zeroth = [], [], []
@@ -199,7 +203,7 @@ class Objective:
                 if found.loss < lowest[0] or lowest[0] != lowest[0]:
                     lowest = (found.loss, centre + w)
                 first.append(found.flat())
-                zeroth.append((found.loss - base) * w / deviation**2)
+                zeroth.append((found.loss - base) * w / std**2)
         finally:
             self.vector.write(centre)
         return Samples(
@@ -207,7 +211,7 @@ class Objective:
         )
 
 
-def _told(value: object) -> str:
+def _described(value: object) -> str:
     return (
         f"one of shape {list(value.shape)}"
         if isinstance(value, Tensor)

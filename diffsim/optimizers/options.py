@@ -1,13 +1,14 @@
-"""What can be set of an optimizer: names, defaults and meanings, for the command line and the documentation."""
+"""The options of an optimizer with defaults and descriptions, for the command line and the documentation."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from diffsim.config import Named, Settings
+from diffsim.config import Named
 from diffsim.optimizers import optimizer_class
 from diffsim.optimizers.first_order import FirstOrder, FirstOrderSettings, own_options
+from diffsim.settings import Settings
 
 
 class Option(NamedTuple):
@@ -17,17 +18,19 @@ class Option(NamedTuple):
 
 
 def options(name: str) -> list[Option]:
-    """The options of the optimizer called ``name``, its own before those of its kind.
+    """The options of the optimizer ``name``; options that all first-order optimizers share come last.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such optimizer.
     """
     chosen = optimizer_class(name)
     listed = [_option(chosen.Settings, key) for key in chosen.Settings.model_fields]
     if issubclass(chosen, FirstOrder) and chosen.Settings.model_config.get("extra") == "allow":
         inner = chosen.inner_class()
         parameters = inspect.signature(inner).parameters
-        theirs = [Option(k, parameters[k].default, f"of {inner.__name__}") for k in own_options(inner)]
+        theirs = [
+            Option(k, parameters[k].default, f"Option of {inner.__name__}.") for k in own_options(inner)
+        ]
         names = {option.name for option in theirs}
         listed = theirs + [option for option in listed if option.name not in names]
     common = set(FirstOrderSettings.model_fields) - {"lr"}
@@ -35,7 +38,7 @@ def options(name: str) -> list[Option]:
 
 
 def _option(settings: type[Settings], key: str) -> Option:
-    # A default that a subclass changes keeps the meaning it has in the class above.
+    # A subclass that changes only the default of a field inherits its description.
     above = [kind for kind in settings.__mro__ if issubclass(kind, Settings) and key in kind.model_fields]
     described = (kind.model_fields[key].description for kind in above)
     field = settings.model_fields[key]

@@ -1,13 +1,13 @@
 """L-BFGS with a strong Wolfe line search (torch's), and L-BFGS-B for bounded parameters (SciPy's).
 
-A step is a few iterations on one fixed set of scenarios, so that a line search compares like with like; between
-steps scenarios are drawn anew, some are kept, and their number may grow.  Curvature is only ever measured on one
-set: across a change of scenarios a difference of gradients would be mostly noise (Berahas, Nocedal and Takáč, "A
-Multi-Batch L-BFGS Method for Machine Learning", 2016, arXiv 1605.06049; growing samples: Bollapragada et al., "A
-Progressive Batching L-BFGS Method", 2018, arXiv 1802.05374).
+A step is a few iterations on one fixed set of scenarios, so that the points of a line search are compared on the same
+function.  Between steps new scenarios are drawn, some are kept, and their number may grow.  Curvature pairs are computed
+on one set only: the difference of gradients on two sets would be mostly noise (Berahas, Nocedal and Takáč, "A Multi-Batch
+L-BFGS Method for Machine Learning", 2016, arXiv 1605.06049; growing samples: Bollapragada et al., "A Progressive Batching
+L-BFGS Method", 2018, arXiv 1802.05374).
 
-The parameters are optimized as a vector in float64; a float32 policy is given its rounded values, and the rounding
-of its loss and gradient is then all that limits the line search.
+The parameters are optimized as a vector in float64.  A float32 policy receives rounded values, and only the rounding of
+its loss and gradient limits the line search.
 """
 
 from __future__ import annotations
@@ -22,47 +22,50 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffsim.config import Settings
 from diffsim.optimizers.base import Optimizer, Scenarios
 from diffsim.optimizers.objective import Objective
+from diffsim.settings import Settings
 
 _LBFGS = torch.optim.LBFGS
 
 
 class QuasiNewtonSettings(Settings):
     max_iter: int = Field(default=4, ge=1)
-    """Iterations a step, all on the same scenarios."""
+    """Iterations per step, all on the same scenarios."""
     max_eval: int | None = Field(default=None, ge=1)
-    """Evaluations after which a step ends; a line search that has begun is finished."""
+    """Evaluations after which a step ends; a line search in progress is finished first."""
     history_size: int = Field(default=20, ge=1)
-    """Pairs of curvature kept."""
+    """Number of curvature pairs that are stored."""
     overlap: float = Field(default=0.5, ge=0, le=1)
-    """Share of the scenarios that the next step keeps; 1 never draws others."""
+    """Fraction of the scenarios that the next step keeps; at 1 no new ones are drawn."""
     growth: float = Field(default=1.0, ge=1, le=100)
-    """Factor of the number of scenarios from one step to the next."""
+    """Factor by which the number of scenarios grows from one step to the next."""
     max_scenarios: int = Field(default=4096, ge=1)
-    """Where that growth ends."""
+    """Largest number of scenarios."""
 
 
 class LBFGSSettings(QuasiNewtonSettings):
     lr: float = Field(default=1.0, gt=0)
-    """First step size that a line search tries; the step size without one."""
+    """First step size that a line search tries; without a line search, the step size."""
     tolerance_grad: float = Field(default=1e-10, ge=0)
-    """A step ends where the largest component of the gradient is below."""
+    """A step ends when the largest component of the gradient is below this."""
     tolerance_change: float = Field(default=1e-12, ge=0)
-    """A step ends where loss or parameters change by less."""
+    """A step ends when loss or parameters change by less than this."""
     line_search_fn: Literal["strong_wolfe", "none"] = "strong_wolfe"
+    """Line search; none takes steps of size lr."""
 
 
 class LBFGSBSettings(QuasiNewtonSettings):
     low: float | None = None
-    """Bound of every parameter; bounds of each are an argument of :class:`LBFGSB`."""
+    """Lower bound of every parameter; :class:`LBFGSB` also takes one bound per parameter as an argument."""
     high: float | None = None
+    """Upper bound of every parameter."""
     ftol: float = Field(default=1e-12, ge=0)
-    """A step ends where the loss changes by less, relatively."""
+    """A step ends when the relative change of the loss is below this."""
     gtol: float = Field(default=1e-10, ge=0)
-    """A step ends where the largest component of the projected gradient is below."""
+    """A step ends when the largest component of the projected gradient is below this."""
     max_line_search: int = Field(default=20, ge=1)
+    """Evaluations per line search."""
 
     @model_validator(mode="after")
     def _ordered(self) -> LBFGSBSettings:
@@ -81,11 +84,11 @@ class Seen(NamedTuple):
 
 
 class _NotFinite(Exception):
-    """Leaves the library's step before it uses a loss or a gradient that is not finite."""
+    """Ends the library's step before it uses a loss or a gradient that is not finite."""
 
 
 class QuasiNewton(Optimizer):
-    """What the two have in common: scenarios, the float64 vector, the memory of a step's evaluations."""
+    """Base of both: scenarios, the float64 vector, the evaluations of a step."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], settings: QuasiNewtonSettings, seed: int = 0
@@ -95,16 +98,16 @@ class QuasiNewton(Optimizer):
         self.point = nn.Parameter(self.vector.read())
         self.steps = 0
         self.restarts = 0
-        """How many times a step failed and the next began without curvature."""
+        """How many steps failed; the next one started without curvature pairs."""
 
     def scenarios(self, batch: int) -> Scenarios:
         kept = round(self.settings.overlap * self._grown(batch, self.steps - 1)) if self.steps else 0
         return Scenarios(self._grown(batch, self.steps), kept)
 
     def _grown(self, batch: int, steps: int) -> int:
-        """How many scenarios there are after so many steps."""
+        """Number of scenarios after ``steps`` steps."""
         s, most = self.settings, max(self.settings.max_scenarios, batch)
-        # Beyond the step at which they are most, powers would overflow.
+        # The exponent is limited, because for many steps the power would overflow.
         until = math.log(most / batch) / math.log(s.growth) + 1.0 if s.growth > 1.0 else 0.0
         return min(round(batch * s.growth ** min(steps, math.ceil(until))), most)
 
@@ -112,7 +115,7 @@ class QuasiNewton(Optimizer):
         self.vector.write(point)
         found = objective.gradient()
         if not found.finite:
-            if not seen:  # of the step's own starting point there is still something to report
+            if not seen:  # report the values at the start of the step
                 seen.append(Seen(point.detach().clone(), found.loss, found.norm, found.flat()))
             raise _NotFinite
         self._saw(found.loss, point.detach())
@@ -120,7 +123,7 @@ class QuasiNewton(Optimizer):
         return seen[-1]
 
     def _land(self, point: Tensor) -> None:
-        """Make ``point`` the optimizer's and, rounded, the policy's."""
+        """Set the optimizer's vector to ``point``, and the policy's parameters to its rounded values."""
         with torch.no_grad():
             self.point.copy_(point)
         self.vector.write(point)
@@ -137,14 +140,14 @@ class QuasiNewton(Optimizer):
 
 
 class LBFGS(QuasiNewton):
-    """``torch.optim.LBFGS`` on the vector; a failed step goes back to its best point and starts afresh from there."""
+    """``torch.optim.LBFGS`` on the vector; after a failed step it returns to the step's best point, without curvature."""
 
     Settings: ClassVar[type[LBFGSSettings]] = LBFGSSettings
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: LBFGSSettings, seed: int = 0) -> None:
         super().__init__(parameters, settings, seed)
         self.inner = self._fresh()
-        self._last_gradient: Tensor | None = None  # at the vector, on the last step's scenarios
+        self._last_gradient: Tensor | None = None  # at ``point``, on the scenarios of the last step
 
     def _fresh(self) -> torch.optim.LBFGS:
         s = self.settings
@@ -174,13 +177,13 @@ class LBFGS(QuasiNewton):
             self.inner.step(closure)
             finite = bool(self.point.isfinite().all())
             if finite and not any(torch.equal(at.point, self.point) for at in seen):
-                # Without a line search torch moves on from the last point it has evaluated.
+                # Without a line search, torch's last move is not evaluated.
                 self._evaluate(objective, self.point, seen)
         except _NotFinite:
             finite = False
         start, best = seen[0], _lowest(seen)
         landed = next((at for at in reversed(seen) if torch.equal(at.point, self.point)), None)
-        # A line search that gave up may have left a point higher than others it has seen.
+        # A line search that failed can end at a higher point than others it evaluated.
         if not finite or landed is None or landed.loss > start.loss or (best is start and len(seen) > 1):
             self._restart(best)
         else:
@@ -189,10 +192,11 @@ class LBFGS(QuasiNewton):
         return start.loss, start.norm, finite or best is not start
 
     def _same_scenarios(self, gradient: Tensor) -> None:
-        """Make torch's pending pair of curvature one of the last step's scenarios alone.
+        """Correct torch's next curvature pair for the change of scenarios.
 
-        torch will take the difference of ``gradient``, on the new scenarios, and the gradient before the last
-        move, on the old ones; shifting the latter by what the change of scenarios did leaves what the move did.
+        torch will subtract the gradient before the last move, on the old scenarios, from ``gradient``, on the new ones.
+        Adding to the former the change of the gradient at the present point between both sets leaves the change that the
+        move caused.
         """
         state = self.inner.state[self.point]
         if self._last_gradient is not None and state.get("prev_flat_grad") is not None:
@@ -206,7 +210,7 @@ class LBFGS(QuasiNewton):
 
     def _state(self) -> dict[str, Any]:
         inner = self.inner.state_dict()
-        # Its parameter is the vector itself; of a restarted one there is no state.
+        # Its only parameter is the vector, which is stored as point; after a restart its state is empty.
         return {
             **super()._state(),
             "inner": dict(inner["state"]),
@@ -223,11 +227,11 @@ class LBFGS(QuasiNewton):
 
 
 class LBFGSB(QuasiNewton):
-    """``scipy.optimize.minimize(method="L-BFGS-B")``; one call a step, from no curvature.
+    """``scipy.optimize.minimize(method="L-BFGS-B")``; one call per step, which starts without curvature pairs.
 
     Args:
         bounds: ``(low, high)``, each ``[P]`` in the order of the parameters; by default ``low`` and ``high`` of the
-            settings, for all alike.  A start outside is moved to the nearest point inside.
+            settings for every parameter.  Initial parameters outside are moved to the nearest point inside.
     """
 
     Settings: ClassVar[type[LBFGSBSettings]] = LBFGSBSettings
@@ -244,7 +248,7 @@ class LBFGSB(QuasiNewton):
         low, high = bounds or (_full(size, settings.low, -np.inf), _full(size, settings.high, np.inf))
         for name, bound in (("low", low), ("high", high)):
             if bound.shape != (size,):
-                raise ValueError(f"bounds: {name} has the shape {tuple(bound.shape)}, expected [{size}]")
+                raise ValueError(f"bounds: {name} has the shape {list(bound.shape)}, expected [{size}]")
         if not bool((low < high).all()):
             raise ValueError("bounds: every low must be below its high")
         bounded = bool((low.isfinite() | high.isfinite()).any())
@@ -288,7 +292,7 @@ class LBFGSB(QuasiNewton):
 
 
 def _lowest(seen: list[Seen]) -> Seen:
-    """The best of a step's evaluations; its start if that was not finite, for then there are no others."""
+    """The evaluation with the lowest loss; if the first is not finite, it is the only one."""
     return min(seen, key=lambda at: at.loss) if seen[0].loss == seen[0].loss else seen[0]
 
 

@@ -19,6 +19,8 @@ MOST_FRAMES = 50.0
 
 Act = Callable[[Tensor], Tensor]
 """Actions ``[B, m]`` for states ``[B, n]``."""
+Report = Callable[[int, int], object]
+"""Called with how many parts of a film are done and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class End:
         return {"": "", "done": f"ended at {at}", "diverged": f"diverged at {at}: not finite"}[self.reason]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recording:
     """``B`` rollouts of up to ``T`` control intervals, in float64. One that stopped keeps its last state."""
 
@@ -47,6 +49,9 @@ class Recording:
     costs: Floats
     """Summed up to each state, ``[T+1, B]``."""
     ends: tuple[End, ...]
+
+    def __repr__(self) -> str:
+        return f"Recording({self.env.name}, {len(self.ends)} rollouts, {self.steps} control intervals)"
 
     @property
     def steps(self) -> int:
@@ -81,8 +86,13 @@ class Recording:
 
 
 @torch.no_grad()
-def record(env: Env, act: Act, x: Tensor, steps: int) -> Recording:
-    """Simulate up to ``steps`` control intervals from the states ``x [B, n]`` and keep everything."""
+def record(
+    env: Env, act: Act, x: Tensor, steps: int, report: Callable[[int], object] | None = None
+) -> Recording:
+    """Simulate up to ``steps`` control intervals from the states ``x [B, n]`` and keep everything.
+
+    ``report`` is called with the number of intervals done.
+    """
     p = env.params(x)
     running = ~env.done(x)
     lengths = torch.zeros(len(x), dtype=torch.int64)
@@ -106,6 +116,8 @@ def record(env: Env, act: Act, x: Tensor, steps: int) -> Recording:
         states.append(x)
         actions.append(action)
         costs.append(total)
+        if report is not None:
+            report(len(states) - 1)
     arrays = [torch.stack(kept).double().cpu().numpy() for kept in (states, actions, costs)]
     ends = tuple(End(length, reason) for length, reason in zip(lengths.tolist(), reasons, strict=True))
     # A policy that has lost its numbers is drawn without its action.

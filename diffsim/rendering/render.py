@@ -22,6 +22,7 @@ from diffsim.assembly import build_env
 from diffsim.config import load_config
 from diffsim.errors import ConfigError, RunFileError
 from diffsim.evaluation import LoadedRun
+from diffsim.progress import Progress
 from diffsim.references import EnvLike, RunLike, env_section
 from diffsim.rendering.page import page_data, write_html
 from diffsim.rendering.recording import MOST_FRAMES, Act, record
@@ -70,6 +71,7 @@ def render(
     *,
     env: EnvLike | None = None,
     trust: bool = False,
+    quiet: bool = False,
 ) -> list[Path]:
     """Simulate episodes and write them as animations.
 
@@ -91,6 +93,7 @@ def render(
         overlay: whether GIF and MP4 show the other rollouts too, faded.
         env: of a run, a simulator to use instead of its own.
         trust: run the code stored in a run of somebody else.
+        quiet: do not report on standard error how many frames are done.
 
     Returns:
         The paths written, in the order of ``formats``.
@@ -110,33 +113,40 @@ def render(
     if size % 2:
         raise ConfigError(f"size = {size}: must be even, as videos are; take {size + 1}")
     _check_rates(speed, fps)
-    source = _source(run, checkpoint, actions, env, trust)
-    simulator = source.env
-    generator = torch.Generator().manual_seed(seed)
-    with torch_state(source.threads):
-        x = simulator.reset(rollouts, generator, source.dtype)
-        intervals = simulator.episode_steps if steps is None else steps
-        recording = record(simulator, source.act(generator), x, intervals)
-    rate = simulator.playback_speed if speed is None else float(speed)
-    about = {**source.about, "start states": f"seed {seed}", "made by": f"diffsim {__version__}"}
-    command = _command(
-        run, rollouts=rollouts, seed=seed, checkpoint=checkpoint, actions=actions, steps=steps, speed=speed
-    )
-    folder = source.folder if out is None else absolute_folder(out)
+    with Progress(quiet=quiet, announce=False) as progress:
+        progress.status("loading")
+        source = _source(run, checkpoint, actions, env, trust)
+        simulator = source.env
+        generator = torch.Generator().manual_seed(seed)
+        with torch_state(source.threads):
+            x = simulator.reset(rollouts, generator, source.dtype)
+            intervals = simulator.episode_steps if steps is None else steps
+            count = partial(progress.status, "simulating: interval", total=intervals)
+            recording = record(simulator, source.act(generator), x, intervals, count)
+        rate = simulator.playback_speed if speed is None else float(speed)
+        about = {**source.about, "start states": f"seed {seed}", "made by": f"diffsim {__version__}"}
+        command = _command(
+            run,
+            rollouts=rollouts,
+            seed=seed,
+            checkpoint=checkpoint,
+            actions=actions,
+            steps=steps,
+            speed=speed,
+        )
+        folder = source.folder if out is None else absolute_folder(out)
 
-    def write(form: str, path: Path) -> None:
-        if form == "html":
-            write_html(
-                path,
-                page_data(recording, about, command, fps or MOST_FRAMES, rate),
-                f"{simulator.name} · diffsim",
-            )
-        elif form == "gif":
-            write_gif(path, recording, size, fps or 25.0, rate, overlay)
-        else:
-            write_mp4(path, recording, size, fps or MOST_FRAMES, rate, overlay)
+        def write(form: str, path: Path) -> None:
+            if form == "html":
+                progress.status(f"{source.stem}.html")
+                data = page_data(recording, about, command, fps or MOST_FRAMES, rate)
+                write_html(path, data, f"{simulator.name} · diffsim")
+                return
+            film, most = (write_gif, 25.0) if form == "gif" else (write_mp4, MOST_FRAMES)
+            report = partial(progress.status, f"{source.stem}.{form}: frame")
+            film(path, recording, size, fps or most, rate, overlay, report)
 
-    return [_whole(folder, f"{source.stem}.{form}", partial(write, form)) for form in wanted]
+        return [_whole(folder, f"{source.stem}.{form}", partial(write, form)) for form in wanted]
 
 
 def _check_formats(formats: tuple[str, ...]) -> None:
@@ -170,14 +180,15 @@ def _source(run: Any, checkpoint: str, actions: str | None, env: EnvLike | None,
     name = os.fspath(run) if not isinstance(run, RunFile) else str(run.path)
     if name in ENVIRONMENTS or ":" in name or name.endswith(".py"):
         return _bare(build_env(load_config({"env": env_section(name)})), name, actions)
-    raise RunFileError(f"no run at {file.path}, and " + unknown("simulator", name, ENVIRONMENTS))
+    raise RunFileError(f"no run at {shown(file.path)}, and " + unknown("simulator", name, ENVIRONMENTS))
 
 
 def _trained(loaded: LoadedRun, checkpoint: str, actions: str | None) -> Source:
     file = loaded.file
     if actions is not None:
         raise ConfigError(
-            f"actions = {actions!r}: a run acts by its policy; name its simulator instead of {file.folder} for that"
+            f"actions = {actions!r}: a run acts by its policy; for that, name its simulator instead of "
+            f"{shown(file.folder)}"
         )
     env, module = loaded.env, loaded.policy.module
     about = {"run": shown(file.folder), "policy": f"{checkpoint} checkpoint, update {loaded.update}"}
@@ -203,7 +214,7 @@ def _bare(env: Env, name: str, actions: str | None) -> Source:
 
     about = {"simulator": name, "policy": f"none, {kind} actions"}
     stem = re.sub(r"[^\w.-]+", "_", env.name)
-    return Source(env, act, torch.float64, 1, about, Path(), stem)
+    return Source(env, act, torch.float64, 1, about, absolute_folder("."), stem)
 
 
 def _command(run: Any, **options: Any) -> str:
@@ -226,5 +237,5 @@ def _whole(folder: Path, name: str, write: Callable[[Path], None]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(target, write)
     except OSError as error:
-        raise ConfigError(f"cannot write {target}: {error.strerror or error}") from None
+        raise ConfigError(f"cannot write {shown(target)}: {error.strerror or error}") from None
     return target

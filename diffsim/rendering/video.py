@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffsim.rendering.recording import Recording
+from diffsim.rendering.recording import Recording, Report
 from robotics_envs.drawing import BACKGROUND, COLOURS, Shape, Text, rasterise
 
 Pixels = NDArray[np.uint8]
@@ -43,6 +43,17 @@ def pictures(recording: Recording, steps: list[int], size: int, overlay: bool) -
         yield np.where((front != empty).any(axis=-1, keepdims=True), front, faded)
 
 
+def _nothing(done: int, total: int) -> None:
+    """Reports to nobody."""
+
+
+def _counted(frames: Iterator[Pixels], total: int, report: Report) -> Iterator[Pixels]:
+    report(0, total)
+    for done, frame in enumerate(frames, 1):
+        yield frame
+        report(done, total)
+
+
 def _note(recording: Recording, step: int) -> list[Shape]:
     """Why the first rollout stands still, written at the lower edge of the picture."""
     end, view = recording.ends[0], recording.env.view
@@ -53,14 +64,22 @@ def _note(recording: Recording, step: int) -> list[Shape]:
     return [Text(corner, end.note(recording.env.dt), height, "force" if end.reason == "diverged" else "ink")]
 
 
-def write_gif(path: Path, recording: Recording, size: int, fps: float, speed: float, overlay: bool) -> None:
+def write_gif(
+    path: Path,
+    recording: Recording,
+    size: int,
+    fps: float,
+    speed: float,
+    overlay: bool,
+    report: Report = _nothing,
+) -> None:
     """A GIF that loops, with one palette of 64 colours. Frames last whole centiseconds, in step with the clock."""
     steps = recording.frames(fps, speed)
     clock = [round(100 * step * recording.env.dt / speed) for step in steps]
     durations = [10 * (after - before) for before, after in pairwise(clock)] + [round(1000 * HOLD)]
     spread = np.unique(np.linspace(0, len(steps) - 1, 8).round().astype(int))
     palette = Palette(list(pictures(recording, [steps[i] for i in spread], size, overlay)))
-    frames = map(palette.image, pictures(recording, steps, size, overlay))
+    frames = map(palette.image, _counted(pictures(recording, steps, size, overlay), len(steps), report))
     next(frames).save(
         path, format="GIF", save_all=True, append_images=frames, duration=durations, loop=0, optimize=False
     )
@@ -113,12 +132,20 @@ def _apart(packed: NDArray[np.int64]) -> Pixels:
     return np.stack((packed >> 16, packed >> 8 & 255, packed & 255), axis=-1).astype(np.uint8)
 
 
-def write_mp4(path: Path, recording: Recording, size: int, fps: float, speed: float, overlay: bool) -> None:
+def write_mp4(
+    path: Path,
+    recording: Recording,
+    size: int,
+    fps: float,
+    speed: float,
+    overlay: bool,
+    report: Report = _nothing,
+) -> None:
     """An H.264 video that every browser and slide program plays."""
     import imageio_ffmpeg
 
     steps = recording.frames(fps, speed)
-    frames = pictures(recording, steps, size, overlay)
+    frames = _counted(pictures(recording, steps, size, overlay), len(steps), report)
     first = next(frames)
     writer = imageio_ffmpeg.write_frames(
         os.fspath(path),

@@ -69,7 +69,7 @@ class Inductor(Stepwise):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)  # torch's, about itself
-                    with _put_back(inputs.modules):
+                    with torch.inference_mode(False), _put_back(inputs.modules):
                         self._functions[batch] = _compile(inputs, self.gradient)
             except Exception as error:  # compilers fail in too many ways to list
                 raise UnsupportedError(f"TorchInductor: {type(error).__name__}: {error}") from error

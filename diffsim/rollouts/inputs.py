@@ -1,16 +1,17 @@
-"""What a rollout is computed from, and what comes out: the contract between the Function and the back ends."""
+"""What a rollout is computed from and what comes out: the contract between ``Rollout`` and the back ends."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from diffsim.rollouts.noise import Noise
-from robotics_envs.base import Env
+from robotics_envs.base import Env, SizeError
+from robotics_envs.user_code import defined_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class Inputs:
         members: ``B`` is ``members`` policies of equally many rollouts each, one policy after the other.
         stacked: for a parameter (by identity) the values of all members, ``[members, ...]``.
         act_together: ``act`` of all members at once.
+        noise_of: ``[B]``, the number of the rollout whose generated noise each rollout takes; None for its own.
     """
 
     env: Env
@@ -46,12 +48,58 @@ class Inputs:
     members: int = 1
     stacked: dict[int, Tensor] = field(default_factory=dict)
     act_together: Callable[[Tensor, Tensor | None], Tensor] | None = None
+    noise_of: Tensor | None = None
 
     def noise_at(self, t: int) -> Tensor | None:
         """The noise of a control interval, ``[B, m]``."""
         if isinstance(self.noise, Noise):
-            return self.noise.at(t, len(self.x0), len(self.env.action_box), self.x0)
+            made = self.noise.at(t, len(self.x0), len(self.env.action_box), self.x0)
+            return made if self.noise_of is None else made[self.noise_of]
         return None if self.noise is None else self.noise[t]
+
+    def advance(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Next states ``[B, n]`` and costs ``[B]`` of a control interval.
+
+        Raises:
+            SizeError: the simulator returns other shapes.
+        """
+        following, cost = self.env.step(x, u, self.p)
+        if following.shape != x.shape:
+            raise SizeError(
+                _wrong("step", self.env, "the next state", following, x.shape, self.env.state_names)
+            )
+        if cost.shape != x.shape[:1]:
+            raise SizeError(_wrong("cost", self.env, "the cost", cost, x.shape[:1]))
+        return following, cost
+
+    def value(self, x: Tensor) -> Tensor:
+        """The terminal value ``[B]`` of final states.
+
+        Raises:
+            SizeError: the terminal value has another shape.
+        """
+        assert self.terminal is not None
+        value = self.terminal(x)
+        if value.shape != x.shape[:1]:
+            raise SizeError(
+                f"the terminal value {_name(self.terminal)} returned the shape {list(value.shape)}, "
+                f"expected [B] = {list(x.shape[:1])}{defined_at(_code_of(self.terminal))}"
+            )
+        return value
+
+    def of_rollouts(self, which: Tensor) -> Inputs:
+        """The same inputs with those of rollout ``which[b]`` in the place of rollout b's; ``which`` is ``[B]``."""
+        timed = {
+            name: given.index_select(1, which) if isinstance(given, Tensor) else given
+            for name, given in (("noise", self.noise), ("controls", self.controls))
+        }
+        return replace(
+            self,
+            x0=self.x0.index_select(0, which),
+            p={name: v.index_select(0, which) if v.ndim else v for name, v in self.p.items()},
+            noise_of=which if isinstance(self.noise, Noise) else None,
+            **timed,
+        )
 
     def named(self) -> dict[Any, Tensor]:
         """Every tensor that a gradient may be wanted of.
@@ -64,6 +112,47 @@ class Inputs:
         if self.controls is not None:
             named["controls"] = self.controls
         return named | {id(q): q for q in self.parameters}
+
+
+def check_observation(env: Env, observation: Tensor, batch: int) -> None:
+    """Raise :class:`SizeError` unless an observation is ``[batch, o]``."""
+    if observation.shape != (batch, len(env.observation_names)):
+        wanted = (batch, len(env.observation_names))
+        raise SizeError(_wrong("observe", env, "the observation", observation, wanted, env.observation_names))
+
+
+def check_actions(env: Env, policy: Any, u: Tensor, batch: int) -> None:
+    """Raise :class:`SizeError` unless a policy's actions are ``[batch, m]``."""
+    if not isinstance(u, Tensor):
+        raise SizeError(
+            f"the policy {_name(policy)} returned {type(u).__name__}, expected a tensor of actions"
+            f"{defined_at(_code_of(policy))}"
+        )
+    if u.shape != (batch, len(env.action_box)):
+        raise SizeError(
+            f"the policy {_name(policy)} returned actions of shape {list(u.shape)}, {env.name} takes [B, m] = "
+            f"{[batch, len(env.action_box)]}{defined_at(_code_of(policy))}"
+        )
+
+
+def _wrong(
+    method: str, env: Env, what: str, tensor: Tensor, shape: Sequence[int], names: Sequence[str] = ()
+) -> str:
+    listed = f" ({', '.join(names[:8])}{', …' if len(names) > 8 else ''})" if names else ""
+    letters = {"observe": "[B, o]", "step": "[B, n]", "cost": "[B]"}[method]
+    return (
+        f"{env.name}: {method} returned {what} with the shape {list(tensor.shape)}, expected {letters} = "
+        f"{list(shape)}{listed}{defined_at(getattr(env, method))}"
+    )
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", None) or type(function).__name__
+
+
+def _code_of(function: Any) -> Any:
+    """What holds the code of a callable: a module's ``forward``, the function itself."""
+    return function.forward if isinstance(function, nn.Module) else function
 
 
 class Outcome(NamedTuple):

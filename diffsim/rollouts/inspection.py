@@ -1,11 +1,15 @@
-"""Looking at a rollout before it runs: what it depends on, how much it computes, whether a gradient would be lost."""
+"""Inspection of a rollout before it runs: dependencies, operation count, lost gradients, steps that do not repeat."""
 
 from __future__ import annotations
 
+import contextlib
+import random
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -97,32 +101,94 @@ def _one_step(inputs: Inputs, x: Tensor) -> list[Tensor]:
     else:
         noise = inputs.noise_at(0)
         u = inputs.act(x, None if noise is None else noise.detach()[:few])
-    return [*inputs.env.step(x, u, p), *([] if inputs.terminal is None else [inputs.terminal(x)])]
+    results = replace(inputs, p=p).advance(x, u)
+    return [*results, *([] if inputs.terminal is None else [inputs.value(x)])]
 
 
-class _Counter(TorchDispatchMode):
+class _Watch(TorchDispatchMode):
+    """Counts operations, notices those that draw random numbers and keeps the state of generators before they do."""
+
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self.draws = ""
+        self.generators: dict[int, tuple[torch.Generator, Tensor]] = {}
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         self.count += 1
-        return func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            # A generator is a keyword of some operations and the last argument of others.
+            own = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Generator)]
+            for generator in own:
+                self.generators.setdefault(id(generator), (generator, generator.get_state()))
+            self.draws = "draws from a torch.Generator" if own else "draws from torch's global generator"
+        return func(*args, **kwargs)
+
+    def put_back(self) -> None:
+        for generator, state in self.generators.values():
+            generator.set_state(state)
 
 
-_Counter.__torch_dispatch__ = _Counter.dispatch  # type: ignore[assignment, method-assign]  # as in solvers/native/trace.py
+_Watch.__torch_dispatch__ = _Watch.dispatch  # type: ignore[assignment, method-assign]  # as in solvers/native/trace.py
 
 
 @torch.no_grad()
 def operations(inputs: Inputs) -> int:
     """How many operations of torch a control interval takes."""
-    with _Counter() as counter:
+    with _Watch() as watch:
         _one_step(inputs, inputs.x0[:3])
-    return counter.count
+    return watch.count
+
+
+class Snapshot:
+    """torch's global random state and the buffers of modules, as they were when this was made."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._buffers = [q for module in inputs.modules for q in module.buffers()]
+        self._values = [q.clone() for q in self._buffers]
+        self._versions = self._now()
+        self._state = torch.get_rng_state()
+        device = inputs.x0.device
+        self._device = device if device.type == "cuda" else None
+        self._cuda = None if self._device is None else torch.cuda.get_rng_state(self._device)
+
+    def _now(self) -> list[int]:
+        return [0 if q.is_inference() else q._version for q in self._buffers]
+
+    def change(self) -> str:
+        """What has changed since; empty if nothing has."""
+        if self._versions != self._now():
+            return "changes a buffer"
+        return (
+            "" if torch.equal(self._state, torch.get_rng_state()) else "draws from torch's global generator"
+        )
+
+    def put_back(self) -> None:
+        torch.set_rng_state(self._state)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+        with torch.no_grad():
+            for buffer, value, before, now in zip(
+                self._buffers, self._values, self._versions, self._now(), strict=True
+            ):
+                if before != now:
+                    buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def _others_put_back() -> Iterator[None]:
+    """Restores the global generators of Python and NumPy at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 class Findings(NamedTuple):
-    """What a look at one control interval found out."""
+    """What running one control interval shows."""
 
     constant: frozenset[str]
     """The results (of ``Outcome``) that depend on no state, action or parameter."""
@@ -132,25 +198,40 @@ class Findings(NamedTuple):
     """Why computing a step again gives something else; empty if it does not."""
 
 
-def look(inputs: Inputs) -> Findings:
-    """Run one control interval of a few rollouts under autograd; random state and buffers are put back.
+def look(inputs: Inputs, gradient: bool) -> Findings:
+    """Run one control interval of a few rollouts, under autograd if a gradient is wanted.
+
+    Random state and buffers are restored.  The interval runs twice: results that differ come from a state or a random
+    source that is not torch's.
 
     Raises:
+        SizeError: policy, simulator or terminal value return wrong shapes.
         ValueError: a tensor that requires a gradient is not among those that one is computed for.
     """
-    buffers = [q for module in inputs.modules for q in module.buffers()]
-    before, versions = [q.clone() for q in buffers], [q._version for q in buffers]
-    state = torch.get_rng_state()
-    with torch.enable_grad():
-        x = inputs.x0.detach()[:3].clone().requires_grad_()
-        outputs = _one_step(inputs, x)
-    changing = "" if torch.equal(state, torch.get_rng_state()) else "draws from torch's global generator"
-    torch.set_rng_state(state)
-    if versions != [q._version for q in buffers]:
-        changing = "changes a buffer"
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+    before, watch = Snapshot(inputs), _Watch()
+    x = inputs.x0.detach()[:3].clone().requires_grad_(gradient)
+    results = []
+    changing = ""
+    with _others_put_back():
+        try:
+            while len(results) < 2 and not changing:
+                with torch.set_grad_enabled(gradient), watch:
+                    results.append(_one_step(inputs, x))
+                changing = before.change() or watch.draws
+                before.put_back()
+                watch.put_back()
+        except Exception:
+            with torch.no_grad():  # of all rollouts, so that the message has their number
+                _one_step(inputs, inputs.x0)
+            raise
+        finally:
+            before.put_back()
+            watch.put_back()
+    if not changing and not _agree(*results):
+        changing = "gives another result when it is called again"
+    if not gradient:
+        return Findings(frozenset(), (), changing)
+    outputs = results[0]
     known = {id(x), *map(id, inputs.parameters)}
     functions: list[str] = []
     stack, seen = [q.grad_fn for q in outputs], set()
@@ -172,3 +253,11 @@ def look(inputs: Inputs) -> Findings:
     named = zip(("last", "costs", "values"), outputs, strict=False)
     constant = frozenset(name for name, output in named if not output.requires_grad)
     return Findings(constant, tuple(f for f in functions if f != "ProjectedClip"), changing)
+
+
+def _agree(first: list[Tensor], second: list[Tensor]) -> bool:
+    """Equal up to rounding, which may depend on where in memory operands lie."""
+    return all(
+        torch.allclose(a.detach(), b.detach(), rtol=1e-4, atol=1e-6, equal_nan=True)
+        for a, b in zip(first, second, strict=True)
+    )

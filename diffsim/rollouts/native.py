@@ -72,7 +72,7 @@ class Native(Engine):
     def backward(self, inputs: Inputs, states: Tensor, by: Outcome, kept: Any) -> dict[Any, Tensor]:
         x0 = inputs.x0.detach()
         batch, n = x0.shape
-        arguments = kept
+        arguments = self._arguments(inputs, x0) if kept is None else kept
         arguments.states = _p(states)
         arguments.by_costs = _strided(by.costs, "tb")
         arguments.by_states = _strided(by.states, "tbn")
@@ -119,6 +119,9 @@ class Native(Engine):
             a.noise_seed, a.noise_start = inputs.noise.seed, inputs.noise.start
             a.noise_scale = inputs.noise.scale
         keep = []
+        if inputs.noise_of is not None:
+            keep.append(inputs.noise_of.contiguous())
+            a.noise_of = _p(keep[-1])
         for k, name in enumerate(self.own_names):
             a.own[k] = _strided(inputs.p[name].detach(), "b")
         for k, slot in enumerate(self.slots):
@@ -146,6 +149,7 @@ def _arguments_type(timed: int, own: int, shared: int) -> type[ctypes.Structure]
             *((k, i) for k in ("batch", "steps", "members", "threads", "groups", "truncate")),
             ("noise_seed", ctypes.c_uint64),
             ("noise_start", i),
+            ("noise_of", p),
             ("noise_scale", ctypes.c_double),
             ("dt", ctypes.c_double),
             ("x0", _Strided),
@@ -219,9 +223,9 @@ def _few(inputs: Inputs) -> Inputs:
     """Two control intervals from some of these states and from others all over the state box."""
     x0 = inputs.x0.detach()
     given = x0[x0.isfinite().all(-1)][:3]
-    box = inputs.env.state_box.sample(5, torch.Generator().manual_seed(0), torch.float64)
+    box = inputs.env.state_box.sample(5, torch.Generator("cpu").manual_seed(0), torch.float64)
     states = torch.cat((given, box.to(x0)))
-    rows = torch.arange(len(states)) % len(x0)
+    rows = torch.arange(len(states), device=x0.device) % len(x0)
     moved: dict[str, Any] = {
         name: q.detach()[:1, rows].expand(2, -1, -1).requires_grad_(q.requires_grad)
         if isinstance(q, Tensor)

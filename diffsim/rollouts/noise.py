@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from robotics_envs.numbers import whole_number
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -26,9 +29,12 @@ class Noise:
     operations that are rounded alike everywhere.
 
     Args:
-        seed: 64 bits.
+        seed: from 0 to 2**64 - 1.
         scale: the standard deviation.
-        start: number of the first interval, to go on where another rollout ended.
+        start: number of the first interval, from 0 to 2**32 - 1, to go on where another rollout ended.
+
+    Raises:
+        ValueError: a number outside its range, or not a number.
     """
 
     seed: int
@@ -36,13 +42,12 @@ class Noise:
     start: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, most in (("seed", self.seed, 2**64), ("start", self.start, 2**32)):
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < most:
-                raise ValueError(
-                    f"noise {name} = {value!r}: must be a whole number of at least 0 and below {most}"
-                )
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise ValueError(f"noise scale = {self.scale!r}: must be finite and not negative")
+        for name, value, bits in (("seed", self.seed, 64), ("start", self.start, 32)):
+            object.__setattr__(self, name, whole_number(f"noise {name}", value, 0, 2**bits - 1))
+        real = isinstance(self.scale, numbers.Real) and not isinstance(self.scale, bool)
+        if not (real and math.isfinite(self.scale) and self.scale >= 0):
+            raise ValueError(f"noise scale = {self.scale!r}: must be a finite number of at least 0")
+        object.__setattr__(self, "scale", float(self.scale))
 
     def at(self, interval: int, batch: int, components: int, like: Tensor) -> Tensor:
         """The noise ``[batch, components]`` of one control interval, in the dtype and on the device of ``like``."""
@@ -58,8 +63,9 @@ def randomised(
     Log-normal, so a mass or a length stays positive; parameters that ``spread`` does not name stay as they are.
 
     Raises:
-        ValueError: ``spread`` names none of p.
+        ValueError: ``spread`` names none of p; the seed is not from 0 to 2**64 - 1.
     """
+    seed, batch = whole_number("seed", seed, 0, 2**64 - 1), whole_number("batch", batch)
     unknown = set(spread) - set(p)
     if unknown:
         raise ValueError(f"spread names {', '.join(sorted(unknown))}; p has {', '.join(p)}")

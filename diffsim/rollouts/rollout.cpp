@@ -89,11 +89,11 @@ AS_WRITTEN static void box_muller(Word first, Word second, Float* normal) {
   normal[0] = radius * ((((quadrant + 1) & 2) != 0) ? -b : b);
   normal[1] = radius * (((quadrant & 2) != 0) ? -a : a);
 }
-// `count` numbers for the rollouts from `rollout` on; stream 0.
-static void noise(uint64_t seed, int64_t interval, int64_t rollout, T scale, int count, V* to) {
+// `count` numbers for a vector of rollouts with the numbers `rollouts`; stream 0.
+static void noise(uint64_t seed, int64_t interval, const uint32_t* rollouts, T scale, int count, V* to) {
   for (int block = 0; 4 * block < count; block++) {
     Word c[4];
-    for (int l = 0; l < LANES; l++) c[0][l] = uint32_t(rollout + l), c[1][l] = uint32_t(interval), c[2][l] = block, c[3][l] = 0;
+    for (int l = 0; l < LANES; l++) c[0][l] = rollouts[l], c[1][l] = uint32_t(interval), c[2][l] = block, c[3][l] = 0;
     philox(c, seed);
     Float normal[4];
     box_muller(c[0], c[1], normal);
@@ -254,6 +254,7 @@ struct Arguments {
   int64_t batch, steps, members, threads, groups, truncate;
   uint64_t noise_seed;
   int64_t noise_start;
+  const int64_t* noise_of;  // [batch], the number of the rollout whose noise each takes; null: its own
   double noise_scale, dt;
   Strided x0, timed[TIMED_LEAVES + 1], own[OWN + 1];
   const T* shared[SHARED + 1];
@@ -319,7 +320,12 @@ struct Block {
   void load_timed(In& in, int c, int64_t t) const {
     int at = 0;
     if (MADE_NOISE) {
-      noise(a.noise_seed, a.noise_start + t, first + c * LANES, T(a.noise_scale), MADE_NOISE, in.timed);
+      uint32_t rollouts[LANES];
+      for (int l = 0; l < LANES; l++) {
+        const int64_t own = first + c * LANES + l;
+        rollouts[l] = uint32_t(a.noise_of && own < a.batch ? a.noise_of[own] : own);
+      }
+      noise(a.noise_seed, a.noise_start + t, rollouts, T(a.noise_scale), MADE_NOISE, in.timed);
       at = MADE_NOISE;
     }
     for (int leaf = 0; leaf < TIMED_LEAVES; leaf++)

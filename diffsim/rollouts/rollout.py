@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from diffsim.errors import ConfigError
-from diffsim.rollouts.inputs import Engine, Inputs, Outcome, UnsupportedError
+from diffsim.errors import ConfigError, DiffsimError
+from diffsim.rollouts.autocast import autocast_as, autocast_state, is_on
+from diffsim.rollouts.inputs import (
+    Engine,
+    Inputs,
+    Outcome,
+    SizeError,
+    UnsupportedError,
+    check_actions,
+    check_observation,
+)
 from diffsim.rollouts.inspection import Findings, fingerprint, look, operations
 from diffsim.rollouts.noise import Noise
-from diffsim.rollouts.stepwise import Unrolled
+from diffsim.rollouts.stepwise import Unrolled, backward_without, finite
 from robotics_envs.base import Costs, Env, Params, States
+from robotics_envs.divergence import check_rollouts
+from robotics_envs.numbers import whole_number
+from robotics_envs.user_code import UserCodeError, construct_env, defined_at, describe_failure
 from solvers.native import build
 from solvers.registry import Registry, unknown
 
@@ -39,11 +52,17 @@ _COMPILING = {"native": 3.0, "inductor": 30.0}
 """Seconds that compiling takes, roughly; see docs/rollouts.md for what was measured."""
 
 
+ON_FAILURE = (None, "raise", "mark")
+
 _MOST_ENGINES = 16
 """Back ends that a rollout keeps ready; the oldest go first."""
 
 _TOGETHER = 50
 """Control intervals of an episode that are in memory at a time."""
+
+
+class RolloutError(DiffsimError, UserCodeError):
+    """Code of a policy, simulator or terminal value failed; the message holds its file and line."""
 
 
 class Trajectory(NamedTuple):
@@ -56,6 +75,8 @@ class Trajectory(NamedTuple):
     """The initial states first; None where they were not kept."""
     values: Float[Tensor, " batch"] | None
     """The terminal value of the final states; None without a terminal value function."""
+    ok: Bool[Tensor, " batch"] | None = None
+    """Which rollouts have finite states, costs and values only; None where ``on_failure`` is None."""
 
 
 class Rollout:
@@ -67,7 +88,7 @@ class Rollout:
     not consulted: rollouts run their full length.
 
     Args:
-        env: the simulator.
+        env: the simulator, its class or its name.
         policy: any module from observations ``[B, o]`` (and, where noise is given, noise ``[B, m]``) to actions
             ``[B, m]``; None for open-loop controls.
         terminal: a function of the final states, ``[B, n] -> [B]``.
@@ -75,33 +96,58 @@ class Rollout:
             ``expected_steps`` makes compiling worth while, and else eager.
         threads: of the native back end; by default torch's, and one for fewer than 256 rollouts.
         expected_steps: how many control intervals will be simulated in all calls together, if known.
+        on_failure: what to do where a state, cost or terminal value is not finite.  ``"raise"``: a
+            :class:`robotics_envs.DivergenceError` with the first such interval.  ``"mark"``: ``Trajectory.ok`` is
+            False for these rollouts, and they contribute exactly zero to every gradient, so that the gradient is that
+            of the batch without them; from the failure on, their numbers have no meaning.  None: nothing is checked,
+            and one such rollout makes gradients NaN.
 
     Raises:
-        ConfigError: an unknown back end.
+        ConfigError: an unknown back end or ``on_failure``.
+        ValueError: ``threads`` or ``expected_steps`` is no whole number of at least 1 (0 for ``expected_steps``).
     """
 
     def __init__(
         self,
-        env: Env,
+        env: Env | type[Env] | str,
         policy: nn.Module | None = None,
         *,
         terminal: Callable[[States], Costs] | None = None,
         backend: str = "auto",
         threads: int | None = None,
         expected_steps: int | None = None,
+        on_failure: str | None = None,
     ) -> None:
         if backend != "auto" and backend not in BACKENDS:
             raise ConfigError(unknown("backend", backend, [*BACKENDS, "auto"]))
-        self.env = env
+        if on_failure not in ON_FAILURE:
+            raise ConfigError(f"on_failure = {on_failure!r}; known: 'raise', 'mark', None")
+        self.env = construct_env(env) if isinstance(env, (str, type)) else env
         self.policy = policy
         self.terminal = terminal
         self.backend = backend
-        self.threads = threads
-        self.expected_steps = expected_steps
+        self.threads = None if threads is None else whole_number("threads", threads)
+        self.expected_steps = (
+            None if expected_steps is None else whole_number("expected_steps", expected_steps, 0)
+        )
+        self.on_failure = on_failure
         self._engines: dict[Any, Engine] = {}
         self._said: set[str] = set()
         self.compile_seconds = 0.0
-        """Time spent on making back ends ready, so far."""
+        """Seconds spent on preparing back ends so far."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Prepared back ends hold tensors by identity and loaded libraries: a copy prepares its own.
+        return {**vars(self), "_engines": {}, "_said": set(), "compile_seconds": 0.0}
+
+    def __repr__(self) -> str:
+        parts = [f"{self.env!r}", "open loop" if self.policy is None else f"policy {_sized(self.policy)}"]
+        if self.terminal is not None:
+            parts.append(f"terminal {_sized(self.terminal)}")
+        parts.append(f"backend {self.backend!r}")
+        if self.on_failure is not None:
+            parts.append(f"on_failure {self.on_failure!r}")
+        return f"<Rollout of {', '.join(parts)}>"
 
     def __call__(
         self,
@@ -126,15 +172,40 @@ class Rollout:
 
         Raises:
             ValueError: shapes, dtypes or devices that do not go together; neither policy nor controls.
+            SizeError: the policy, the simulator or the terminal value returns tensors of other shapes (a ValueError).
+            RolloutError: their code fails.
+            robotics_envs.DivergenceError: numbers are not finite, with ``on_failure="raise"``.
         """
         inputs = self._inputs(x0, steps, p, noise, controls, truncate)
         gradient = torch.is_grad_enabled() and any(q.requires_grad for q in inputs.named().values())
-        engine = self._engine(inputs, gradient)
-        if not gradient:
-            return _trajectory(engine.forward(inputs, keep_states)[0])
-        if isinstance(engine, Unrolled):
-            return _trajectory(engine.unrolled(inputs))
-        return Trajectory(*_Function.apply(engine, inputs, *inputs.named().values()))
+        with self._explained():
+            if not gradient:
+                return self._simulated(inputs, keep_states, self.on_failure)
+            inputs = _without_inference_tensors(inputs)
+            engine = self._engine(inputs, gradient)
+            if isinstance(engine, Unrolled):
+                outcome, ok = engine.unrolled(inputs, self.on_failure == "mark")
+                return _trajectory(outcome, _judge(inputs, outcome, self.on_failure) if ok is None else ok)
+            return Trajectory(*_Function.apply(engine, inputs, self.on_failure, *inputs.named().values()))
+
+    def _simulated(self, inputs: Inputs, keep_states: bool, on_failure: str | None) -> Trajectory:
+        """The trajectory without gradient."""
+        engine, device = self._engine(inputs, gradient=False), inputs.x0.device
+        with autocast_as(autocast_state(device), device):
+            outcome = engine.forward(inputs, keep_states)[0]
+        return _trajectory(outcome, _judge(inputs, outcome, on_failure))
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Failures of the user's code as a :class:`RolloutError` of one line."""
+        try:
+            yield
+        except Exception as error:
+            # Python's own classes only: others have a meaning to those who raise them.
+            line = describe_failure(error) if type(error).__module__ == "builtins" else None
+            if line is None:
+                raise
+            raise RolloutError(line) from None
 
     def returns(self, x0: States, p: Params | None = None, noise: Float[Tensor, " m"] | None = None) -> Costs:
         """The first part of :meth:`episodes`."""
@@ -149,21 +220,35 @@ class Rollout:
         The return is minus the costs up to where ``env.done``, the length the number of control intervals up to there.
         ``noise`` is the same at every interval; zero is a way to use a kernel that was compiled for noise.
         """
-        x, running = x0, ~self.env.done(x0)
+        x, running = x0, ~self._done(x0)
         total, lengths = torch.zeros_like(x0[:, 0]), torch.zeros_like(x0[:, 0], dtype=torch.int64)
         left = self.env.episode_steps
         while left:
             steps = min(left, _TOGETHER)
             given = None if noise is None else noise.expand(steps, len(x0), -1)
-            trajectory = self(x, steps, p, noise=given)
+            with self._explained():
+                trajectory = self._simulated(self._inputs(x, steps, p, given, None, None), True, None)
             assert trajectory.states is not None
             states = trajectory.states[1:]
-            done = self.env.done(states.flatten(0, 1)).unflatten(0, states.shape[:2]).cummax(0).values
+            done = self._done(states.flatten(0, 1)).unflatten(0, states.shape[:2]).cummax(0).values
             alive = torch.cat((running.unsqueeze(0), running & ~done))
-            total = total - torch.where(alive[:-1], trajectory.costs, 0.0).sum(0)
+            costs = torch.where(alive[:-1], trajectory.costs, 0.0)
+            if self.on_failure == "raise":
+                followed = torch.where(alive[:-1].unsqueeze(-1), states, 0.0)
+                check_rollouts(self.env, x, followed, costs, start=self.env.episode_steps - left)
+            total = total - costs.sum(0)
             lengths = lengths + alive[:-1].sum(0)
             x, running, left = trajectory.last, alive[-1], left - steps
         return total, lengths
+
+    def _done(self, x: Tensor) -> Tensor:
+        done = self.env.done(x)
+        if done.shape != x.shape[:1] or done.dtype != torch.bool:
+            raise SizeError(
+                f"{self.env.name}: done returned {done.dtype} of shape {list(done.shape)}, expected torch.bool of "
+                f"shape [B] = {list(x.shape[:1])}{defined_at(self.env.done)}"
+            )
+        return done
 
     @torch.no_grad()
     def population(
@@ -206,7 +291,8 @@ class Rollout:
             keep_states: False saves the memory of the trajectory's states.
 
         Raises:
-            ValueError: a parameter is missing or has another shape.
+            ValueError: a parameter is missing or has another shape, or as in a call.
+            RolloutError, robotics_envs.DivergenceError: as in a call.
         """
         if self.policy is None:
             raise ValueError("population needs a policy, whose parameters vary")
@@ -229,10 +315,23 @@ class Rollout:
             raise ValueError(f"population: x0 {tuple(x0.shape)} is neither [R, n] nor [{members}, R, n]")
         rollouts = states.shape[1]
         p = self.env.params(x0) if p is None else p
-        each = {k: v.expand(members, rollouts).reshape(-1) if v.ndim else v for k, v in p.items()}
+        for name, value in p.items():
+            if isinstance(value, Tensor) and value.shape not in ((), (rollouts,), (members, rollouts)):
+                raise ValueError(
+                    f"population: p[{name!r}] has the shape {tuple(value.shape)}, expected [], [{rollouts}] or "
+                    f"[{members}, {rollouts}]"
+                )
+        each = {
+            k: v.expand(members, rollouts).reshape(-1) if isinstance(v, Tensor) and v.ndim else v
+            for k, v in p.items()
+        }
         if noise is not None:
-            if noise.ndim != 3 or noise.shape[1] != rollouts:
-                raise ValueError(f"population: noise {tuple(noise.shape)} is not [steps, {rollouts}, m]")
+            m = len(self.env.action_box)
+            if noise.shape != (steps, rollouts, m):
+                raise ValueError(
+                    f"population: noise has the shape {tuple(noise.shape)}, expected [steps, R, m] = "
+                    f"{[steps, rollouts, m]}"
+                )
             noise = noise.repeat(1, members, 1)
         inputs = self._inputs(states.reshape(-1, states.shape[-1]), steps, each, noise, None, None)
         stacked = {
@@ -240,8 +339,8 @@ class Rollout:
         }
         named = {name: stacked[id(own[name])] for name in own}
         inputs = replace(inputs, members=members, stacked=stacked, act_together=self._act_of(named))
-        engine = self._engine(inputs, gradient=False)
-        return _trajectory(engine.forward(inputs, keep_states)[0])
+        with self._explained():
+            return self._simulated(inputs, keep_states, self.on_failure)
 
     def _act_of(self, stacked: dict[str, Tensor]) -> Callable[[Tensor, Tensor | None], Tensor]:
         """Actions ``[N R, m]`` of ``N`` policies at once."""
@@ -251,10 +350,14 @@ class Rollout:
 
         def act(one: dict[str, Tensor], observation: Tensor, noise: Tensor | None) -> Tensor:
             given = (observation,) if noise is None else (observation, noise)
-            return torch.func.functional_call(policy, one, given)
+            u = torch.func.functional_call(policy, one, given)
+            check_actions(self.env, policy, u, len(observation))
+            return u
 
         def together(x: Tensor, noise: Tensor | None) -> Tensor:
-            observation = self.env.observe(x).unflatten(0, (members, -1))
+            observed = self.env.observe(x)
+            check_observation(self.env, observed, len(x))
+            observation = observed.unflatten(0, (members, -1))
             split = None if noise is None else noise.unflatten(0, (members, -1))
             in_dims = (0, 0, None if noise is None else 0)
             return torch.func.vmap(act, in_dims=in_dims)(stacked, observation, split).flatten(0, 1)
@@ -276,9 +379,8 @@ class Rollout:
             raise ValueError(f"x0 has the shape {tuple(x0.shape)}; {env.name} needs [B, {n}] with B >= 1")
         if not x0.is_floating_point():
             raise ValueError(f"x0 has the dtype {x0.dtype}; states are float32 or float64")
-        for what, number in (("steps", steps), ("truncate", 1 if truncate is None else truncate)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"{what} = {number!r}: must be a whole number of at least 1")
+        steps = whole_number("steps", steps)
+        truncate = None if truncate is None else whole_number("truncate", truncate)
         if (policy is None) == (controls is None):
             raise ValueError(
                 "a rollout needs a policy or controls"
@@ -335,21 +437,38 @@ class Rollout:
     def _act(self, x: Tensor, noise: Tensor | None) -> Tensor:
         assert self.policy is not None
         observation = self.env.observe(x)
-        return self.policy(observation) if noise is None else self.policy(observation, noise)
+        check_observation(self.env, observation, len(x))
+        try:
+            u = self.policy(observation) if noise is None else self.policy(observation, noise)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError or describe_failure(error) is not None:
+                raise
+            # A torch.nn module as it is, whose failure has no line of the user's.
+            raise RolloutError(
+                f"the policy {_sized(self.policy)} failed on observations [B, o] = {list(observation.shape)}"
+                f"{'' if noise is None else f' and noise {list(noise.shape)}'}: {str(error).splitlines()[0]}"
+            ) from None
+        check_actions(self.env, self.policy, u, len(x))
+        return u
 
     def _engine(self, inputs: Inputs, gradient: bool) -> Engine:
         """The back end for these inputs, made ready if it is new."""
         kinds = [(name, v.ndim, v.requires_grad) for name, v in inputs.named().items()]
         held = fingerprint(self.env, self.policy, self.terminal)
-        common = (inputs.x0.dtype, inputs.x0.device, type(inputs.noise), *kinds, *held)
+        cast = autocast_state(inputs.x0.device)
+        common = (inputs.x0.dtype, inputs.x0.device, cast, type(inputs.noise), *kinds, *held)
         key = (gradient, common)
         if (True, common) in self._engines:
             return self._engines[True, common]  # what was made ready for gradients does without them too
         if key not in self._engines:
             started = time.perf_counter()
-            with torch.inference_mode(False):
-                findings = look(inputs) if gradient else Findings(frozenset(), (), "")
-                engine = self._ready(inputs, gradient, findings)
+            with (
+                torch.inference_mode(False),
+                torch.set_grad_enabled(gradient),
+                autocast_as(cast, inputs.x0.device),
+            ):
+                findings = look(inputs, gradient)
+                engine = self._ready(inputs, gradient, findings, is_on(cast))
             engine.constant = findings.constant
             if engine.compiled:
                 self.compile_seconds += time.perf_counter() - started
@@ -358,12 +477,17 @@ class Rollout:
             self._engines[key] = engine
         return self._engines[key]
 
-    def _ready(self, inputs: Inputs, gradient: bool, findings: Findings) -> Engine:
+    def _ready(self, inputs: Inputs, gradient: bool, findings: Findings, cast: bool) -> Engine:
         if findings.changing:
-            self._say(
-                f"the rollout {findings.changing}, so its steps cannot be computed again: plain autograd, which keeps "
-                "every step's graph; hand random numbers in as noise to avoid it"
-            )
+            if gradient:
+                self._say(
+                    f"the rollout {findings.changing}, so its steps cannot be computed again: plain autograd, which "
+                    "keeps every step's graph; hand random numbers in as noise to avoid it"
+                )
+            elif self.backend not in ("auto", "eager"):
+                self._say(
+                    f"backend {self.backend!r} cannot compile a rollout that {findings.changing}: eager"
+                )
             return Unrolled()
         if self.env.foreign:
             # Its forward pass computes derivatives along with the values: keep them instead of computing them again.
@@ -372,6 +496,10 @@ class Rollout:
                     f"backend {self.backend!r} cannot compile {self.env.name}, which is not computed in torch: eager"
                 )
             return Unrolled()
+        if cast:
+            if self.backend != "eager":
+                self._say("torch.autocast is on, which compiled back ends do not follow: eager")
+            return BACKENDS.load("eager").prepare(inputs, gradient)
         for name in self._candidates(inputs):
             try:
                 if name == "native" and findings.functions:
@@ -405,37 +533,83 @@ class Rollout:
         ] + ["eager"]
 
 
-def _trajectory(outcome: Outcome) -> Trajectory:
+def _trajectory(outcome: Outcome, ok: Tensor | None) -> Trajectory:
     assert outcome.last is not None
     assert outcome.costs is not None
-    return Trajectory(outcome.last, outcome.costs, outcome.states, outcome.values)
+    return Trajectory(outcome.last, outcome.costs, outcome.states, outcome.values, ok)
+
+
+def _judge(inputs: Inputs, outcome: Outcome, on_failure: str | None) -> Tensor | None:
+    """Which rollouts are finite, ``[B]``; None if nobody asked.
+
+    Raises:
+        DivergenceError: with ``"raise"``, if one is not.
+    """
+    if on_failure is None:
+        return None
+    last, costs, states, values = outcome.last, outcome.costs, outcome.states, outcome.values
+    assert last is not None
+    assert costs is not None
+    ok = finite(last, costs.t())
+    if states is not None:
+        ok = ok & states.detach().isfinite().all(0).all(-1)
+    if values is not None:
+        ok = ok & finite(values)
+    if on_failure == "raise" and not ok.all():
+        following = last.unsqueeze(0) if states is None else states[1:]
+        check_rollouts(inputs.env, inputs.x0, following.detach(), costs.detach(), values)
+    return ok
+
+
+def _without_inference_tensors(inputs: Inputs) -> Inputs:
+    """Copies in the place of tensors made under ``torch.inference_mode``, which autograd cannot keep for backward."""
+    given = {"x0": inputs.x0, "noise": inputs.noise, "controls": inputs.controls}
+    made = {k: v.clone() for k, v in given.items() if isinstance(v, Tensor) and v.is_inference()}
+    if any(v.is_inference() for v in inputs.p.values()):
+        made["p"] = {k: v.clone() if v.is_inference() else v for k, v in inputs.p.items()}  # type: ignore[assignment]
+    return replace(inputs, **made) if made else inputs  # type: ignore[arg-type]
+
+
+def _sized(function: Any) -> str:
+    """A callable's name, and how many parameters it has."""
+    name = getattr(function, "__name__", type(function).__name__)
+    if not isinstance(function, nn.Module):
+        return name
+    return f"{name} of {sum(q.numel() for q in function.parameters())} parameters"
 
 
 class _Function(torch.autograd.Function):
-    """``apply(engine, inputs, *inputs.named().values()) -> last, costs, states, values``."""
+    """``apply(engine, inputs, on_failure, *inputs.named().values()) -> last, costs, states, values, ok``."""
 
     @staticmethod
-    def forward(ctx: Any, engine: Engine, inputs: Inputs, *tensors: Tensor) -> Any:
-        outcome, ctx.kept = engine.forward(inputs, keep_states=True)
+    def forward(ctx: Any, engine: Engine, inputs: Inputs, on_failure: str | None, *tensors: Tensor) -> Any:
+        ctx.autocast = autocast_state(inputs.x0.device)
+        with autocast_as(ctx.autocast, inputs.x0.device):
+            outcome, ctx.kept = engine.forward(inputs, keep_states=True)
+        ok = _judge(inputs, outcome, on_failure)
+        ctx.failed = on_failure == "mark" and not bool(ok.all())  # type: ignore[union-attr]
         ctx.engine, ctx.inputs = engine, inputs
         ctx.set_materialize_grads(False)
         # Saving what was given, not only the states: autograd then notices if somebody writes into it.
         held = [q for module in inputs.modules for q in (*module.parameters(), *module.buffers())]
-        ctx.save_for_backward(outcome.states, *tensors, *held)
-        ctx.mark_non_differentiable(*(getattr(outcome, name) for name in engine.constant))
-        return _trajectory(outcome)[:]
+        ctx.save_for_backward(outcome.states, ok, *tensors, *(q for q in held if not q.is_inference()))
+        constant = [getattr(outcome, name) for name in engine.constant]
+        ctx.mark_non_differentiable(*constant, *([] if ok is None else [ok]))
+        return _trajectory(outcome, ok)[:]
 
     @staticmethod
-    def backward(ctx: Any, by_last: Any, by_costs: Any, by_states: Any, by_values: Any) -> Any:
+    def backward(ctx: Any, by_last: Any, by_costs: Any, by_states: Any, by_values: Any, by_ok: Any) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "a rollout has first derivatives only (create_graph=True asks for second ones); "
                 "loop over policy(env.observe(x)) and env.step yourself where you need them"
             )
-        states, *_ = ctx.saved_tensors
-        named = ctx.inputs.named()
-        found = ctx.engine.backward(
-            ctx.inputs, states, Outcome(by_states, by_last, by_costs, by_values), ctx.kept
-        )
-        gradients = [found.get(name) if tensor.requires_grad else None for name, tensor in named.items()]
-        return None, None, *gradients
+        states, ok, *_ = ctx.saved_tensors
+        inputs, by = ctx.inputs, Outcome(by_states, by_last, by_costs, by_values)
+        with autocast_as(ctx.autocast, inputs.x0.device):
+            if ctx.failed:
+                found = backward_without(ctx.engine, inputs, states, by, ok)
+            else:
+                found = ctx.engine.backward(inputs, states, by, ctx.kept)
+        gradients = [found.get(name) if q.requires_grad else None for name, q in inputs.named().items()]
+        return None, None, None, *gradients

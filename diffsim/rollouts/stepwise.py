@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffsim.rollouts.inputs import Engine, Inputs, Outcome
+from diffsim.rollouts.inspection import Snapshot
 from diffsim.rollouts.noise import Noise
 
 logger = logging.getLogger("diffsim")
@@ -28,7 +30,7 @@ class Stepwise(Engine):
     def step(self, inputs: Inputs, t: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Next states ``[B, n]`` and costs ``[B]`` of control interval ``t``."""
         u = inputs.act(x, inputs.noise_at(t)) if inputs.controls is None else inputs.controls[t]
-        return inputs.env.step(x, u, inputs.p)
+        return inputs.advance(x, u)
 
     def pull(self, inputs: Inputs, t: int, x: Tensor, by_next: Tensor, by_cost: Tensor) -> dict[Any, Tensor]:
         """The step's vector-Jacobian product, by the names of ``Inputs.named``."""
@@ -50,7 +52,7 @@ class Stepwise(Engine):
             costs.append(cost)
             if keep_states:
                 states.append(x)
-        values = None if inputs.terminal is None else inputs.terminal(x)
+        values = None if inputs.terminal is None else inputs.value(x)
         return Outcome(torch.stack(states) if keep_states else None, x, torch.stack(costs), values)
 
     def backward(self, inputs: Inputs, states: Tensor, by: Outcome, kept: Any = None) -> dict[Any, Tensor]:
@@ -59,10 +61,9 @@ class Stepwise(Engine):
         if by.states is not None:
             by_x = by_x + by.states[-1]
         if by.values is not None:
-            assert inputs.terminal is not None
             with torch.enable_grad():
                 moved = at_interval(inputs, None, states[-1])
-                pulled = _gradients(moved, [inputs.terminal(moved.x0)], [by.values])
+                pulled = _gradients(moved, [moved.value(moved.x0)], [by.values])
             by_x = by_x + pulled.pop("x0", 0.0)
             _add(total, pulled)
         timed: dict[str, list[Tensor]] = {"noise": [], "controls": []}
@@ -86,20 +87,140 @@ class Stepwise(Engine):
 
 
 class Unrolled(Stepwise):
-    """Plain autograd through every step, for what gives another result when it is computed again."""
+    """Plain autograd through every step, for steps that give another result when they are computed again."""
 
-    def unrolled(self, inputs: Inputs) -> Outcome:
-        """Simulate under autograd."""
+    def unrolled(self, inputs: Inputs, mark: bool = False) -> tuple[Outcome, Tensor | None]:
+        """Simulate under autograd.
+
+        With ``mark``, a rollout whose state, cost or terminal value is not finite is NaN from there on and contributes
+        zero to every gradient; which did not fail is the second result, ``[B]``.
+        """
+        guard = _Guard(inputs) if mark else None
         x = inputs.x0
         states, costs = [x], []
         for t in range(inputs.steps):
             if inputs.truncate and t and t % inputs.truncate == 0:
                 x = x.detach()
-            x, cost = self.step(inputs, t, x)
+            if guard is None:
+                x, cost = self.step(inputs, t, x)
+            else:
+                x, cost = guard.run(lambda given, x, t=t: self.step(given, t, x), x)
             states.append(x)
             costs.append(cost)
-        values = None if inputs.terminal is None else inputs.terminal(x)
-        return Outcome(torch.stack(states), x, torch.stack(costs), values)
+        if inputs.terminal is None:
+            values = None
+        elif guard is None:
+            values = inputs.value(x)
+        else:
+            (values,) = guard.run(lambda given, x: [given.value(x)], x)
+        outcome = Outcome(torch.stack(states), x, torch.stack(costs), values)
+        if guard is None:
+            return outcome, None
+        return guard.without_gradient(outcome), guard.ok
+
+
+class _Guard:
+    """Keeps the graph of plain autograd free of numbers that are not finite.
+
+    A zero cotangent times an infinite derivative is NaN, so a step that fails for some rollouts is computed again with
+    the inputs of one that did not fail in their place; their results are NaN and pass no gradient on.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = self.given = inputs
+        self.ok = torch.ones_like(inputs.x0[:, 0], dtype=torch.bool)
+        self._which: Tensor | None = None
+        self._mark(inputs.x0.isfinite().all(-1))
+
+    def _mark(self, ok: Tensor) -> None:
+        self.ok = ok
+        if not ok.all():
+            self._which = _stand_ins(ok)
+            self.given = self.inputs.of_rollouts(self._which)
+
+    def run(self, function: Callable[[Inputs, Tensor], Sequence[Tensor]], x: Tensor) -> list[Tensor]:
+        """``function(inputs, x)``, with results ``[B, ...]``."""
+        while self.ok.any():
+            before = Snapshot(self.inputs)
+            results = function(self.given, x if self._which is None else x.index_select(0, self._which))
+            ok = self.ok & finite(*results)
+            if torch.equal(ok, self.ok):
+                return [torch.where(_along(ok, q), q, torch.nan) for q in results]
+            self._mark(ok)
+            before.put_back()
+        with torch.no_grad():
+            return [torch.full_like(q, torch.nan) for q in function(self.inputs, x)]
+
+    def without_gradient(self, outcome: Outcome) -> Outcome:
+        """The outcome, whose failed rollouts pass no gradient on, not even to the states before the failure."""
+        if self.ok.all():
+            return outcome
+        # Sums of no numbers: a graph to everything that a gradient is wanted of, should all rollouts have failed.
+        zero = sum(
+            (q.flatten()[:0].sum() for q in self.inputs.named().values() if q.requires_grad), start=0.0
+        )
+        return Outcome(
+            *(
+                None if q is None else torch.where(_along(self.ok, q, axis), q, q.detach()) + zero
+                for q, axis in zip(outcome, AXES, strict=True)
+            )
+        )
+
+
+AXES = Outcome(1, 0, 1, 0)  # type: ignore[arg-type]
+"""The axis of the rollouts in each part of an outcome."""
+
+
+def _along(ok: Tensor, tensor: Tensor, axis: int = 0) -> Tensor:
+    """``ok [B]`` in a shape that broadcasts to a tensor whose ``axis`` is the rollouts'."""
+    return ok.reshape(-1, *[1] * (tensor.ndim - axis - 1))
+
+
+def finite(*tensors: Tensor) -> Tensor:
+    """Which rollouts have finite numbers only, ``[B]``; the rollouts are the first axis of each tensor."""
+    ok = torch.ones(len(tensors[0]), dtype=torch.bool, device=tensors[0].device)
+    for tensor in tensors:
+        ok = (
+            ok & tensor.detach().isfinite().flatten(1).all(1)
+            if tensor.ndim > 1
+            else ok & tensor.detach().isfinite()
+        )
+    return ok
+
+
+def _stand_ins(ok: Tensor) -> Tensor:
+    """For each rollout ``[B]`` its own number, or for those not ``ok`` that of the first that is."""
+    own = torch.arange(len(ok), device=ok.device)
+    return torch.where(ok, own, ok.int().argmax())
+
+
+def backward_without(
+    engine: Engine, inputs: Inputs, states: Tensor, by: Outcome, ok: Tensor
+) -> dict[Any, Tensor]:
+    """``engine.backward`` with exactly zero for all that failed rollouts would contribute.
+
+    Zero cotangents alone do not do: zero times an infinite derivative is NaN.  So the failed rollouts' inputs and
+    states are replaced by those of one that did not fail, whose derivatives are finite where its own gradient is.
+    """
+    wanted = {name: q for name, q in inputs.named().items() if q.requires_grad}
+    if not ok.any():
+        return {name: torch.zeros_like(q) for name, q in wanted.items()}
+    which = _stand_ins(ok)
+    masked = Outcome(
+        *(
+            None if q is None else torch.where(_along(ok, q, axis), q, 0.0)
+            for q, axis in zip(by, AXES, strict=True)
+        )
+    )
+    # In memory the rollouts come last, as the native back end needs it.
+    moved = states.transpose(1, 2).index_select(2, which).transpose(1, 2)
+    found = engine.backward(inputs.of_rollouts(which), moved, masked, None)
+    axes = {"x0": 0, "noise": 1, "controls": 1}
+    axes |= {("p", name): 0 for name, value in inputs.p.items() if value.ndim}  # type: ignore[misc]
+    return {
+        name: torch.where(_along(ok, q, axes[name]), q, 0.0) if name in axes else q
+        for name, q in found.items()
+    }
 
 
 def at_interval(inputs: Inputs, t: int | None, x: Tensor) -> Inputs:

@@ -34,6 +34,7 @@ from robotics_envs.conformance.stated import (
     results_keep_shape_dtype_and_device,
     what_is_missing,
 )
+from robotics_envs.user_code import UserCodeError, construct_env, describe_failure
 
 __all__ = ["CHECKS", "ConformanceError", "check_env"]
 
@@ -42,25 +43,36 @@ class ConformanceError(AssertionError):
     """A simulator breaks the contract; the message lists every breach."""
 
 
-def check_env(env: Env) -> None:
-    """Put a simulator through the conformance suite.
+def check_env(env: Env | type[Env] | str) -> None:
+    """Run the conformance suite on a simulator: an instance, a class, or a name as ``make_env`` takes it.
 
     Raises:
-        ConformanceError: with one line for each breach found.
+        ConformanceError: with one line for each breach found; an exception in the simulator's code is one, given by
+            file and line.
     """
-    if not isinstance(env, Env):
+    if not isinstance(env, (Env, str)) and not (isinstance(env, type) and issubclass(env, Env)):
         raise ConformanceError(
-            f"check_env takes an instance of robotics_envs.base.Env, got {env!r}; "
-            "a class has to be called first: check_env(MyEnv())"
+            f"check_env takes a simulator (robotics_envs.base.Env): an instance, a class or a name; got {env!r}"
         )
+    try:
+        env = construct_env(env)
+    except UserCodeError as error:
+        raise ConformanceError(str(error)) from None
     complaints = what_is_missing(env)
+    crashes: dict[str, list[str]] = {}
     for check in () if complaints else CHECKS:
         try:
             complaints += [f"{check.__name__}: {complaint}" for complaint in check(env)]
         except Exception as error:  # a crash is a breach like any other, and must not hide the rest
-            complaints.append(f"{check.__name__}: {type(error).__name__}: {error}")
-        if check is calls_repeat_and_change_nothing and complaints:
-            break  # what follows compares calls with each other
+            line = describe_failure(error) or f"{type(error).__name__}: {error}"
+            crashes.setdefault(line, []).append(check.__name__)
+        if check is calls_repeat_and_change_nothing and (complaints or crashes):
+            break  # the checks below compare calls with each other
+    # Most checks call the same methods, so one mistake crashes many of them.
+    complaints += [
+        f"{checks[0]}: {line}" + (f" (also in {len(checks) - 1} more checks)" if checks[1:] else "")
+        for line, checks in crashes.items()
+    ]
     if complaints:
         raise ConformanceError(
             f"{type(env).__name__} breaks the environment contract:\n  " + "\n  ".join(complaints)

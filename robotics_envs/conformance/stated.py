@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 
-from robotics_envs.base import Box, Env
+from robotics_envs.base import NEEDED, Box, Env
 from robotics_envs.conformance.samples import BATCH, generator, sample
 from robotics_envs.drawing import flatten
-
-NEEDED = (
-    *("name", "state_names", "observation_names", "action_box", "start_box", "state_box"),
-    *("dt", "episode_steps", "solver"),
-)
-"""What has no default."""
+from robotics_envs.numbers import whole_number
+from robotics_envs.user_code import defined_at, describe_failure
 
 
 def what_is_missing(env: Env) -> list[str]:
     """Without these nothing else can be tried."""
     complaints = [
-        f"{name} is missing: set it as a class attribute" for name in NEEDED if not hasattr(env, name)
+        f"{name} is missing: set it as a class attribute ({what})"
+        for name, what in NEEDED.items()
+        if not hasattr(env, name)
     ]
     if not hasattr(env, "constants"):
         complaints.append("__init__ has to call super().__init__(**parameters), which keeps the parameters")
@@ -40,12 +40,15 @@ def what_is_missing(env: Env) -> list[str]:
 
 def numbers_make_sense(env: Env) -> list[str]:
     complaints = []
-    if not (isinstance(env.dt, (int, float)) and 0 < env.dt < float("inf")):
+    real = isinstance(env.dt, numbers.Real) and not isinstance(env.dt, bool)
+    if not (real and 0 < env.dt < float("inf")):
         complaints.append(f"dt = {env.dt!r}: a control interval is a positive number of seconds")
     for name in ("episode_steps", "substeps"):
         value = getattr(env, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            complaints.append(f"{name} = {value!r}: a whole number of at least 1 is needed")
+        try:
+            whole_number(name, value)
+        except ValueError as error:
+            complaints.append(str(error))
     for name in ("action_box", "state_box"):
         box = getattr(env, name)
         flat = [i for i, (low, high) in enumerate(zip(box.low, box.high, strict=True)) if low == high]
@@ -66,7 +69,11 @@ def numbers_make_sense(env: Env) -> list[str]:
 def names_match_shapes(env: Env) -> list[str]:
     x, _, _ = sample(env)
     got, wanted = env.observe(x).shape[-1], len(env.observation_names)
-    return [] if got == wanted else [f"observe has {got} components, the names {wanted}"]
+    if got == wanted:
+        return []
+    return [
+        f"observe has {got} components, the names {wanted} ({', '.join(env.observation_names)}){defined_at(env.observe)}"
+    ]
 
 
 def results_keep_shape_dtype_and_device(env: Env) -> list[str]:
@@ -86,17 +93,17 @@ def shapes_on(env: Env, dtype: torch.dtype, device: str) -> list[str]:
     x, u, p = x.to(device), u.to(device), {k: v.to(device) for k, v in p.items()}
     following, cost = env.step(x, u, p)
     results = {
-        "dynamics": (env.dynamics(0.0, x, u, p), (BATCH, n), dtype),
-        "step's state": (following, (BATCH, n), dtype),
-        "step's cost": (cost, (BATCH,), dtype),
-        "cost": (env.cost(x, u, p), (BATCH,), dtype),
-        "observe": (env.observe(x), (BATCH, o), dtype),
-        "done": (env.done(x), (BATCH,), torch.bool),
+        "dynamics": (env.dynamics, env.dynamics(0.0, x, u, p), (BATCH, n), dtype),
+        "step's state": (env.step, following, (BATCH, n), dtype),
+        "step's cost": (env.step, cost, (BATCH,), dtype),
+        "cost": (env.cost, env.cost(x, u, p), (BATCH,), dtype),
+        "observe": (env.observe, env.observe(x), (BATCH, o), dtype),
+        "done": (env.done, env.done(x), (BATCH,), torch.bool),
     }
     return [
         f"{what} gives {list(tensor.shape)} {tensor.dtype} on {tensor.device.type}, "
-        f"wanted {list(shape)} {wanted} on {device}"
-        for what, (tensor, shape, wanted) in results.items()
+        f"wanted {list(shape)} {wanted} on {device}{defined_at(method)}"
+        for what, (method, tensor, shape, wanted) in results.items()
         if (tuple(tensor.shape), tensor.dtype, tensor.device.type) != (shape, wanted, device)
     ]
 
@@ -117,7 +124,7 @@ def reset_is_its_generator_alone(env: Env) -> list[str]:
     if env.start_box.low != env.start_box.high and torch.equal(first, first[:1].expand_as(first)):
         complaints.append("reset gives all rollouts of a batch the same starting state")
     low, high = env.state_box.bounds(first)
-    angle = torch.tensor([name in env.angle_names for name in env.state_names])
+    angle = torch.tensor([name in env.angle_names for name in env.state_names], device=first.device)
     middle, half = (low + high) / 2, (high - low) / 2
     outside = ((env.reset(256, generator(3)) - middle).abs() > 1.5 * half + 1e-6).any(0) & ~angle
     complaints += [
@@ -140,7 +147,7 @@ def pictures_can_be_drawn(env: Env) -> list[str]:
         try:
             drawn = flatten([*env.scenery(), *env.draw(state.copy(), action.copy())], env.view)
         except Exception as error:
-            complaints.append(f"{type(error).__name__}: {error}")
+            complaints.append(describe_failure(error) or f"{type(error).__name__}: {error}")
             break
         if not drawn:
             complaints.append("draw gives no shape")

@@ -1,1 +1,1 @@
-"""Optimizers that need values only: many candidates a step, all of them in one batch of rollouts."""
+"""Optimizers that use values only: each step evaluates many candidates in one batch of rollouts."""

@@ -1,34 +1,39 @@
-"""What the population optimizers have in common."""
+"""The base classes of the population optimizers."""
 
 from __future__ import annotations
 
 import abc
 import contextlib
+import io
+import threading
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffsim.config import Settings
 from diffsim.errors import ConfigError
 from diffsim.optimizers.base import Optimizer
 from diffsim.optimizers.objective import Objective
+from diffsim.settings import Settings
+from solvers.installation import install_command
 
 
 class PopulationSettings(Settings):
-    members: int = Field(default=64, ge=4)
-    """Candidates a step."""
+    popsize: int = Field(default=64, ge=4)
+    """Candidates per step."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"members": "popsize"}
 
 
 class Population(Optimizer):
-    """Ask for candidates, evaluate them as one batch, tell their values.
+    """Base of optimizers that evaluate a batch of candidates in each step.
 
-    Candidates are drawn and the search distribution is kept in float64 on the CPU, whatever the device of the
-    policy; only their evaluation happens there.
+    Candidates and the search distribution are float64 on the CPU, whatever the device of the policy; only the evaluation
+    uses that device.
     """
 
     Settings: ClassVar[type[PopulationSettings]] = PopulationSettings
@@ -41,15 +46,15 @@ class Population(Optimizer):
         self.start = self.vector.read("cpu")
 
     @property
-    def members(self) -> int:
-        """Candidates a step."""
-        return self.settings.members
+    def popsize(self) -> int:
+        """Candidates per step."""
+        return self.settings.popsize
 
     def _values(self, objective: Objective, candidates: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
-        """Values, infinite where they are not finite; the lowest is kept.
+        """Values of the candidates, infinity in place of those that are not finite; the best candidate is stored.
 
         Raises:
-            NothingFiniteError: no candidate's is.
+            NothingFiniteError: no value is finite.
         """
         values = objective.values(candidates)
         usable = values.isfinite()
@@ -68,84 +73,80 @@ class Population(Optimizer):
         before = self.vector.read()
         self.vector.write(self._centre().to(self.vector.device))
         if not bool(self.vector.read().isfinite().all()):
-            self.vector.write(before)  # the search has run out of what the policy's numbers can hold
+            self.vector.write(before)  # the point overflowed the policy's dtype
             return lowest, float("nan"), False
         return lowest, float("nan"), True
 
     @abc.abstractmethod
     def _generation(self, objective: Objective) -> float:
-        """Draw and evaluate candidates and learn from them, all or nothing; the lowest value."""
+        """Draw candidates, evaluate them and update the search; return the lowest value.
+
+        If it raises, the state of the search is as before.
+        """
 
     @abc.abstractmethod
     def _centre(self) -> Float[Tensor, " P"]:
-        """The point that stands for the whole population: what the policy becomes."""
+        """The point that becomes the policy's parameters, such as the mean of the search distribution."""
 
     def suggestions(self) -> list[Tensor]:
-        """Where the search stands, and the best member it has seen."""
+        """The centre of the search, and the best candidate evaluated so far."""
         return [self._centre().to(self.vector.device), self.best.clone()]
 
 
 class AskAndTell(Population):
-    """A search that says which candidates it wants and is told their values."""
+    """A search with the ask-and-tell interface: it proposes candidates and is given their values."""
 
     def _generation(self, objective: Objective) -> float:
         candidates = self._ask()
         values = self._values(objective, candidates)
-        self._tell(candidates, worst_for_the_lost(values))
+        self._tell(candidates, penalised(values))
         return float(values.min())
 
     @abc.abstractmethod
-    def _ask(self) -> Float[Tensor, "N P"]: ...
+    def _ask(self) -> Float[Tensor, "N P"]:
+        """The next candidates."""
 
     @abc.abstractmethod
-    def _tell(self, candidates: Float[Tensor, "N P"], values: Float[Tensor, " N"]) -> None: ...
+    def _tell(self, candidates: Float[Tensor, "N P"], values: Float[Tensor, " N"]) -> None:
+        """Update the search with the values of the candidates."""
 
 
 class NothingFiniteError(ArithmeticError):
-    """Of a whole population no value is finite; ``value`` is the first."""
+    """No value of the population is finite; ``value`` is the first one."""
 
     def __init__(self, value: float) -> None:
-        super().__init__(f"no member of the population has a finite value; the first is {value}")
+        super().__init__(f"no candidate of the population has a finite value; the first value is {value}")
         self.value = value
 
 
-def worst_for_the_lost(values: Tensor) -> Tensor:
-    """Infinite values replaced by one that is worse than all others by their whole range."""
+def penalised(values: Tensor) -> Tensor:
+    """``values [N]`` with infinite ones replaced by the largest finite value plus the range of the finite values."""
     known = values[values.isfinite()]
     span = known.max() - known.min()
     span = torch.where(span > 0, span, known.max().abs().clamp_min(1.0))
     return torch.where(values.isfinite(), values, known.max() + span)
 
 
-@contextlib.contextmanager
-def drawing_from(generator: torch.Generator) -> Iterator[None]:
-    """While inside, torch's global generator of the CPU is ``generator``.
-
-    For libraries that draw from the global one: what they draw is then the run's own, and nobody else's draws move.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(generator.get_state())
-        yield
-        generator.set_state(torch.get_rng_state())
+_importing = threading.Lock()  # redirecting standard output affects all threads
 
 
 @contextlib.contextmanager
 def importing(library: str, optimizer: str) -> Iterator[None]:
-    """Import an optional library inside: its deprecation warnings are not the user's, its absence is.
+    """For importing an optional library inside: hides its deprecation warnings and what it prints.
 
     Raises:
         ConfigError: it is not installed.
     """
     try:
-        with warnings.catch_warnings():
+        with _importing, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"optimizer {optimizer!r} needs {library}: pip install 'diffsim[population]' ({error})"
+            f"optimizer {optimizer!r} needs {library}: {install_command('population')} ({error})"
         ) from None
 
 
-def deviation_of(radius: Any, size: int) -> float:
-    """The deviation in each of ``size`` directions at which a sample is ``radius`` away from the mean."""
+def stdev_of(radius: float, size: int) -> float:
+    """The standard deviation per parameter at which samples of ``size`` parameters are about ``radius`` from the mean."""
     return float(radius) / size**0.5

@@ -1,4 +1,4 @@
-"""CMA-ES: pycma's, with the full covariance, a diagonal, or a diagonal plus a few directions as size grows."""
+"""CMA-ES (pycma's) with a full covariance matrix, a diagonal one, or a diagonal plus a few directions."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from diffsim.optimizers.population.pycma_state import restore, snapshot
 logger = logging.getLogger("diffsim")
 
 FULL_UP_TO = 500
-"""Parameters up to which the whole covariance matrix is adapted: beyond, its eigenvectors cost more than rollouts."""
+"""Up to so many parameters the full covariance matrix is adapted; beyond, its eigendecomposition costs more than rollouts."""
 SEPARABLE_UP_TO = 10_000
-"""Parameters up to which a diagonal is adapted by default; beyond, a diagonal and up to a few directions."""
+"""Up to so many parameters a diagonal is adapted by default; beyond, a diagonal and a few directions."""
 
 MOST_DIRECTIONS = 64
-"""Directions beside the diagonal: the limited-memory form keeps at most so many vectors of length P."""
+"""The limited-memory form keeps at most so many vectors of length P beside the diagonal."""
 
 
 class CMAESSettings(PopulationSettings):
-    members: int | None = Field(default=None, ge=4)  # type: ignore[assignment]
-    """Candidates a step; None takes 4 + 3 ln P (Hansen, "The CMA Evolution Strategy: A Tutorial", 2016, arXiv
+    popsize: int | None = Field(default=None, ge=4)  # type: ignore[assignment]
+    """Candidates per step; None takes 4 + 3 ln P (Hansen, "The CMA Evolution Strategy: A Tutorial", 2016, arXiv
     1604.00772, (48))."""
     sigma: float = Field(default=0.3, gt=0)
-    """Deviation of the first candidates in every parameter."""
+    """Initial standard deviation of the candidates in every parameter."""
     covariance: Literal["auto", "full", "separable", "limited_memory"] = "auto"
-    """What is adapted: all of the covariance matrix (P² numbers); its diagonal (Ros and Hansen, 2008); a diagonal
-    and up to 64 directions, their number adapted too (VkD-CMA, Akimoto and Hansen, 2016); auto goes by
-    the number of parameters."""
+    """What is adapted. full: the covariance matrix (P² numbers). separable: its diagonal (Ros and Hansen, 2008).
+    limited_memory: a diagonal and up to 64 directions, whose number is adapted (VkD-CMA, Akimoto and Hansen, 2016).
+    auto: chosen by the number of parameters."""
 
 
 class CMAES(AskAndTell):
-    """Covariance matrix adaptation; the policy is the mean of the search distribution."""
+    """Covariance matrix adaptation evolution strategy; the policy is the mean of the search distribution."""
 
     Settings: ClassVar[type[CMAESSettings]] = CMAESSettings
 
@@ -52,8 +52,8 @@ class CMAES(AskAndTell):
             self.covariance = form_for(len(self.vector))
             if self.covariance != "full":
                 logger.warning(
-                    "cma_es: %s parameters, so the covariance matrix is adapted in its %s form (a full one would have "
-                    "%.2g entries); optimizer.covariance chooses another",
+                    "cma_es: %s parameters, so the %s form of the covariance matrix is adapted (the full matrix would have "
+                    "%.2g entries); set optimizer.covariance to choose another form",
                     f"{len(self.vector):,}",
                     {"separable": "separable", "limited_memory": "limited-memory"}[self.covariance],
                     float(len(self.vector)) ** 2,
@@ -63,13 +63,13 @@ class CMAES(AskAndTell):
     def _fresh(self) -> Any:
         options: dict[str, Any] = {
             "randn": self._randn,
-            "seed": np.nan,  # or pycma seeds NumPy's global generator
+            "seed": np.nan,  # any other value makes pycma seed NumPy's global generator
             "verbose": -9,
             "verb_log": 0,
             "verb_disp": 0,
         }
-        if self.settings.members is not None:
-            options["popsize"] = self.settings.members
+        if self.settings.popsize is not None:
+            options["popsize"] = self.settings.popsize
         if self.covariance == "separable":
             options["CMA_diagonal"] = True
         elif self.covariance == "limited_memory":
@@ -82,7 +82,7 @@ class CMAES(AskAndTell):
         return torch.randn(shape, generator=self.generator, dtype=torch.float64).numpy()
 
     @property
-    def members(self) -> int:
+    def popsize(self) -> int:
         return int(self.inner.popsize)
 
     def _ask(self) -> Float[Tensor, "N P"]:
@@ -106,7 +106,7 @@ class CMAES(AskAndTell):
 
 
 def form_for(size: int) -> Literal["full", "separable", "limited_memory"]:
-    """The form of the covariance matrix for so many parameters."""
+    """The form of the covariance matrix for ``size`` parameters."""
     if size <= FULL_UP_TO:
         return "full"
     return "separable" if size <= SEPARABLE_UP_TO else "limited_memory"

@@ -1,67 +1,74 @@
-"""Evolution strategies that estimate a gradient of the search distribution: EvoTorch's PGPE, and OpenAI-ES as one.
+"""Evolution strategies that estimate a gradient with respect to the search distribution: PGPE and OpenAI-ES (EvoTorch's).
 
-Both draw antithetic pairs around a centre, rank their values and move the centre along the estimate.  PGPE (Sehnke et
-al., "Parameter-exploring policy gradients", 2010) adapts a deviation per parameter and moves by ClipUp (Toklu,
-Liskowski and Srivastava, 2020, arXiv 2008.02387); OpenAI-ES (Salimans et al., 2017, arXiv 1703.03864) keeps one
-deviation for all and moves by Adam.
+Both draw antithetic pairs around a centre, rank their values and move the centre along the estimated gradient.  PGPE
+(Sehnke et al., "Parameter-exploring policy gradients", 2010) adapts a standard deviation per parameter; its centre is
+moved by ClipUp (Toklu, Liskowski and Srivastava, 2020, arXiv 2008.02387).  OpenAI-ES (Salimans et al., 2017, arXiv
+1703.03864) has one fixed standard deviation; its centre is moved by Adam.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from diffsim.isolation import drawing_from
 from diffsim.optimizers.first_order import Fraction
 from diffsim.optimizers.population.base import (
     AskAndTell,
     PopulationSettings,
-    deviation_of,
-    drawing_from,
     importing,
+    stdev_of,
 )
 
 
 class EvolutionGradientSettings(PopulationSettings):
     antithetic: bool = True
-    """Draw pairs that mirror each other at the centre."""
+    """Draw pairs of candidates that are mirrored at the centre."""
     shaping: Literal["centered", "linear", "nes", "raw"] = "centered"
-    """What replaces values: their rank in -0.5 to 0.5, in 0 to 1, NES's utilities, or nothing."""
+    """Fitness shaping: ranks from -0.5 to 0.5, ranks from 0 to 1, the utilities of NES, or unchanged values."""
 
     @model_validator(mode="after")
     def _pairs(self) -> EvolutionGradientSettings:
-        if self.antithetic and self.members % 2:
-            raise ValueError(f"members = {self.members} must be even for antithetic pairs")
+        if self.antithetic and self.popsize % 2:
+            raise ValueError(f"popsize = {self.popsize} must be even for antithetic pairs")
         return self
 
 
 class PGPESettings(EvolutionGradientSettings):
     radius: float = Field(default=10.0, gt=0)
-    """Distance of the first candidates from the centre; ClipUp's paper finds 4.5 for its locomotion tasks, §4."""
+    """Initial distance of the candidates from the centre; the ClipUp paper uses 4.5 for its locomotion tasks, §4."""
     max_speed: float | None = Field(default=None, gt=0)
-    """Longest step of the centre; None is a fifteenth of the radius, ClipUp's rule (§3.2)."""
+    """Largest norm of a step of the centre; None is radius / 15, the rule of ClipUp (§3.2)."""
     lr: float | None = Field(default=None, gt=0)
-    """Step size of the centre; None is half of max_speed, ClipUp's rule (§3.2)."""
+    """Step size of the centre; None is max_speed / 2, the rule of ClipUp (§3.2)."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    deviation_lr: float = Field(default=0.1, ge=0)
-    """Step size of the deviations."""
-    deviation_change: float = Field(default=0.2, gt=0)
-    """Largest relative change of a deviation in a step."""
+    """Of ClipUp."""
+    stdev_lr: float = Field(default=0.1, ge=0)
+    """Learning rate of the standard deviations."""
+    stdev_max_change: float = Field(default=0.2, gt=0)
+    """Largest relative change of a standard deviation in a step."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        **EvolutionGradientSettings.renamed,
+        "deviation_lr": "stdev_lr",
+        "deviation_change": "stdev_max_change",
+    }
 
 
 class OpenAIESSettings(EvolutionGradientSettings):
     sigma: float = Field(default=0.1, gt=0)
-    """Deviation of the candidates in every parameter."""
+    """Standard deviation of the candidates in every parameter."""
     lr: float = Field(default=0.02, gt=0)
-    """Of Adam."""
+    """Learning rate of Adam."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
 
 
 class EvolutionGradient(AskAndTell):
-    """The centre is the policy."""
+    """Base of both; the policy is the centre of the search distribution."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: Any, seed: int = 0) -> None:
         super().__init__(parameters, settings, seed)
@@ -87,11 +94,11 @@ class EvolutionGradient(AskAndTell):
 
     def _ask(self) -> Float[Tensor, "N P"]:
         with drawing_from(self.generator):
-            return self._library_ask(self.inner, popsize=self.members)
+            return self._library_ask(self.inner, popsize=self.popsize)
 
     def _tell(self, candidates: Tensor, values: Tensor) -> None:
         if bool((values == values[0]).all()):
-            return  # ranks of equals would be noise, and ClipUp divides by the gradient's norm
+            return  # equal values contain no information, and ClipUp would divide by a zero norm
         self.inner = self._library_tell(self.inner, candidates, values)
 
     def _centre(self) -> Tensor:
@@ -110,6 +117,8 @@ class EvolutionGradient(AskAndTell):
 
 
 class PGPE(EvolutionGradient):
+    """Policy gradients with parameter-based exploration, moved by ClipUp."""
+
     Settings: ClassVar[type[PGPESettings]] = PGPESettings
 
     def _options(self) -> dict[str, Any]:
@@ -119,13 +128,15 @@ class PGPE(EvolutionGradient):
             "optimizer": "clipup",
             "optimizer_config": {"max_speed": speed, "momentum": s.momentum},
             "center_learning_rate": speed / 2.0 if s.lr is None else s.lr,
-            "stdev_init": deviation_of(s.radius, len(self.vector)),
-            "stdev_learning_rate": s.deviation_lr,
-            "stdev_max_change": s.deviation_change,
+            "stdev_init": stdev_of(s.radius, len(self.vector)),
+            "stdev_learning_rate": s.stdev_lr,
+            "stdev_max_change": s.stdev_max_change,
         }
 
 
 class OpenAIES(EvolutionGradient):
+    """The evolution strategy of Salimans et al., moved by Adam."""
+
     Settings: ClassVar[type[OpenAIESSettings]] = OpenAIESSettings
 
     def _options(self) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""The state of a pycma optimizer as plain numbers and arrays: pycma itself offers only pickle.
+"""The state of a pycma optimizer as plain numbers and arrays; pycma itself offers only pickle.
 
-Every object of pycma that is reachable from the optimizer is walked; of its attributes numbers, strings, arrays,
-and lists or dicts of these are kept, by their path.  An array that hangs from two places (the covariance
-matrix does) is kept once, and put back as one.  A fresh optimizer of the same options then gets them back.  What is
-not walked holds no state of the search: options, logs, clocks, archives of evaluated points.
+``snapshot`` visits every object of pycma that is reachable from the optimizer and stores those of its attributes that are
+numbers, strings, arrays, or lists or dicts of these, by their dotted path.  An array that two attributes share (such as
+the covariance matrix) is stored once and shared again after loading.  ``restore`` writes the stored values into a new
+optimizer with the same options.  Attributes without state of the search are skipped: options, logs, clocks, archives of
+evaluated points.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _SHARED, _PAIRS, _OBJECT = "same array as", "pairs", "object of"
 
 
 def snapshot(optimizer: Any) -> dict[str, Any]:
-    """The state by dotted paths; arrays are tensors."""
+    """The state by dotted path; arrays become tensors."""
     state: dict[str, Any] = {}
     arrays: dict[int, str] = {}
     for path, value in _walk(optimizer):
@@ -40,8 +41,8 @@ def snapshot(optimizer: Any) -> dict[str, Any]:
 
 
 def restore(optimizer: Any, state: dict[str, Any]) -> None:
-    """Give a fresh optimizer of the same options the state."""
-    if not hasattr(optimizer, "timer"):  # made at the first step
+    """Write the state into a new optimizer with the same options."""
+    if not hasattr(optimizer, "timer"):  # pycma creates it at the first step
         optimizer.timer = cma.utilities.utils.ElapsedWCTime()
     arrays: dict[str, np.ndarray] = {}
     for path, value in state.items():
@@ -52,14 +53,14 @@ def restore(optimizer: Any, state: dict[str, Any]) -> None:
         elif isinstance(value, dict) and _SHARED in value:
             holder[name] = arrays[value[_SHARED]]
         elif isinstance(value, dict) and _OBJECT in value:
-            if name not in holder:  # made while it ran
+            if name not in holder:  # pycma created it during the search
                 holder[name] = _bare(value[_OBJECT])
         else:
             holder[name] = _unpacked(value)
 
 
 def _bare(path: str) -> Any:
-    """An object of pycma without attributes."""
+    """A new object of pycma's class at ``path``, without attributes."""
     module, _, name = path.partition(":")
     if not module.startswith("cma."):
         raise ValueError(f"the state of CMA-ES holds an object of {path!r}, which is not pycma's")
@@ -68,7 +69,7 @@ def _bare(path: str) -> Any:
 
 
 def _walk(root: Any) -> list[tuple[str, Any]]:
-    """Every plain attribute and every object of pycma below ``root`` by its path, objects before what they hold."""
+    """Plain attributes and objects of pycma reachable from ``root``, by path; objects come before their attributes."""
     found: list[tuple[str, Any]] = []
     seen = {id(root)}
     waiting = [("", root)]

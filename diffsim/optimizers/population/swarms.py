@@ -1,13 +1,11 @@
-"""Particle swarms and differential evolution: EvoX's, in coordinates where the search box is [-1, 1].
+"""Particle swarm optimization and differential evolution (EvoX's).
 
-Kennedy and Eberhart, "Particle Swarm Optimization", 1995; Storn and Price, "Differential Evolution", 1997.  Both
-search a box: here ``radius`` in every parameter around the parameters at the start.
+Kennedy and Eberhart, "Particle Swarm Optimization", 1995; Storn and Price, "Differential Evolution", 1997.  Both search a
+box: ``radius`` to either side of the initial parameters.  EvoX works in coordinates where this box is [-1, 1].
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
@@ -15,56 +13,56 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from diffsim.isolation import drawing_from
 from diffsim.optimizers.objective import Objective
 from diffsim.optimizers.population.base import (
     NothingFiniteError,
     Population,
     PopulationSettings,
-    drawing_from,
     importing,
 )
 
 
 class SwarmSettings(PopulationSettings):
     radius: float = Field(default=1.0, gt=0)
-    """Half the edge of the box that is searched, around the parameters at the start."""
+    """Half the width of the searched box around the initial parameters."""
     reevaluate: bool = True
-    """Value what the swarm remembers again on every step's scenarios, about twice the evaluations; without it a
-    lucky draw is never forgotten.  False where the objective is always the same function."""
+    """Evaluate remembered points again on the scenarios of every step, at about twice the evaluations.  Without it, a
+    low value from easy scenarios is kept for ever.  False is right if the objective never changes."""
 
 
 class PSOSettings(SwarmSettings):
     inertia: float = Field(default=0.6, ge=0)
+    """Weight of a particle's last velocity."""
     cognitive: float = Field(default=2.5, ge=0)
-    """Pull towards a particle's own best; this and the next are EvoX's defaults."""
+    """Weight of the direction to the particle's best point; this default and the next are EvoX's."""
     social: float = Field(default=0.8, ge=0)
-    """Pull towards the swarm's best."""
+    """Weight of the direction to the best point of the swarm."""
 
 
 class DifferentialEvolutionSettings(SwarmSettings):
     base: Literal["rand", "best"] = "best"
-    """The member that differences are added to."""
+    """The candidate that differences are added to: a random one or the best."""
     weight: float = Field(default=0.5, gt=0, le=2)
-    """Of the difference; this and the next are EvoX's defaults."""
+    """Differential weight F; this default and the next are EvoX's."""
     crossover: float = Field(default=0.9, gt=0, le=1)
-    """Probability that a parameter is the mutant's."""
+    """Crossover probability CR: that a parameter is taken from the mutant."""
 
 
 class Swarm(Population):
-    """The policy is the best point that the swarm remembers."""
+    """Base of both; the policy is the best point that the swarm remembers."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: Any, seed: int = 0) -> None:
         super().__init__(parameters, settings, seed)
-        # EvoX says on standard output which optional parts of it are not installed.
-        with importing("evox", type(self).__name__.lower()), contextlib.redirect_stdout(io.StringIO()):
+        with importing("evox", type(self).__name__.lower()):
             import evox.algorithms as library
         with drawing_from(self.generator):
             edge = torch.ones(len(self.vector), dtype=torch.float64)
             self.inner = self._make(library, -edge, edge)
         for name, buffer in list(self.inner.named_buffers()):
-            setattr(self.inner, name, buffer.double().clone())  # some are views of others
+            setattr(self.inner, name, buffer.double().clone())  # EvoX makes some of them views of others
             if name in ("pop", "local_best_location"):
-                getattr(self.inner, name)[0] = 0.0  # one starts at what there is to improve on
+                getattr(self.inner, name)[0] = 0.0  # one candidate is the initial point
         self.started = False
 
     def _make(self, library: Any, low: Tensor, high: Tensor) -> Any:
@@ -81,12 +79,17 @@ class Swarm(Population):
             return values
 
         before = {name: tensor.clone() for name, tensor in self.inner.state_dict().items()}
-        self.inner.evaluate = evaluate
         again = self.started and self.settings.reevaluate
         try:
             if again:
                 self._before(evaluate)
-            with drawing_from(self.generator):
+            with drawing_from(self.generator) as drawing:
+
+                def called_back(z: Tensor) -> Tensor:
+                    with drawing.paused():  # the objective's random numbers are its own
+                        return evaluate(z)
+
+                self.inner.evaluate = called_back
                 self.inner.step() if self.started else self.inner.init_step()
             if again:
                 self._after(evaluate)
@@ -97,13 +100,13 @@ class Swarm(Population):
         return lowest
 
     def _before(self, evaluate: Callable[[Tensor], Tensor]) -> None:
-        """Value again what the coming step compares with."""
+        """Evaluate again the points that the coming step compares with."""
 
     def _after(self, evaluate: Callable[[Tensor], Tensor]) -> None:
-        """Value again what the next step will compare this one's values with."""
+        """Evaluate again the points that the next step will compare with."""
 
     def _leader(self) -> Tensor:
-        """The best point remembered, in the box."""
+        """The best remembered point, in the coordinates of the box."""
         raise NotImplementedError
 
     def _centre(self) -> Tensor:
@@ -119,11 +122,13 @@ class Swarm(Population):
 
 
 class PSO(Swarm):
+    """Particle swarm optimization."""
+
     Settings: ClassVar[type[PSOSettings]] = PSOSettings
 
     def _make(self, library: Any, low: Tensor, high: Tensor) -> Any:
         s = self.settings
-        return library.PSO(s.members, low, high, w=s.inertia, phi_p=s.cognitive, phi_g=s.social)
+        return library.PSO(s.popsize, low, high, w=s.inertia, phi_p=s.cognitive, phi_g=s.social)
 
     def _after(self, evaluate: Callable[[Tensor], Tensor]) -> None:
         remembered = torch.cat((self.inner.local_best_location, self.inner.global_best_location.unsqueeze(0)))
@@ -136,12 +141,14 @@ class PSO(Swarm):
 
 
 class DifferentialEvolution(Swarm):
+    """Differential evolution."""
+
     Settings: ClassVar[type[DifferentialEvolutionSettings]] = DifferentialEvolutionSettings
 
     def _make(self, library: Any, low: Tensor, high: Tensor) -> Any:
         s = self.settings
         return library.DE(
-            s.members,
+            s.popsize,
             low,
             high,
             base_vector=s.base,

@@ -1,0 +1,150 @@
+"""Keeps the settings of the process out of a run: default dtype and device, threads, gradient modes, random state.
+
+A run is determined by its configuration.  What the calling program has set in torch, and what its other threads draw
+from torch's global generator, must not change it; nor must a run change these for the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@contextlib.contextmanager
+def torch_defaults(threads: int | None = None) -> Iterator[None]:
+    """Inside, torch is as in a fresh process: default dtype float32, default device CPU, gradients recorded.
+
+    Inference mode and autocast are off.  Everything is put back at the end.  All of these belong to the calling
+    thread, except the default dtype: it is float32 for the whole process while any thread is inside.
+
+    Args:
+        threads: CPU threads of torch inside; None leaves their number as it is.
+    """
+    with contextlib.ExitStack() as stack:
+        if threads is not None:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(threads)
+        stack.enter_context(_float32_by_default())
+        # Entered only where needed: a device context slows down every call of torch.
+        if torch.get_default_device() != torch.device("cpu"):
+            stack.enter_context(torch.device("cpu"))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+_dtype_lock = threading.Lock()
+_dtype_users = 0
+_dtype_before = torch.float32
+
+
+@contextlib.contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """torch has one default dtype for all threads: the first to enter remembers it, the last to leave puts it back."""
+    global _dtype_users, _dtype_before
+    with _dtype_lock:
+        if _dtype_users == 0:
+            _dtype_before = torch.get_default_dtype()
+        _dtype_users += 1
+        if torch.get_default_dtype() != torch.float32:
+            torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        with _dtype_lock:
+            _dtype_users -= 1
+            if _dtype_users == 0 and torch.get_default_dtype() != _dtype_before:
+                torch.set_default_dtype(_dtype_before)
+
+
+class drawing_from(contextlib.AbstractContextManager["drawing_from"]):
+    """Inside, whatever draws from torch's global generator of the CPU draws from ``generator`` instead.
+
+    For code that cannot be given a generator: constructors of modules, and libraries.  The global generator is neither
+    read nor written, so several threads can be inside at once, and other code may draw from the global one meanwhile.
+    If an exception leaves the block, ``generator`` is put back to where it was.  :func:`torch_defaults` hold inside.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+        self._before = generator.get_state()
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> drawing_from:
+        self._before = self.generator.get_state()
+        self._begin()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        self._stack.close()
+        if kind is not None:
+            self.generator.set_state(self._before)
+
+    def _begin(self) -> None:
+        self._stack.enter_context(torch_defaults())
+        self._stack.enter_context(_Draws(self.generator))
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, as outside of the block: for code that is called back."""
+        self._stack.close()
+        try:
+            yield
+        finally:
+            self._begin()
+
+
+class _Draws(TorchDispatchMode):
+    """Gives ``generator`` to every random operation on the CPU that has none; of the calling thread only."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        if torch.device(kwargs.get("device") or _device_of(args)).type != "cpu":
+            return func(*args, **kwargs)
+        seeded = _overload_with_generator(func)
+        if seeded is not None:
+            return seeded(*args, **{**kwargs, "generator": self.generator})
+        with _global_generator_lock, torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.generator.get_state())
+            result = func(*args, **kwargs)
+            self.generator.set_state(torch.get_rng_state())
+            return result
+
+
+_global_generator_lock = (
+    threading.Lock()
+)  # for operations that know the global generator only, such as dropout
+
+
+def _device_of(arguments: tuple[Any, ...]) -> torch.device:
+    return next((q.device for q in arguments if isinstance(q, Tensor)), torch.device("cpu"))
+
+
+@functools.cache
+def _overload_with_generator(operation: Any) -> Any:
+    """The overload of ``operation`` with the same arguments and a generator; None if there is none."""
+    wanted = {argument.name for argument in operation._schema.arguments} | {"generator"}
+    packet = operation.overloadpacket
+    for overload in (operation._overloadname, *packet.overloads()):
+        candidate = getattr(packet, overload)
+        if {argument.name for argument in candidate._schema.arguments} == wanted:
+            return candidate
+    return None
