@@ -25,7 +25,8 @@ if [ -n "$as_root" ]; then
     echo "  install it with: sudo apt-get install $*"
     exit 1
   fi
-  printf '  run "%s" now? [y/N] ' "$install"
+  echo "  install it with: $install"
+  printf '  run this now? [y/N] '
   read -r answer
   case $answer in
     [yY] | [yY][eE][sS]) ;;
