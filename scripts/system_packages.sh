@@ -25,7 +25,7 @@ if [ -n "$as_root" ]; then
     echo "  install it with: sudo apt-get install $*"
     exit 1
   fi
-  echo "  install it with: $install"
+  echo "  command: $install"
   printf '  run this now? [y/N] '
   read -r answer
   case $answer in
@@ -33,7 +33,7 @@ if [ -n "$as_root" ]; then
     *) exit 1 ;;
   esac
 else
-  echo "  running: $install"
+  echo "  command: $install"
 fi
 if ! { ${as_root}apt-get update -qq && $install -qq >/dev/null; }; then
   echo "  that failed; the messages above are apt-get's"

@@ -33,17 +33,17 @@ def machine(tmp_path):
     return make
 
 
-def call(env, stdin=subprocess.DEVNULL):
-    command = ["/bin/sh", str(SCRIPT), "a compiler", "g++", "make"]
+def call(env, *packages, stdin=subprocess.DEVNULL):
+    command = ["/bin/sh", str(SCRIPT), "a compiler", *(packages or ("g++", "make"))]
     return subprocess.run(command, env=env, stdin=stdin, capture_output=True, text=True)
 
 
-def answering(env, answer):
+def answering(env, answer, *packages):
     """The script in a terminal whose user types ``answer``."""
     ours, theirs = pty.openpty()
     os.write(ours, answer.encode() + b"\n")
     try:
-        return call(env, stdin=theirs)
+        return call(env, *packages, stdin=theirs)
     finally:
         os.close(ours)
         os.close(theirs)
@@ -56,7 +56,7 @@ def test_root_installs_and_says_what(machine):
     env, log = machine(0, "apt-get", "sudo")
     done = call(env)
     assert done.returncode == 0
-    assert "missing: g++ make\n  a compiler\n  running: apt-get install" in done.stdout
+    assert "missing: g++ make\n  a compiler\n  command: apt-get install" in done.stdout
     assert log() == ["apt-get update -qq", INSTALLED]
 
 
@@ -73,7 +73,7 @@ def test_sudo_after_a_yes(machine, answer):
     env, log = machine(1000, "apt-get", "sudo")
     done = answering(env, answer)
     assert done.returncode == 0
-    asked = "install it with: sudo apt-get install -y --no-install-recommends g++ make\n  run this now? [y/N]"
+    asked = "command: sudo apt-get install -y --no-install-recommends g++ make\n  run this now? [y/N]"
     assert asked in done.stdout
     assert log() == ["sudo apt-get update -qq", "apt-get update -qq", f"sudo {INSTALLED}", INSTALLED]
 
@@ -108,5 +108,5 @@ def test_a_failed_installation_is_a_failure(machine):
 
 def test_every_line_fits_80_columns(machine):
     env, _ = machine(1000, "apt-get", "sudo")
-    for done in (call(env), answering(env, "n")):
+    for done in (call(env, "python3.11-venv"), answering(env, "n", "python3.11-venv")):
         assert max(map(len, done.stdout.splitlines())) <= 80
