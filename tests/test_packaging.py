@@ -1,6 +1,7 @@
 """What a user gets who installs the wheel."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -161,7 +162,7 @@ def check_advice(words, extras):
     targets = [w for w in words if not w.startswith("-")]
     assert targets, words
     for target in targets:
-        local = re.fullmatch(r"\.(?:\[([\w,]+)\])?", target)
+        local = re.fullmatch(r"(?:\.|/[\w./]+)(?:\[([\w,]+)\])?", target)
         if local:
             asked = set((local[1] or "").split(",")) - {""}
         else:
@@ -218,3 +219,39 @@ def test_a_dry_run_of_the_advice_from_a_checkout(tmp_path, monkeypatch):
     assert right in dry_run(["-e", ".[plot]"], ROOT)
     monkeypatch.chdir(tmp_path)
     assert right in dry_run(shlex.split(install_command("plot"))[2:], tmp_path)
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """As in a package folder, installed from what ``direct_url.json`` records (PEP 610)."""
+    from solvers import installation
+
+    def record(source):
+        class Distribution:
+            def read_text(self, name):
+                assert name == "direct_url.json"
+                return None if source is None else json.dumps(source)
+
+        monkeypatch.setattr(
+            installation, "__file__", str(tmp_path / "site-packages" / "solvers" / "installation.py")
+        )
+        monkeypatch.setattr(installation.metadata, "distribution", lambda name: Distribution())
+        (target,) = shlex.split(install_command("plot"))[2:]
+        return target
+
+    return record
+
+
+def test_advice_names_the_source_of_the_installation(installed, tmp_path):
+    git = {"vcs_info": {"vcs": "git", "commit_id": "abc123"}}
+    assert (
+        installed({"url": "https://host/d.git", **git})
+        == f"{DISTRIBUTION}[plot] @ git+https://host/d.git@abc123"
+    )
+    folder = tmp_path / "my clone"
+    folder.mkdir()
+    assert installed({"url": folder.as_uri(), "dir_info": {}}) == f"{folder}[plot]"
+    assert installed({"url": folder.as_uri(), **git}) == f"{folder}[plot]"
+    wheel = {"url": "https://host/d.whl", "archive_info": {}}
+    assert installed(wheel) == f"{DISTRIBUTION}[plot] @ https://host/d.whl"
+    assert installed(None) == f"{DISTRIBUTION}[plot]"
