@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import math
 import os
 import stat
 import subprocess
@@ -58,7 +59,9 @@ def test_what_no_compiler_costs_is_said_once_in_two_short_lines(no_compiler, cap
     without_zig(no_compiler)
     with caplog.at_level(logging.WARNING):
         for rate in (1.0, 2.0):
-            solve(lambda t, x, u, p, rate=rate: -rate * x, torch.ones(1, 1), [0.0, 1.0], backend="native")
+            field = lambda t, x, u, p, rate=rate: -rate * x
+            end = solve(field, torch.ones(1, 1, dtype=F64), [0.0, 1.0], backend="native").xs[-1]
+            assert end.item() == pytest.approx(math.exp(-rate), abs=1e-5)
         for env in (CartPole(), make_env("pendulum")):
             x = env.reset(3, torch.Generator().manual_seed(0), F64)
             controls = torch.zeros(2, 3, len(env.action_box), dtype=F64)
