@@ -3,6 +3,9 @@
     pip install -e '.[rl]'
     python benchmarks/pendulum_vs_ppo.py --out benchmarks/results/pendulum_vs_ppo.json
 
+The result holds for these settings of PPO: in a separate measurement PPO with 64 environments, 50 steps a rollout,
+reached -170 in 4 to 8 CPU seconds in six of seven seeds.
+
 Both learners run in this process, seed by seed in turn, on one thread.  PPO is Stable-Baselines3's
 with the RL Zoo's settings for Pendulum-v1 (hyperparams/ppo.yml: 4 environments, n_steps 1024, gamma 0.9,
 learning rate 1e-3, 10 epochs, gSDE with a new sample every 4 steps) for its 100,000 steps.  The clock runs
@@ -129,7 +132,7 @@ def seconds_to(threshold: float, run: dict[str, Any]) -> float | None:
 def row(name: str, run: dict[str, Any]) -> str:
     """One run as a line: seconds to each threshold, final return, seconds in all."""
     reached = [seconds_to(threshold, run) for threshold in THRESHOLDS]
-    cells = "".join(f"{'never' if r is None else f'{r:.2f}':>12}" for r in reached)
+    cells = "".join(f"{'not reached' if r is None else f'{r:.2f}':>12}" for r in reached)
     return f"{run['seed']:4d} {name:>8}{cells}{run['curve'][-1][2]:14.1f}{run['seconds']:11.1f}"
 
 
@@ -144,7 +147,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> str:
             medians[name] = statistics.median(counted)
             lines.append(
                 f"to {threshold:g}, {name:>8}: median {medians[name]:.2f} s, range {min(counted):.2f} to "
-                f"{max(counted):.2f} s, {reached.count(None)} of {len(rows)} never"
+                f"{max(counted):.2f} s, {reached.count(None)} of {len(rows)} not reached"
             )
         lines.append(f"to {threshold:g}, ratio of the medians: {medians['diffsim'] / medians['ppo']:.3f}")
     for name, rows in runs.items():

@@ -25,14 +25,15 @@ if [ -n "$as_root" ]; then
     echo "  install it with: sudo apt-get install $*"
     exit 1
   fi
-  printf '  run "%s" now? [y/N] ' "$install"
+  echo "  command: $install"
+  printf '  run this now? [y/N] '
   read -r answer
   case $answer in
     [yY] | [yY][eE][sS]) ;;
     *) exit 1 ;;
   esac
 else
-  echo "  running: $install"
+  echo "  command: $install"
 fi
 if ! { ${as_root}apt-get update -qq && $install -qq >/dev/null; }; then
   echo "  that failed; the messages above are apt-get's"

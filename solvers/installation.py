@@ -32,10 +32,11 @@ def _target(extra: str) -> str:
         return f"-e {_quoted(f'{here}[{extra}]')}"
     source = json.loads(recorded) if recorded else {}
     url = source.get("url", "")
+    # A folder as a path, also one that git was given: not every pip takes "name @ git+file:///folder".
+    if url.startswith("file:") and Path(unquote(urlparse(url).path)).is_dir():
+        return _quoted(f"{unquote(urlparse(url).path)}[{extra}]")
     if "vcs_info" in source:
         url = f"{source['vcs_info']['vcs']}+{url}@{source['vcs_info']['commit_id']}"
-    elif url.startswith("file:") and Path(unquote(urlparse(url).path)).is_dir():
-        return _quoted(f"{unquote(urlparse(url).path)}[{extra}]")
     return _quoted(f"{DISTRIBUTION}[{extra}]" + (f" @ {url}" if url else ""))
 
 

@@ -239,22 +239,6 @@ def test_what_has_no_translation_falls_back_and_says_why_once(field, why, caplog
     assert torch.equal(done.xs, solve(field, x0, [0.0, 1.0], adjoint="checkpoint").xs)
 
 
-def test_a_missing_compiler_is_a_fallback(monkeypatch, caplog):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    build._toolchain.cache_clear()
-    build._load.cache_clear()
-    try:
-        with caplog.at_level(logging.WARNING, "solvers"):
-            done = solve(
-                lambda t, x, u, p: -1.25 * x, torch.ones(1, 1, dtype=F64), [0.0, 1.0], backend="native"
-            )
-    finally:
-        build._toolchain.cache_clear()
-    assert done.xs[-1].item() == pytest.approx(math.exp(-1.25), abs=1e-5)
-    assert "no C++ compiler" in caplog.records[0].message
-
-
 def test_libraries_are_kept_on_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFSIM_CACHE", str(tmp_path))
     build._load.cache_clear()

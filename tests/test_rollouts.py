@@ -628,19 +628,13 @@ def test_every_instruction_set(isa, monkeypatch, caplog):
         compare(env, policy, 37, 3, dtype, "native", tolerance, terminal=terminal, caplog=caplog)
 
 
-def test_an_unknown_instruction_set_and_a_missing_compiler_are_fall_backs(monkeypatch, caplog):
+def test_an_unknown_instruction_set_is_a_fall_back(monkeypatch, caplog):
     env = CartPole()
     x = env.reset(3, torch.Generator().manual_seed(0), F64)
     monkeypatch.setenv("DIFFSIM_ISA", "avx1024")
     assert torch.isfinite(Rollout(env, make_policy(env))(x, 2).costs).all()
     assert "'avx1024'; known: native, avx512, avx2, plain" in caplog.records[-1].getMessage()
-    monkeypatch.delenv("DIFFSIM_ISA")
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(build, "_toolchain", build._toolchain.__wrapped__)
-    assert torch.isfinite(Rollout(env, make_policy(env, NETWORKS["relu"]))(x, 2).costs).all()
-    assert "there is no C++ compiler" in caplog.records[-1].getMessage()
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == 1
 
 
 class Watched(CartPole):
