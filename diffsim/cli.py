@@ -192,12 +192,12 @@ def evaluate(run: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("run", type=Run())
-def show(run: str) -> None:
-    """Print what the file of RUN holds."""
-    from diffsim.show import describe_run
+@click.argument("runs", nargs=-1, required=True, type=Run())
+def show(runs: tuple[str, ...]) -> None:
+    """Print what the file of a run holds; of several RUNS, a table."""
+    from diffsim.show import describe_run, describe_runs
 
-    click.echo(describe_run(run))
+    click.echo(describe_run(*runs) if len(runs) == 1 else describe_runs(runs))
 
 
 @main.command()
