@@ -192,22 +192,26 @@ def evaluate(run: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("run", type=Run())
-def show(run: str) -> None:
-    """Print what the file of RUN holds."""
-    from diffsim.show import describe_run
+@click.argument("runs", nargs=-1, required=True, type=Run())
+def show(runs: tuple[str, ...]) -> None:
+    """Print what the file of a run holds; of several RUNS, a table."""
+    from diffsim.show import describe_run, describe_runs
 
-    click.echo(describe_run(run))
+    click.echo(describe_run(*runs) if len(runs) == 1 else describe_runs(runs))
 
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=Run())
-@click.option("--out", type=click.Path(), help="PNG to write.  [default: curves.png in the first run]")
+@click.option("--out", type=Run(), help="PNG, PDF or SVG to write.  [default: curves.png in the first run]")
 def plot(runs: tuple[str, ...], out: str | None) -> None:
-    """Draw the learning curves of RUNS to a PNG."""
+    """Draw the learning curves of RUNS: of one, or the mean and its 95% interval over the seeds of several."""
+    from diffsim.curves import default_path
     from diffsim.curves import plot as draw
+    from diffsim.values import folder, shown
 
-    click.echo(f"wrote {draw(list(runs), out)}")
+    target = folder(out) if out else default_path(runs)
+    draw(runs, target)
+    click.echo(f"wrote {shown(target)}")
 
 
 @main.command()
