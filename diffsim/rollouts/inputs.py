@@ -87,14 +87,18 @@ class Inputs:
 
     def of_rollouts(self, which: Tensor) -> Inputs:
         """The same inputs with those of rollout ``which[b]`` in the place of rollout b's; ``which`` is ``[B]``."""
+        def taken(tensor: Tensor, axis: int) -> Tensor:
+            # In a backward pass nothing is recorded, yet whether a gradient is wanted has to be kept.
+            return tensor.index_select(axis, which).requires_grad_(tensor.requires_grad)
+
         timed = {
-            name: given.index_select(1, which) if isinstance(given, Tensor) else given
+            name: taken(given, 1) if isinstance(given, Tensor) else given
             for name, given in (("noise", self.noise), ("controls", self.controls))
         }
         return replace(
             self,
-            x0=self.x0.index_select(0, which),
-            p={name: v.index_select(0, which) if v.ndim else v for name, v in self.p.items()},
+            x0=taken(self.x0, 0),
+            p={name: taken(v, 0) if v.ndim else v for name, v in self.p.items()},
             noise_of=which if isinstance(self.noise, Noise) else None,
             **timed,
         )
