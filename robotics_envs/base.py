@@ -57,7 +57,11 @@ class Parameter:
 
     def __repr__(self) -> str:
         shown = [repr(self.name), repr(self.value), repr(self.unit)]
-        shown += [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)[3:] if getattr(self, f.name) != f.default]
+        shown += [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)[3:]
+            if getattr(self, f.name) != f.default
+        ]
         return f"Parameter({', '.join(shown)})"
 
 
@@ -216,7 +220,9 @@ class Env(abc.ABC):
         # Reached only where nothing of this name was found: no simulator that is complete pays for it.
         if name in NEEDED:
             raise AttributeError(
-                f"{type(self).__name__} has no {name}: set it as a class attribute ({NEEDED[name]})", name=name, obj=self
+                f"{type(self).__name__} has no {name}: set it as a class attribute ({NEEDED[name]})",
+                name=name,
+                obj=self,
             )
         if name == "constants":
             raise AttributeError(
@@ -315,6 +321,16 @@ class Env(abc.ABC):
             )
         return torch.clamp(u, *self.action_box.bounds(u))
 
+    def _check_sizes(self, x: Tensor, u: Tensor, p: Params) -> None:
+        """Raise :class:`SizeError` unless states, actions and parameters go together."""
+        batch = x.shape[:-1]
+        if (
+            x.shape[-1:] != (len(self.state_names),)
+            or u.shape != (*batch, len(self.action_box))
+            or any(isinstance(v, Tensor) and v.ndim and v.shape != batch for v in p.values())
+        ):
+            raise SizeError(_sizes(self, x, u, p))
+
     def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
         """One control interval from ``x`` under ``u``: the next state ``[B, n]`` and the cost ``[B]``.
 
@@ -324,18 +340,12 @@ class Env(abc.ABC):
         Raises:
             SizeError: the shapes of ``x``, ``u``, ``p`` or of what ``dynamics`` and ``cost`` return do not fit.
         """
-        batch = x.shape[:-1]
-        if (
-            x.shape[-1:] != (len(self.state_names),)
-            or u.shape != (*batch, len(self.action_box))
-            or any(isinstance(v, Tensor) and v.ndim and v.shape != batch for v in p.values())
-        ):
-            raise SizeError(_sizes(self, x, u, p))
+        self._check_sizes(x, u, p)
         u, following = self.clip_action(u), x
         for _ in range(self.substeps):
             following = self.solver.step(self.dynamics, 0.0, following, u, p, self.dt / self.substeps)
         cost = self.cost(following if self.cost_of_reached_state else x, u, p)
-        if following.shape != x.shape or cost.shape != batch:
+        if following.shape != x.shape or cost.shape != x.shape[:-1]:
             raise SizeError(_results(self, x, following, cost))
         return following, cost
 

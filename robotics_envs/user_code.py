@@ -73,7 +73,7 @@ def describe_failure(
     frames = [
         (frame, number)
         for frame, number in traceback.walk_tb(error.__traceback__)
-        if _is_users(frame.f_code.co_filename)
+        if _is_users(frame.f_code.co_filename, frame.f_globals.get("__name__", ""))
     ]
     if frames:
         frame, number = frames[-1]
@@ -94,9 +94,10 @@ def defined_at(function: object) -> str:
     return f" ({_path(file)}:{line})" if file and _is_users(file) else ""
 
 
-def _is_users(filename: str) -> bool:
+def _is_users(filename: str, module: str = "__main__") -> bool:
     if filename.startswith("<"):
-        return filename.startswith(_TYPED)
+        # Dataclasses, too, make functions in a file "<string>", but not in the module __main__ of a prompt.
+        return filename.startswith(_TYPED) and module == "__main__"
     return not os.path.abspath(filename).startswith((*_OURS, *_INSTALLED))
 
 
@@ -169,7 +170,7 @@ def _attributes(owner: object) -> list[str]:
     """Names that a user gave an object: those of its own and of its classes outside of this project and of libraries."""
     names = [*getattr(owner, "__dict__", {})]
     for kind in type(owner).__mro__:
-        if not kind.__module__.startswith(("builtins", "abc", "torch")):
+        if kind not in Env.__mro__ and not kind.__module__.startswith(("builtins", "torch")):
             names += vars(kind)
     return sorted({name for name in names if not name.startswith("_")}) or [
         name for name in dir(owner) if not name.startswith("_")

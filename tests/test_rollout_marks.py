@@ -144,7 +144,9 @@ def test_generated_noise_stays_that_of_each_rollout(backend):
     results = []
     for noise in (source, made):
         inputs = x.clone().requires_grad_()
-        trajectory = Rollout(Tank(), policy, backend=backend, on_failure="mark")(inputs, STEPS, p, noise=noise)
+        trajectory = Rollout(Tank(), policy, backend=backend, on_failure="mark")(
+            inputs, STEPS, p, noise=noise
+        )
         total = trajectory.costs[:, trajectory.ok].sum()
         results.append([total, *torch.autograd.grad(total, [inputs, *policy.parameters()])])
     for a, b in zip(*results, strict=True):
@@ -236,7 +238,9 @@ def test_a_state_that_fails_and_recovers_is_a_failure():
             return torch.stack((level, following[:, 1] * 0), -1), torch.where(x[:, 0].isinf(), 0.0, cost)
 
     x = torch.tensor([[2.0, 0.0], [2.0, 9.0]], dtype=F64, requires_grad=True)
-    got = Rollout(Passing(), backend="eager", on_failure="mark")(x, 3, controls=torch.zeros(3, 2, 1, dtype=F64))
+    got = Rollout(Passing(), backend="eager", on_failure="mark")(
+        x, 3, controls=torch.zeros(3, 2, 1, dtype=F64)
+    )
     assert torch.isfinite(got.last).all()
     assert torch.isfinite(got.costs).all()
     assert got.ok.tolist() == [True, False]
@@ -252,7 +256,9 @@ def test_raising_says_how_many_which_and_when(backend, gradient):
             rollout(x, STEPS, p, noise=noise)
         low = x.detach().clone()
         low[4] = low[0].clone()
-        with pytest.raises(DivergenceError, match=r"1 of 7 .*\(number 1\).* level .*interval [1-3], from 0\.[1-3] s"):
+        with pytest.raises(
+            DivergenceError, match=r"1 of 7 .*\(number 1\).* level .*interval [1-3], from 0\.[1-3] s"
+        ):
             rollout(low.requires_grad_(gradient), STEPS, p, noise=noise)
         with pytest.raises(DivergenceError, match=r"1 of 7 .*\(number 1\)"):
             rollout(low, STEPS, p, noise=noise, keep_states=False)

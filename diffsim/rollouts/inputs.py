@@ -65,7 +65,9 @@ class Inputs:
         """
         following, cost = self.env.step(x, u, self.p)
         if following.shape != x.shape:
-            raise SizeError(_wrong("step", self.env, "the next state", following, x.shape, self.env.state_names))
+            raise SizeError(
+                _wrong("step", self.env, "the next state", following, x.shape, self.env.state_names)
+            )
         if cost.shape != x.shape[:1]:
             raise SizeError(_wrong("cost", self.env, "the cost", cost, x.shape[:1]))
         return following, cost
@@ -87,6 +89,7 @@ class Inputs:
 
     def of_rollouts(self, which: Tensor) -> Inputs:
         """The same inputs with those of rollout ``which[b]`` in the place of rollout b's; ``which`` is ``[B]``."""
+
         def taken(tensor: Tensor, axis: int) -> Tensor:
             # In a backward pass nothing is recorded, yet whether a gradient is wanted has to be kept.
             return tensor.index_select(axis, which).requires_grad_(tensor.requires_grad)
@@ -149,7 +152,7 @@ def _wrong(
 
 
 def _name(function: Any) -> str:
-    return getattr(function, "__qualname__", None) or type(function).__name__
+    return getattr(function, "__name__", None) or type(function).__name__
 
 
 def _code_of(function: Any) -> Any:

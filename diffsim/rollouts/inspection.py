@@ -160,7 +160,9 @@ class Snapshot:
         """What has changed since; empty if nothing has."""
         if self._versions != self._now():
             return "changes a buffer"
-        return "" if torch.equal(self._state, torch.get_rng_state()) else "draws from torch's global generator"
+        return (
+            "" if torch.equal(self._state, torch.get_rng_state()) else "draws from torch's global generator"
+        )
 
     def put_back(self) -> None:
         torch.set_rng_state(self._state)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float
@@ -58,6 +58,7 @@ _MOST_ENGINES = 16
 
 _TOGETHER = 50
 """Control intervals of an episode that are in memory at a time."""
+
 
 class RolloutError(DiffsimError, UserCodeError):
     """Code of a policy, simulator or terminal value failed; the message holds its file and line."""
@@ -112,8 +113,8 @@ class Rollout:
         *,
         terminal: Callable[[States], Costs] | None = None,
         backend: str = "auto",
-        threads: int | None = None,
-        expected_steps: int | None = None,
+        threads: SupportsIndex | None = None,
+        expected_steps: SupportsIndex | None = None,
         on_failure: str | None = None,
     ) -> None:
         if backend != "auto" and backend not in BACKENDS:
@@ -125,7 +126,9 @@ class Rollout:
         self.terminal = terminal
         self.backend = backend
         self.threads = None if threads is None else whole_number("threads", threads)
-        self.expected_steps = None if expected_steps is None else whole_number("expected_steps", expected_steps, 0)
+        self.expected_steps = (
+            None if expected_steps is None else whole_number("expected_steps", expected_steps, 0)
+        )
         self.on_failure = on_failure
         self._engines: dict[Any, Engine] = {}
         self._said: set[str] = set()
@@ -148,12 +151,12 @@ class Rollout:
     def __call__(
         self,
         x0: Tensor,
-        steps: int,
+        steps: SupportsIndex,
         p: Mapping[str, Tensor] | None = None,
         *,
         noise: Tensor | Noise | None = None,
         controls: Tensor | None = None,
-        truncate: int | None = None,
+        truncate: SupportsIndex | None = None,
         keep_states: bool = True,
     ) -> Trajectory:
         """Simulate ``steps`` control intervals from ``x0 [B, n]``.
@@ -243,7 +246,7 @@ class Rollout:
         self,
         parameters: Mapping[str, Tensor],
         x0: Tensor,
-        steps: int,
+        steps: SupportsIndex,
         p: Mapping[str, Tensor] | None = None,
         *,
         noise: Tensor | None = None,
@@ -263,7 +266,7 @@ class Rollout:
         self,
         parameters: Mapping[str, Tensor],
         x0: Tensor,
-        steps: int,
+        steps: SupportsIndex,
         p: Mapping[str, Tensor] | None = None,
         *,
         noise: Tensor | None = None,
@@ -355,11 +358,11 @@ class Rollout:
     def _inputs(
         self,
         x0: Tensor,
-        steps: int,
+        steps: SupportsIndex,
         p: Mapping[str, Tensor] | None,
         noise: Tensor | Noise | None,
         controls: Tensor | None,
-        truncate: int | None,
+        truncate: SupportsIndex | None,
     ) -> Inputs:
         env, policy = self.env, self.policy
         n, m = len(env.state_names), len(env.action_box)
@@ -473,7 +476,9 @@ class Rollout:
                     "keeps every step's graph; hand random numbers in as noise to avoid it"
                 )
             elif self.backend not in ("auto", "eager"):
-                self._say(f"backend {self.backend!r} cannot compile a rollout that {findings.changing}: eager")
+                self._say(
+                    f"backend {self.backend!r} cannot compile a rollout that {findings.changing}: eager"
+                )
             return Unrolled()
         if self.env.foreign:
             # Its forward pass computes derivatives along with the values: keep them instead of computing them again.

@@ -156,7 +156,9 @@ class _Guard:
         if self.ok.all():
             return outcome
         # Sums of no numbers: a graph to everything that a gradient is wanted of, should all rollouts have failed.
-        zero = sum((q.flatten()[:0].sum() for q in self.inputs.named().values() if q.requires_grad), start=0.0)
+        zero = sum(
+            (q.flatten()[:0].sum() for q in self.inputs.named().values() if q.requires_grad), start=0.0
+        )
         return Outcome(
             *(
                 None if q is None else torch.where(_along(self.ok, q, axis), q, q.detach()) + zero
@@ -178,7 +180,11 @@ def finite(*tensors: Tensor) -> Tensor:
     """Which rollouts have finite numbers only, ``[B]``; the rollouts are the first axis of each tensor."""
     ok = torch.ones(len(tensors[0]), dtype=torch.bool, device=tensors[0].device)
     for tensor in tensors:
-        ok = ok & tensor.detach().isfinite().flatten(1).all(1) if tensor.ndim > 1 else ok & tensor.detach().isfinite()
+        ok = (
+            ok & tensor.detach().isfinite().flatten(1).all(1)
+            if tensor.ndim > 1
+            else ok & tensor.detach().isfinite()
+        )
     return ok
 
 
@@ -212,7 +218,8 @@ def backward_without(
     axes = {"x0": 0, "noise": 1, "controls": 1}
     axes |= {("p", name): 0 for name, value in inputs.p.items() if value.ndim}  # type: ignore[misc]
     return {
-        name: torch.where(_along(ok, q, axes[name]), q, 0.0) if name in axes else q for name, q in found.items()
+        name: torch.where(_along(ok, q, axes[name]), q, 0.0) if name in axes else q
+        for name, q in found.items()
     }
 
 

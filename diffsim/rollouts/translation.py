@@ -161,7 +161,9 @@ class Translation:
         env = copy.copy(self.inputs.env)
         like = self.inputs.x0
         with tracer.paused():
-            dt = tracer.bind(torch.tensor(float(env.dt), dtype=like.dtype, device=like.device), _array([self.dt], ()))
+            dt = tracer.bind(
+                torch.tensor(float(env.dt), dtype=like.dtype, device=like.device), _array([self.dt], ())
+            )
         env.dt = dt  # type: ignore[misc, assignment]
         dynamics = env.dynamics
         known: dict[tuple[str, ...], str] = {}
@@ -178,7 +180,9 @@ class Translation:
             with tracer.paused():
                 for name, pair in self.p.items():
                     own.bind(p[name], pair[1])
-                clock = own.bind(torch.as_tensor(t, dtype=x.dtype, device=x.device).clone(), _array(nodes[:1], ()))
+                clock = own.bind(
+                    torch.as_tensor(t, dtype=x.dtype, device=x.device).clone(), _array(nodes[:1], ())
+                )
                 state = own.bind(x.clone(), _array(nodes[1 : self.n + 1], (1, self.n)))
                 control = own.bind(u.clone(), _array(nodes[self.n + 1 :], tuple(u.shape)))
                 with own:

@@ -104,7 +104,9 @@ def wild_episodes_stay_finite(env: Env) -> list[str]:
         start = x.requires_grad_()
         for i in range(min(WILD, env.episode_steps)):
             low, high = env.action_box.bounds(x)
-            u = torch.where(torch.rand(16, len(low), generator=rng, dtype=dtype, device=rng.device) < 0.5, low, high)
+            u = torch.where(
+                torch.rand(16, len(low), generator=rng, dtype=dtype, device=rng.device) < 0.5, low, high
+            )
             x, cost = env.step(x, u, p)
             total = total + cost.sum()
             if not (x.isfinite().all() and cost.isfinite().all()):

@@ -12,6 +12,7 @@ from robotics_envs.drawing import flatten
 from robotics_envs.numbers import whole_number
 from robotics_envs.user_code import defined_at, describe_failure
 
+
 def what_is_missing(env: Env) -> list[str]:
     """Without these nothing else can be tried."""
     complaints = [
