@@ -226,7 +226,7 @@ class Env(abc.ABC):
             )
         if name == "constants":
             raise AttributeError(
-                f"{type(self).__name__} has no constants: its __init__ has to call super().__init__(**parameters) first",
+                f"{type(self).__name__} has no constants: its __init__ has to call super().__init__(**parameters)",
                 name=name,
                 obj=self,
             )

@@ -159,10 +159,9 @@ def test_mistakes_that_are_not_the_users_code_keep_their_class():
 
 
 def test_an_error_without_users_code_has_no_line():
-    try:
+    with pytest.raises(RuntimeError) as caught:
         raise_in_torch()
-    except RuntimeError as error:
-        assert "in raise_in_torch: RuntimeError" in describe_failure(error)
+    assert "in raise_in_torch: RuntimeError" in describe_failure(caught.value)
     assert describe_failure(ValueError("never raised")) is None
 
 

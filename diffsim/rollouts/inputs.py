@@ -94,16 +94,13 @@ class Inputs:
             # In a backward pass nothing is recorded, yet whether a gradient is wanted has to be kept.
             return tensor.index_select(axis, which).requires_grad_(tensor.requires_grad)
 
-        timed = {
-            name: taken(given, 1) if isinstance(given, Tensor) else given
-            for name, given in (("noise", self.noise), ("controls", self.controls))
-        }
         return replace(
             self,
             x0=taken(self.x0, 0),
             p={name: taken(v, 0) if v.ndim else v for name, v in self.p.items()},
+            noise=taken(self.noise, 1) if isinstance(self.noise, Tensor) else self.noise,
+            controls=None if self.controls is None else taken(self.controls, 1),
             noise_of=which if isinstance(self.noise, Noise) else None,
-            **timed,
         )
 
     def named(self) -> dict[Any, Tensor]:
