@@ -258,14 +258,19 @@ def check(env: str) -> None:
     from diffsim.config import load_class
     from robotics_envs import ENVIRONMENTS
     from robotics_envs.conformance import CHECKS, ConformanceError, check_env
+    from robotics_envs.user_code import describe_failure
 
-    env_class = load_class(ENVIRONMENTS, env)
     try:
-        check_env(env_class() if isinstance(env_class, type) else env_class)
+        check_env(load_class(ENVIRONMENTS, env))
     except ConformanceError as error:
         raise DiffsimError(str(error)) from None
-    except (TypeError, ValueError) as error:
-        raise DiffsimError(f"{env} cannot be made: {error}") from None
+    except DiffsimError:
+        raise
+    except Exception as error:
+        line = describe_failure(error)
+        if line is None and not isinstance(error, (TypeError, ValueError)):
+            raise
+        raise DiffsimError(f"{env} cannot be made: {line or error}") from None
     click.echo(f"{env} keeps the contract ({len(CHECKS)} checks)")
 
 

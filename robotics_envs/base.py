@@ -226,7 +226,7 @@ class Env(abc.ABC):
             )
         if name == "constants":
             raise AttributeError(
-                f"{type(self).__name__} has no constants: its __init__ has to call super().__init__(**parameters) first",
+                f"{type(self).__name__} has no constants: its __init__ has to call super().__init__(**parameters)",
                 name=name,
                 obj=self,
             )
@@ -321,6 +321,16 @@ class Env(abc.ABC):
             )
         return torch.clamp(u, *self.action_box.bounds(u))
 
+    def _check_sizes(self, x: Tensor, u: Tensor, p: Params) -> None:
+        """Raise :class:`SizeError` unless states, actions and parameters go together."""
+        batch = x.shape[:-1]
+        if (
+            x.shape[-1:] != (len(self.state_names),)
+            or u.shape != (*batch, len(self.action_box))
+            or any(isinstance(v, Tensor) and v.ndim and v.shape != batch for v in p.values())
+        ):
+            raise SizeError(_sizes(self, x, u, p))
+
     def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
         """One control interval from ``x`` under ``u``: the next state ``[B, n]`` and the cost ``[B]``.
 
@@ -330,18 +340,12 @@ class Env(abc.ABC):
         Raises:
             SizeError: the shapes of ``x``, ``u``, ``p`` or of what ``dynamics`` and ``cost`` return do not fit.
         """
-        batch = x.shape[:-1]
-        if (
-            x.shape[-1:] != (len(self.state_names),)
-            or u.shape != (*batch, len(self.action_box))
-            or any(isinstance(v, Tensor) and v.ndim and v.shape != batch for v in p.values())
-        ):
-            raise SizeError(_sizes(self, x, u, p))
+        self._check_sizes(x, u, p)
         u, following = self.clip_action(u), x
         for _ in range(self.substeps):
             following = self.solver.step(self.dynamics, 0.0, following, u, p, self.dt / self.substeps)
         cost = self.cost(following if self.cost_of_reached_state else x, u, p)
-        if following.shape != x.shape or cost.shape != batch:
+        if following.shape != x.shape or cost.shape != x.shape[:-1]:
             raise SizeError(_results(self, x, following, cost))
         return following, cost
 

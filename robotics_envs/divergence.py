@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
+if TYPE_CHECKING:
     from robotics_envs.base import Env
 
 
@@ -56,7 +57,7 @@ def check_rollouts(
     steps = len(costs)
     states = following.isfinite().all(-1)
     good = costs.isfinite()
-    good[steps - len(states) :] &= states
+    good = torch.cat((good[: steps - len(states)], good[steps - len(states) :] & states))
     wrong = ~(good.all(0) & x0.isfinite().all(-1))
     if values is not None:
         wrong |= ~values.isfinite()

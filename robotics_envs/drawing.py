@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from solvers.installation import install_command
+
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Point: TypeAlias = Sequence[float] | Floats
 """``(right, up)`` in a plane, or ``(x, y, z)`` in space, in metres or what the view is in."""
@@ -166,7 +168,7 @@ def rasterise(
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("drawing needs Pillow: pip install 'diffsim[render]'") from None
+        raise ModuleNotFoundError(f"drawing needs Pillow: {install_command('render')}") from None
     (left, bottom), (right, top) = view.low, view.high
     if height is None:
         height = max(2, round(width * (top - bottom) / (right - left)))

@@ -13,10 +13,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robotics_envs import make_env
 from robotics_envs.base import Env
 from robotics_envs.divergence import DivergenceError, check_finite
 from robotics_envs.drawing import rasterise
+from robotics_envs.numbers import whole_number
+from robotics_envs.user_code import construct_env
+from solvers.installation import install_command
 
 Array = NDArray[Any]
 RENDER_MODES = ("rgb_array", "human")
@@ -31,7 +33,7 @@ class Simulation:
 
     def __init__(
         self,
-        env: Env | str,
+        env: Env | type[Env] | str,
         batch: int,
         parameters: dict[str, Any] | None = None,
         episode_steps: int | None = None,
@@ -39,16 +41,10 @@ class Simulation:
         dtype: torch.dtype = torch.float64,
         device: str = "cpu",
     ) -> None:
-        self.env = make_env(env) if isinstance(env, str) else env
-        if not isinstance(self.env, Env):
-            raise TypeError(
-                f"env is the name or an instance of a simulator (robotics_envs.base.Env), got {env!r}"
-            )
-        self.episode_steps = self.env.episode_steps if episode_steps is None else episode_steps
-        if not isinstance(self.episode_steps, int) or self.episode_steps < 1:
-            raise ValueError(f"episode_steps = {episode_steps!r}: must be a whole number of at least 1")
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"num_envs = {batch!r}: must be a whole number of at least 1")
+        self.env = construct_env(env)
+        steps = self.env.episode_steps if episode_steps is None else episode_steps
+        self.episode_steps = whole_number("episode_steps", steps)
+        batch = whole_number("num_envs", batch)
         self.batch, self.unit_actions, self.dtype = batch, unit_actions, dtype
         self.generator = torch.Generator(device=device)
         self.x = torch.zeros(batch, len(self.env.state_names), dtype=dtype, device=device)
@@ -66,7 +62,8 @@ class Simulation:
         """A copy of a parameter's value or values, within the bounds that the simulator states."""
         about = self.env.constants[name]
         try:
-            tensor = torch.as_tensor(value).detach().to(self.x, copy=True)
+            given = value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
+            tensor = torch.as_tensor(given, device=self.x.device).detach().to(self.x, copy=True)
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"parameter {name} is a number or one for each rollout, got {value!r}") from None
         if tensor.shape not in ((), (self.batch,)):
@@ -92,6 +89,13 @@ class Simulation:
         # A state may leave every box on the way, so an observation has no bounds but those of its type.
         most = np.full(len(self.env.observation_names), np.finfo(np.float32).max, dtype=np.float32)
         return BoxSpace(-most, most)
+
+    def __repr__(self) -> str:
+        o, m = len(self.env.observation_names), len(self.env.action_box)
+        return (
+            f"{self.env.name}, num_envs={self.batch}, observations [{self.batch}, {o}], actions [{self.batch}, {m}], "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.x.device}"
+        )
 
     def seed(self, random: np.random.Generator) -> None:
         self.generator.manual_seed(int(random.integers(2**63)))
@@ -193,7 +197,7 @@ class GymEnv(gymnasium.Env[Array, Array]):
 
     def __init__(
         self,
-        env: Env | str,
+        env: Env | type[Env] | str,
         render_mode: str | None = None,
         parameters: dict[str, float] | None = None,
         episode_steps: int | None = None,
@@ -210,10 +214,15 @@ class GymEnv(gymnasium.Env[Array, Array]):
         self._window: Any = None
         self._limited = self.limited or episode_steps is not None
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._simulation.env!r}>"
+
+    __str__ = __repr__
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        super().reset(seed=seed)
+        super().reset(seed=_seed(seed))
         self._simulation.seed(self.np_random)
         self._simulation.reset(np.ones(1, dtype=bool), options)
         if self.render_mode == "human":
@@ -275,7 +284,7 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
 
     def __init__(
         self,
-        env: Env | str,
+        env: Env | type[Env] | str,
         num_envs: int = 1,
         render_mode: str | None = None,
         parameters: dict[str, Any] | None = None,
@@ -289,6 +298,7 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
             raise ValueError(f"render_mode = {render_mode!r}: many rollouts are drawn as 'rgb_array' only")
         steps = max_episode_steps if episode_steps is None else episode_steps
         self._simulation = Simulation(env, num_envs, parameters, steps, unit_actions, dtype, device)
+        num_envs = self._simulation.batch
         self.simulator, self.num_envs, self.render_mode = self._simulation.env, num_envs, render_mode
         self.metadata = {**_metadata(self._simulation), "autoreset_mode": AutoresetMode.NEXT_STEP}
         self.single_action_space = self._simulation.action_space()
@@ -296,10 +306,15 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._simulation!r}>"
+
+    __str__ = __repr__
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        super().reset(seed=seed)
+        super().reset(seed=_seed(seed))
         self._simulation.seed(self.np_random)
         self._simulation.reset(np.ones(self.num_envs, dtype=bool), options)
         return self._simulation.observation(), {"state": self._simulation.state()}
@@ -322,6 +337,11 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         return tuple(self._simulation.picture(i) for i in range(self.num_envs))
 
 
+def _seed(seed: Any) -> int | None:
+    # Gymnasium's own generator takes Python's integers only.
+    return None if seed is None else whole_number("seed", seed, least=0)
+
+
 class Window:
     """A window of pygame that shows pixels."""
 
@@ -330,7 +350,7 @@ class Window:
             import pygame
         except ModuleNotFoundError:
             raise gymnasium.error.DependencyNotInstalled(
-                "render_mode=\"human\" needs pygame: pip install 'diffsim[render]'"
+                f'render_mode="human" needs pygame: {install_command("render")}'
             ) from None
         self._pygame = pygame
         pygame.display.init()

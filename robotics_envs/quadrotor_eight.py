@@ -118,7 +118,7 @@ class QuadrotorEight(Quadrotor):
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The vehicle as ``quadrotor`` draws it, and the reference as a ring."""
-        reference = curve(torch.tensor([float(x[17])], dtype=torch.float64)).point[0].numpy()
+        reference = curve(torch.tensor([float(x[17])], dtype=torch.float64, device="cpu")).point[0].numpy()
         vehicle = super().draw(np.concatenate((x[:3] + reference, x[3:])), u)
         return [Circle(reference.tolist(), 0.08, "target", filled=False), *vehicle]
 

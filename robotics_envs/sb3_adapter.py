@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from robotics_envs.base import Env
 from robotics_envs.gym_adapter import Array, Simulation
+from robotics_envs.numbers import whole_number
 
 
 class SB3VecEnv(VecEnv):
@@ -29,14 +30,22 @@ class SB3VecEnv(VecEnv):
     are those of :class:`robotics_envs.gym_adapter.GymVectorEnv` but for ``render_mode``, which is ``rgb_array``.
     """
 
-    def __init__(self, env: Env | str, num_envs: int, **arguments: Any) -> None:
+    def __init__(self, env: Env | type[Env] | str, num_envs: int, **arguments: Any) -> None:
         self._simulation = Simulation(env, num_envs, unit_actions=True, **arguments)
+        num_envs = self._simulation.batch
         self._random = np.random.default_rng()
         self._actions: Array | None = None
         self._returns = np.zeros(num_envs)
         self._started = time.time()
         super().__init__(num_envs, self._simulation.observation_space(), self._simulation.action_space())
         self.render_mode = "rgb_array"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._simulation!r}>"
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the next reset; NumPy integers are accepted."""
+        return super().seed(None if seed is None else whole_number("seed", seed, least=0))
 
     def reset(self) -> Array:
         seed = self._seeds[0]

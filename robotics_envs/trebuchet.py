@@ -122,6 +122,7 @@ class Trebuchet(Env):
 
     def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
         """One control interval: swing, release, flight and landing, as far as it gets."""
+        self._check_sizes(x, u, p)
         u = self.clip_action(u)
         released, s, stone, target = x.split((1, 4, 4, 1), dim=-1)
         loose = released[:, 0] > 0.5

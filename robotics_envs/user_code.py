@@ -24,7 +24,7 @@ _MOST_NAMES = 15
 
 
 class UserCodeError(RuntimeError):
-    """Code of the user's own failed; the message is one line with its file and line. The error is in ``__context__``."""
+    """User-written code failed; the message is one line with its file and line. The error is in ``__context__``."""
 
 
 def construct_env(env: Env | type[Env] | str, **parameters: float) -> Env:
@@ -72,7 +72,7 @@ def describe_failure(
     frames = [
         (frame, number)
         for frame, number in traceback.walk_tb(error.__traceback__)
-        if _is_users(frame.f_code.co_filename)
+        if _is_users(frame.f_code.co_filename, frame.f_globals.get("__name__", ""))
     ]
     if frames:
         frame, number = frames[-1]
@@ -84,7 +84,7 @@ def describe_failure(
 
 
 def defined_at(function: object) -> str:
-    """`` (my_env.py:12)``, where a function, method or class is written; empty where that is unknown or in this project."""
+    """`` (my_env.py:12)``, where a function, method or class is written; empty if unknown or in this project."""
     function = inspect.unwrap(function) if callable(function) else function
     try:
         file, line = inspect.getsourcefile(function), inspect.getsourcelines(function)[1]  # type: ignore[arg-type]
@@ -93,9 +93,10 @@ def defined_at(function: object) -> str:
     return f" ({_path(file)}:{line})" if file and _is_users(file) else ""
 
 
-def _is_users(filename: str) -> bool:
+def _is_users(filename: str, module: str = "__main__") -> bool:
     if filename.startswith("<"):
-        return filename.startswith(_TYPED)
+        # Dataclasses, too, make functions in a file "<string>", but not in the module __main__ of a prompt.
+        return filename.startswith(_TYPED) and module == "__main__"
     return not os.path.abspath(filename).startswith((*_OURS, *_INSTALLED))
 
 
@@ -130,20 +131,21 @@ def _reason(error: BaseException, frame: FrameType) -> str:
         if holder is not None:
             name, known = holder
             return f"{name} has no {error.args[0]!r}{_hint(error.args[0], known)}"
-    if isinstance(error, AttributeError) and isinstance(getattr(error, "name", None), str):
+    if isinstance(error, AttributeError) and isinstance(error.name, str):
         owner = getattr(error, "obj", None)
         if isinstance(owner, Env) and error.name in (*NEEDED, "constants"):
             return first  # it says how to set the attribute
         if owner is not None:
-            return f"{type(owner).__name__} has no attribute {error.name!r}{_hint(error.name, _attributes(owner))}"
-    if isinstance(error, NameError) and isinstance(getattr(error, "name", None), str):
+            hint = _hint(error.name, _attributes(owner))
+            return f"{type(owner).__name__} has no attribute {error.name!r}{hint}"
+    if isinstance(error, NameError) and isinstance(error.name, str):
         known = [*frame.f_locals, *(n for n in frame.f_globals if not n.startswith("_"))]
         return f"the name {error.name!r} is not defined{_hint(error.name, known)}"
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _mapping_without(key: str, frame: FrameType) -> tuple[str, list[str]] | None:
-    """Name and keys of the mapping in a frame that was asked for ``key``: ``p`` first, then the one with the nearest key."""
+    """Name and keys of the mapping in a frame that lacks ``key``: ``p`` first, then the one with the nearest key."""
     held = {
         name: [str(k) for k in value]
         for name, value in frame.f_locals.items()
@@ -165,10 +167,10 @@ def _mapping_without(key: str, frame: FrameType) -> tuple[str, list[str]] | None
 
 
 def _attributes(owner: object) -> list[str]:
-    """Names that a user gave an object: those of its own and of its classes outside of this project and of libraries."""
+    """Names that a user gave an object: its own, and those of its classes other than ``Env``, torch's and Python's."""
     names = [*getattr(owner, "__dict__", {})]
     for kind in type(owner).__mro__:
-        if not kind.__module__.startswith(("builtins", "abc", "torch")):
+        if kind not in Env.__mro__ and not kind.__module__.startswith(("builtins", "torch")):
             names += vars(kind)
     return sorted({name for name in names if not name.startswith("_")}) or [
         name for name in dir(owner) if not name.startswith("_")

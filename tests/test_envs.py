@@ -151,6 +151,9 @@ class ForgotBoxes(Env):
         return x[:, 0] ** 2
 
 
+Incomplete = type("ForgotBoxes", (Env,), {"dynamics": ForgotBoxes.dynamics, "cost": ForgotBoxes.cost})
+
+
 class ForgotSuper(Pendulum):
     def __init__(self):
         pass
@@ -240,9 +243,56 @@ def test_a_broken_simulator_is_named(broken, complaint):
         check_env(broken())
 
 
-def test_a_class_instead_of_an_instance_is_named():
-    with pytest.raises(ConformanceError, match=r"has to be called first"):
-        check_env(Pendulum)
+def test_a_class_or_a_name_serves_as_well_as_an_instance():
+    check_env(Pendulum)
+    check_env("examples/cartpole.py:CartPole")
+    with pytest.raises(ConformanceError, match="observe has 3 components, the names 2"):
+        check_env(WrongNames)
+    for wrong in (int, 3, torch.nn.Linear(1, 1), None):
+        with pytest.raises(ConformanceError, match="an instance, a class or a name; got"):
+            check_env(wrong)
+
+
+def test_names_may_be_lists():
+    class Listed(Pendulum):
+        state_names = ["angle", "rate"]  # noqa: RUF012
+        observation_names = ["cos_angle", "sin_angle", "rate"]  # noqa: RUF012
+        angle_names = ["angle"]  # noqa: RUF012
+        parameters = list(Pendulum.parameters)  # noqa: RUF012
+
+    assert Listed.state_names == ("angle", "rate")
+    assert isinstance(Listed.parameters, tuple)
+    check_env(Listed())
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("dt", "control interval in seconds"),
+        ("solver", r"solvers.make_solver\('rk4'\)"),
+        ("action_box", "Box of the m actions' bounds"),
+        ("state_names", "tuple of the names"),
+    ],
+)
+def test_a_missing_attribute_is_named_with_what_it_holds(name, how):
+    with pytest.raises(
+        AttributeError, match=rf"ForgotBoxes has no {name}: set it as a class attribute \(.*{how}"
+    ):
+        getattr(Incomplete(), name) if name == "state_names" else getattr(ForgotBoxes(), name)
+    assert not hasattr(ForgotBoxes(), "dt")
+    with pytest.raises(AttributeError, match="'Pendulum' object has no attribute 'tedious'"):
+        getattr(Pendulum(), "tedious")  # noqa: B009
+    with pytest.raises(
+        AttributeError, match=r"its __init__ has to call super\(\).__init__\(\*\*parameters\)"
+    ):
+        getattr(ForgotSuper(), "constants")  # noqa: B009
+
+
+def test_parameters_of_numpy_are_numbers():
+    for value in (np.float32(3.5), np.int64(3), np.float64(3.5)):
+        assert Pendulum(g=value).constants["g"].value == float(value)
+    with pytest.raises(ValueError, match="must be a number"):
+        Pendulum(g=np.True_)
 
 
 def gym_states(rng, count):

@@ -329,3 +329,47 @@ def test_every_parameter_keeps_its_default():
         env = make_env(name)
         p = GymEnv(name)._simulation.p
         assert {k: float(v) for k, v in p.items()} == {k: c.value for k, c in env.constants.items()}
+
+
+def test_numpy_integers_and_classes_serve():
+    envs = gymnasium.make_vec("diffsim/Pendulum-v0", num_envs=np.int64(2), episode_steps=np.int64(3))
+    first = envs.reset(seed=np.int64(5))[0]
+    assert np.array_equal(first, GymVectorEnv(Pendulum, 2).reset(seed=5)[0])
+    assert type(envs.num_envs) is int
+    assert np.array_equal(GymEnv(Pendulum).reset(seed=np.int32(5))[0], GymEnv("pendulum").reset(seed=5)[0])
+    for wrong in (True, np.True_, 2.0, 0):
+        with pytest.raises(ValueError, match=r"num_envs = .*must be a whole number of at least 1"):
+            GymVectorEnv("pendulum", wrong)
+        with pytest.raises(ValueError, match=r"episode_steps = .*must be a whole number of at least 1"):
+            GymEnv("pendulum", episode_steps=wrong)
+
+
+def test_parameters_are_exact_whatever_the_default_dtype():
+    """A number must not pass through float32 on its way to float64."""
+    for given in (9.81, [9.81, 9.81], np.float64(9.81)):
+        envs = GymVectorEnv("pendulum", 2, parameters={"g": given})
+        assert set(envs._simulation.p["g"].reshape(-1).tolist()) == {9.81}
+
+
+def test_representations_name_simulator_and_sizes():
+    envs = GymVectorEnv("cartpole_balance", 3)
+    assert repr(envs) == str(envs)
+    for part in ("cartpole_balance", "num_envs=3", "observations [3, 5]", "actions [3, 1]", "float64 on cpu"):
+        assert part in repr(envs)
+    assert "pendulum" in repr(GymEnv("pendulum", parameters={"g": 3.7}))
+
+
+def test_advice_to_install_is_that_of_this_installation(monkeypatch):
+    from robotics_envs.drawing import View, rasterise
+    from solvers.installation import install_command
+
+    for module in ("PIL", "pygame"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        rasterise([], View((0.0, 0.0), (1.0, 1.0)))
+    assert install_command("render") in str(caught.value)
+    env = GymEnv("pendulum", render_mode="human")
+    monkeypatch.setattr(env._simulation, "picture", lambda i: np.zeros((4, 4, 3), dtype=np.uint8))
+    with pytest.raises(gymnasium.error.DependencyNotInstalled) as caught:
+        env.reset(seed=0)
+    assert install_command("render") in str(caught.value)

@@ -68,3 +68,15 @@ def test_a_stock_ppo_learns_to_balance_the_cartpole():
     after, _ = evaluate_policy(model, judge, n_eval_episodes=16)
     assert before < 650
     assert after > 800
+
+
+def test_numpy_integers_serve():
+    envs = SB3VecEnv(Pendulum, num_envs=np.int64(3))
+    assert type(envs.num_envs) is int
+    envs.seed(np.int64(7))
+    other = SB3VecEnv("pendulum", num_envs=3)
+    other.seed(7)
+    assert np.array_equal(envs.reset(), other.reset())
+    assert "pendulum, num_envs=3" in repr(envs)
+    with pytest.raises(ValueError, match="num_envs = True: must be a whole number"):
+        SB3VecEnv("pendulum", num_envs=True)

@@ -89,16 +89,18 @@ class Inputs:
 
     def of_rollouts(self, which: Tensor) -> Inputs:
         """The same inputs with those of rollout ``which[b]`` in the place of rollout b's; ``which`` is ``[B]``."""
-        timed = {
-            name: given.index_select(1, which) if isinstance(given, Tensor) else given
-            for name, given in (("noise", self.noise), ("controls", self.controls))
-        }
+
+        def taken(tensor: Tensor, axis: int) -> Tensor:
+            # In a backward pass nothing is recorded, yet whether a gradient is wanted has to be kept.
+            return tensor.index_select(axis, which).requires_grad_(tensor.requires_grad)
+
         return replace(
             self,
-            x0=self.x0.index_select(0, which),
-            p={name: v.index_select(0, which) if v.ndim else v for name, v in self.p.items()},
+            x0=taken(self.x0, 0),
+            p={name: taken(v, 0) if v.ndim else v for name, v in self.p.items()},
+            noise=taken(self.noise, 1) if isinstance(self.noise, Tensor) else self.noise,
+            controls=None if self.controls is None else taken(self.controls, 1),
             noise_of=which if isinstance(self.noise, Noise) else None,
-            **timed,
         )
 
     def named(self) -> dict[Any, Tensor]:
@@ -147,7 +149,7 @@ def _wrong(
 
 
 def _name(function: Any) -> str:
-    return getattr(function, "__qualname__", None) or type(function).__name__
+    return getattr(function, "__name__", None) or type(function).__name__
 
 
 def _code_of(function: Any) -> Any:

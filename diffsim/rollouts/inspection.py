@@ -166,7 +166,7 @@ class Snapshot:
 
     def put_back(self) -> None:
         torch.set_rng_state(self._state)
-        if self._cuda is not None:
+        if self._cuda is not None and self._device is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)
         with torch.no_grad():
             for buffer, value, before, now in zip(
@@ -179,12 +179,12 @@ class Snapshot:
 @contextlib.contextmanager
 def _others_put_back() -> Iterator[None]:
     """Restores the global generators of Python and NumPy at the end."""
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002, what users may draw from
     try:
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 class Findings(NamedTuple):
@@ -210,7 +210,7 @@ def look(inputs: Inputs, gradient: bool) -> Findings:
     """
     before, watch = Snapshot(inputs), _Watch()
     x = inputs.x0.detach()[:3].clone().requires_grad_(gradient)
-    results = []
+    results: list[list[Tensor]] = []
     changing = ""
     with _others_put_back():
         try:

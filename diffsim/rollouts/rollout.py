@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -114,8 +114,8 @@ class Rollout:
         *,
         terminal: Callable[[States], Costs] | None = None,
         backend: str = "auto",
-        threads: int | None = None,
-        expected_steps: int | None = None,
+        threads: SupportsIndex | None = None,
+        expected_steps: SupportsIndex | None = None,
         on_failure: str | None = None,
     ) -> None:
         if backend != "auto" and backend not in BACKENDS:
@@ -152,12 +152,12 @@ class Rollout:
     def __call__(
         self,
         x0: Tensor,
-        steps: int,
+        steps: SupportsIndex,
         p: Mapping[str, Tensor] | None = None,
         *,
         noise: Tensor | Noise | None = None,
         controls: Tensor | None = None,
-        truncate: int | None = None,
+        truncate: SupportsIndex | None = None,
         keep_states: bool = True,
     ) -> Trajectory:
         """Simulate ``steps`` control intervals from ``x0 [B, n]``.
@@ -255,7 +255,7 @@ class Rollout:
         self,
         parameters: Mapping[str, Tensor],
         x0: Tensor,
-        steps: int,
+        steps: SupportsIndex,
         p: Mapping[str, Tensor] | None = None,
         *,
         noise: Tensor | None = None,
@@ -275,7 +275,7 @@ class Rollout:
         self,
         parameters: Mapping[str, Tensor],
         x0: Tensor,
-        steps: int,
+        steps: SupportsIndex,
         p: Mapping[str, Tensor] | None = None,
         *,
         noise: Tensor | None = None,
@@ -367,11 +367,11 @@ class Rollout:
     def _inputs(
         self,
         x0: Tensor,
-        steps: int,
+        steps: SupportsIndex,
         p: Mapping[str, Tensor] | None,
         noise: Tensor | Noise | None,
         controls: Tensor | None,
-        truncate: int | None,
+        truncate: SupportsIndex | None,
     ) -> Inputs:
         env, policy = self.env, self.policy
         n, m = len(env.state_names), len(env.action_box)

@@ -104,7 +104,7 @@ class Unrolled(Stepwise):
             if guard is None:
                 x, cost = self.step(inputs, t, x)
             else:
-                x, cost = guard.run(lambda given, x, t=t: self.step(given, t, x), x)
+                x, cost = guard.run(functools.partial(self._step_of, t), x)
             states.append(x)
             costs.append(cost)
         if inputs.terminal is None:
@@ -117,6 +117,10 @@ class Unrolled(Stepwise):
         if guard is None:
             return outcome, None
         return guard.without_gradient(outcome), guard.ok
+
+
+    def _step_of(self, t: int, inputs: Inputs, x: Tensor) -> Sequence[Tensor]:
+        return self.step(inputs, t, x)
 
 
 class _Guard:
@@ -167,7 +171,7 @@ class _Guard:
         )
 
 
-AXES = Outcome(1, 0, 1, 0)  # type: ignore[arg-type]
+AXES = (1, 0, 1, 0)
 """The axis of the rollouts in each part of an outcome."""
 
 

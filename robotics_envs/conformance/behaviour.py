@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robotics_envs.base import Env
 from robotics_envs.conformance.samples import BATCH, generator, sample
+from robotics_envs.user_code import describe_failure
 from solvers.native.expressions import Graph
 from solvers.native.trace import NativeUnsupportedError, NotStraightLineError, trace
 
@@ -98,11 +99,14 @@ def wild_episodes_stay_finite(env: Env) -> list[str]:
     complaints = []
     for dtype in (torch.float32, torch.float64):
         rng = generator(5)
-        x, p = env.state_box.sample(16, rng, dtype), env.params(torch.zeros((), dtype=dtype))
-        start, total = x.requires_grad_(), torch.zeros((), dtype=dtype)
+        x = env.state_box.sample(16, rng, dtype)
+        p, total = env.params(x), x.new_zeros(())
+        start = x.requires_grad_()
         for i in range(min(WILD, env.episode_steps)):
             low, high = env.action_box.bounds(x)
-            u = torch.where(torch.rand(16, len(low), generator=rng, dtype=dtype) < 0.5, low, high)
+            u = torch.where(
+                torch.rand(16, len(low), generator=rng, dtype=dtype, device=rng.device) < 0.5, low, high
+            )
             x, cost = env.step(x, u, p)
             total = total + cost.sum()
             if not (x.isfinite().all() and cost.isfinite().all()):
@@ -176,7 +180,8 @@ def methods_can_be_vmapped(env: Env) -> list[str]:
         try:
             mapped = torch.func.vmap(function)(xs, us)
         except Exception as error:
-            complaints.append(f"{name} under vmap: {type(error).__name__}: {str(error).splitlines()[0]}")
+            line = describe_failure(error) or f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            complaints.append(f"{name} under vmap: {line}")
             continue
         apart = [torch.stack(parts) for parts in zip(*map(function, xs, us), strict=True)]
         if not all(

@@ -11,6 +11,7 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from robotics_envs.base import Env
 from robotics_envs.conformance.samples import generator, sample
+from robotics_envs.user_code import describe_failure
 
 
 def gradients_agree_with_finite_differences(env: Env) -> list[str]:
@@ -36,7 +37,7 @@ def gradients_agree_with_finite_differences(env: Env) -> list[str]:
         except GradcheckError as error:
             complaints += in_words(name, function, inputs) or [f"{name}: {error}"]
         except Exception as error:
-            complaints.append(f"{name}: {type(error).__name__}: {error}")
+            complaints.append(f"{name}: {describe_failure(error) or f'{type(error).__name__}: {error}'}")
     return complaints
 
 
@@ -44,7 +45,7 @@ def in_words(name: str, function: Callable[..., Any], inputs: Mapping[str, Tenso
     """Which inputs of a function have a wrong gradient, and in what way, from one random direction for each."""
     complaints = []
     for what, value in inputs.items():
-        direction = torch.randn(value.shape, generator=generator(3), dtype=value.dtype)
+        direction = torch.randn(value.shape, generator=generator(3), dtype=value.dtype, device=value.device)
         leaf = value.clone().requires_grad_()
         outputs = function(**{**inputs, what: leaf})
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -53,7 +54,9 @@ def in_words(name: str, function: Callable[..., Any], inputs: Mapping[str, Tenso
         )
         pairs = zip(ahead, behind, strict=True) if isinstance(ahead, tuple) else [(ahead, behind)]
         for i, (output, (after, before)) in enumerate(zip(outputs, pairs, strict=True)):
-            weights = torch.randn(output.shape, generator=generator(4 + i), dtype=output.dtype)
+            weights = torch.randn(
+                output.shape, generator=generator(4 + i), dtype=output.dtype, device=output.device
+            )
             measured = float((weights * (after - before)).sum()) / 2e-6
             (gradient,) = (
                 torch.autograd.grad((weights * output).sum(), leaf, retain_graph=True, allow_unused=True)

@@ -71,9 +71,8 @@ def names_match_shapes(env: Env) -> list[str]:
     got, wanted = env.observe(x).shape[-1], len(env.observation_names)
     if got == wanted:
         return []
-    return [
-        f"observe has {got} components, the names {wanted} ({', '.join(env.observation_names)}){defined_at(env.observe)}"
-    ]
+    names = ", ".join(env.observation_names)
+    return [f"observe has {got} components, the names {wanted} ({names}){defined_at(env.observe)}"]
 
 
 def results_keep_shape_dtype_and_device(env: Env) -> list[str]:
