@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from solvers.base import Solver, State, VectorField, over_components
+from solvers.modes import with_normal_tensors
 
 _LOCATING = 100  # bisections alone would take 60 in float64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Event:
-    """Something that happens when ``function(t, x, u, p)`` crosses zero.
+    """A jump or the end of a rollout where ``function(t, x, u, p)`` crosses zero.
 
     Attributes:
         function: ``(t [*batch], x [*batch, n], u, p) -> [*batch]``, continuous; it may depend on u and p.
@@ -44,8 +45,12 @@ class Event:
     terminal: bool = False
     direction: int = 0
 
+    def __repr__(self) -> str:
+        jump = None if self.jump is None else _name(self.jump)
+        return f"Event({_name(self.function)}, jump={jump}, terminal={self.terminal}, direction={self.direction})"
+
     def __post_init__(self) -> None:
-        if self.direction not in (-1, 0, 1):
+        if isinstance(self.direction, bool) or self.direction not in (-1, 0, 1):
             raise ValueError(f"an event's direction is -1, 0 or 1, got {self.direction!r}")
         if not callable(self.function) or not (self.jump is None or callable(self.jump)):
             raise TypeError("an event's function and jump must be callable (t, x, u, p)")
@@ -70,7 +75,7 @@ class Event:
         """The function's total time derivative along the solution, ``[*batch]``."""
         with torch.enable_grad():
             t, x = t.detach().clone().requires_grad_(True), x.detach().requires_grad_(True)
-            value = self.value(t, x, u, p)
+            value = with_normal_tensors(self.value, t, x, u, p)
             if not value.requires_grad:
                 return torch.zeros_like(t)
             by_t, by_x = torch.autograd.grad(value.sum(), (t, x), allow_unused=True)
@@ -99,10 +104,14 @@ class Event:
         return jumped
 
 
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
 def coincidence(t: Tensor, h: Tensor) -> Tensor:
     """By how much two times in a step of length h from t may differ and count as the same, ``[*batch]``.
 
-    64 units of rounding, which is what a solution gathers in a few hundred steps, as long as that is little of the step.
+    64 units of rounding, which a solution collects in a few hundred steps, unless that is much of the step.
     """
     rounding = torch.finfo(t.dtype).eps * (t.abs() + h)
     return torch.maximum(4 * rounding, torch.minimum(64 * rounding, 1e-3 * h))
@@ -184,7 +193,9 @@ class EventFinder:
                 after = event.value(t + s * h, state, u, p)
                 if k == 0:
                     # A function that is zero at the start but for rounding holds there.
-                    near = (before * after < 0) & (before.abs() * spacing <= same_time * (after - before).abs())
+                    near = (before * after < 0) & (
+                        before.abs() * spacing <= same_time * (after - before).abs()
+                    )
                     before = torch.where(at_start & near, after, before)
                 crossing = candidates & ~found & _crosses(before, after, event.direction)
                 bracket = tuple(  # type: ignore[assignment]

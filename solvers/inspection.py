@@ -1,4 +1,4 @@
-"""Looking at the vector field and the events before the first step: what is wrong with them, and what they depend on."""
+"""Checks of the vector field and the events before the first step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solvers.modes import AutocastState, no_graph
+from solvers.modes import AutocastState
 from solvers.problem import Leaves, Problem, functions_at
 
 
@@ -37,7 +37,7 @@ def check_field(
     t = grid.start.detach().expand(x.shape[:-1]) if per_rollout else grid.start.detach()
     watch = _Watch(problem)
     probe = x.clone()
-    with no_graph():
+    with torch.no_grad():
         slope = problem.f(t, probe, problem.held(0), problem.p)
     if probe._version:
         raise ValueError(
@@ -103,7 +103,7 @@ def _check_times_broadcast(problem: Problem, t: Tensor, x: Tensor) -> None:
     first = problem.grid.targets[0].detach().expand(t.shape)
     spread = t + (first - t) * torch.linspace(0.1, 0.2, t.shape[-1], dtype=t.dtype, device=t.device)
     u = problem.held(0)
-    with no_graph():
+    with torch.no_grad():
         together = problem.f(spread, x, u, problem.p)
         for b in (0, t.shape[-1] - 1):
             alone = problem.f(spread[..., b : b + 1].expand(t.shape), x, u, problem.p)
@@ -173,7 +173,9 @@ class _Watch:
         if device.type != "cpu":
             of = torch.get_device_module(device)
             name = f"torch's random generator on {device}"
-            self.generators.append((name, lambda: of.get_rng_state(device), lambda q: of.set_rng_state(q, device)))
+            self.generators.append(
+                (name, lambda: of.get_rng_state(device), lambda q: of.set_rng_state(q, device))
+            )
         functions = [problem.f.f, *(g for event in problem.events for g in (event.function, event.jump))]
         for held in _held_by([*functions, problem.u, problem.p]):
             if isinstance(held, torch.Generator):
@@ -183,7 +185,9 @@ class _Watch:
                 for key, buffer in module._buffers.items():
                     if buffer is not None:
                         name = f"{prefix}.{key}" if prefix else key
-                        self.buffers.append((name, module, key, buffer, _version(buffer), buffer.detach().clone()))
+                        self.buffers.append(
+                            (name, module, key, buffer, _version(buffer), buffer.detach().clone())
+                        )
         self.states = [get() for _, get, _ in self.generators]
         self.drawn: list[str] = []
         self.updated: list[str] = []
@@ -196,9 +200,11 @@ class _Watch:
         now = [get() for _, get, _ in self.generators]
         moved = [not torch.equal(old, new) for old, new in zip(self.states, now, strict=True)]
         if any(moved):
-            with no_graph():
+            with torch.no_grad():
                 evaluate()
-            for (name, get, put), old, new, is_moved in zip(self.generators, self.states, now, moved, strict=True):
+            for (name, get, put), old, new, is_moved in zip(
+                self.generators, self.states, now, moved, strict=True
+            ):
                 if is_moved and not torch.equal(new, get()):
                     self.drawn.append(name)
                     put(old)

@@ -24,7 +24,7 @@ from solvers.failure import SolveError, describe
 from solvers.grid import make_grid
 from solvers.inspection import check_field
 from solvers.march import Track, march
-from solvers.modes import no_graph, normal_tensors, outside_inference_mode
+from solvers.modes import normal_tensors, outside_inference_mode, without_autocast_cache
 from solvers.native.adaptive import NativeMarch, Run, kernel_for, logger
 from solvers.native.trace import NativeUnsupportedError
 from solvers.problem import Counted, Leaves, Problem, states_at_outputs
@@ -94,7 +94,7 @@ def solve(
         ValueError, TypeError: an argument cannot be right; the message says which and why.
         SolveError: some rollout failed; the message says when, which, and what to change.
     """
-    with outside_inference_mode():
+    with outside_inference_mode(), without_autocast_cache():
         x0, ts, u, p, control_times = normal_tensors((x0, ts, u, p, control_times))
         return _solve(
             f, x0, ts, u, p, solver, adjoint, dt, rtol, atol, control_times, events, on_failure, max_steps,
@@ -392,7 +392,7 @@ def _read_at_switches(problem: Problem, control_times: Tensor | None, xs: Tensor
     for output, switch in grid.on_switch.items():
         leg = grid.at_target.index(output)
         t, x = grid.targets[leg].detach().expand(xs.shape[1:-1]), rows[output].detach()
-        with no_graph():
+        with torch.no_grad():
             slope = problem.f(t, x, problem.held(leg), problem.p)
         rows[output] = rows[output] + slope * (problem.ts[output] - control_times[switch])
     return torch.stack(rows)

@@ -11,7 +11,6 @@ from torch import Tensor
 from solvers.base import Attempt
 from solvers.events import EventFinder, coincidence, resolved
 from solvers.failure import Failure
-from solvers.modes import no_graph
 from solvers.outputs import Outputs, output_times
 from solvers.problem import Problem
 from solvers.solution import no_steps
@@ -70,7 +69,7 @@ class Track:
     safe: Tensor
 
 
-@no_graph()
+@torch.no_grad()
 def march(
     problem: Problem,
     *,
@@ -129,10 +128,10 @@ class _March:
                 self.slope = None
             attempts = 0
             while True:
-                live = (self.status == Failure.NONE) & ~self.stopped & ~self.resting
+                live = (self.status == Failure.SUCCESS) & ~self.stopped & ~self.resting
                 active = live & ((self.t < self.target) | self.pending)
                 if attempts % patience == 0:
-                    failed = stop_at_failure and bool((self.status != Failure.NONE).any())
+                    failed = stop_at_failure and bool((self.status != Failure.SUCCESS).any())
                     if failed or not bool(active.any()):
                         break
                 attempts += 1
@@ -252,7 +251,7 @@ class _March:
         self.status = torch.where(failed, lost, self.status)
         tried = self.accepted + self.rejected + active
         arrived = stands & to_target & (self.leg == len(problem.grid.controls) - 1)
-        exhausted = active & (tried >= problem.max_steps) & ~arrived & (self.status == Failure.NONE)
+        exhausted = active & (tried >= problem.max_steps) & ~arrived & (self.status == Failure.SUCCESS)
         self.status = torch.where(exhausted, Failure.MAX_STEPS, self.status)
         return stands
 

@@ -7,7 +7,6 @@ off and whose graphs cannot hold inference tensors.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,20 +17,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 
-class no_graph(torch.no_grad):
-    """``torch.no_grad`` that also leaves autocast's cache alone.
+@contextlib.contextmanager
+def without_autocast_cache() -> Iterator[None]:
+    """Without autocast's cache of casts.
 
-    The cache may otherwise keep a cast that was made without a graph and hand it to a step that is differentiated.
+    A cached cast belongs to many steps' graphs and sums their gradients in the low precision.
     """
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        self.cached = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)
-
-    def __exit__(self, *error: Any) -> None:
-        torch.set_autocast_cache_enabled(self.cached)
-        super().__exit__(*error)
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
 
 
 @contextlib.contextmanager
@@ -105,25 +102,22 @@ class AutocastState:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Compute under this state, whatever the present one is.
-
-        Without a cache of casts: a cached cast would belong to several steps' graphs, each freed by itself.
-        """
+        """Compute under this state, whatever the present one is, and without a cache of casts."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(without_autocast_cache())
             for kind, enabled, dtype in self.states:
-                if enabled or torch.is_autocast_enabled(kind):
+                now = (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+                if now != (enabled, dtype) and (enabled or now[0]):
                     stack.enter_context(
                         torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
                     )
             yield
 
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, computed under this state wherever it is called (in a backward pass, for one)."""
 
-def under_forward_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """For a backward pass that repeats steps: under ``ctx.autocast``, the state that the forward pass ran in."""
+        def wrapped(*arguments: Any) -> Any:
+            with self.restored():
+                return function(*arguments)
 
-    @functools.wraps(backward)
-    def repeated(ctx: Any, *gradients: Tensor) -> Any:
-        with ctx.autocast.restored():
-            return backward(ctx, *gradients)
-
-    return repeated
+        return wrapped
