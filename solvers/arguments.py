@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import numbers
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from solvers.base import Solver
-from solvers.problem import Leaves, Problem, captured_tensor
 from solvers.step_size import StepSizeController
 from solvers.torchdiffeq_methods import TorchdiffeqSolver
 
@@ -113,10 +111,6 @@ def checked_controller(
     tolerances = {"rtol": rtol, "atol": atol, "controller": controller}
     given = [key for key, value in tolerances.items() if value is not None]
     if dt is not None:
-        if not isinstance(dt, numbers.Real) or not dt > 0 or dt == float("inf"):
-            raise ValueError(
-                f"dt must be a positive number, got {dt!r}; the length of the solve comes from ts"
-            )
         if foreign and method.adaptive:
             raise ValueError(f"solver {name!r} chooses its own steps: give rtol and atol instead of dt")
         if given and not (isinstance(method, TorchdiffeqSolver) and method.takes_tolerances):
@@ -139,65 +133,3 @@ def checked_controller(
         return controller
     default = 1e-6 if x0.dtype == torch.float64 else 1e-4
     return StepSizeController(rtol=default if rtol is None else rtol, atol=default if atol is None else atol)
-
-
-def check_field(name: str, problem: Problem, leaves: Leaves, adjoint: str, per_rollout: bool) -> None:
-    """One evaluation at the start, with a time for every rollout or for all, to say early what is wrong with f."""
-    x, grid, method = problem.x0.detach(), problem.grid, problem.method
-    batch = x.shape[:-1]
-    t = grid.start.detach().expand(batch) if per_rollout else grid.start.detach()
-    probe = x.clone()
-    with torch.no_grad():
-        slope = problem.f(t, probe, problem.held(0), problem.p)
-    if probe._version:
-        raise ValueError(
-            "f changes x in place; let it return a new tensor (x.mul(...) instead of x.mul_(...))"
-        )
-    if not isinstance(slope, Tensor):
-        raise TypeError(f"f must return a tensor {tuple(x.shape)}, got {type(slope).__name__}")
-    if slope.shape != x.shape:
-        hint = ""
-        if per_rollout and batch:
-            hint = f"; t is {tuple(t.shape)}, a time for every rollout: use it with x[..., i], or t.unsqueeze(-1)"
-        raise ValueError(
-            f"f must return dx/dt of the state's shape {tuple(x.shape)}, got {tuple(slope.shape)}{hint}"
-        )
-    if slope.dtype != x.dtype or slope.device != x.device:
-        raise ValueError(
-            f"f must return {x.dtype} on {x.device} like x0, got {slope.dtype} on {slope.device}; "
-            "convert u and p to the state's dtype and device"
-        )
-    if method.velocity_form:
-        half = x.shape[-1] // 2
-        if x.shape[-1] % 2 or not torch.equal(slope[..., :half], x[..., half:]):
-            raise ValueError(
-                f"solver {name!r} is for x = [q, v] with dq/dt = v; this f has another dq/dt or an odd n"
-            )
-    if per_rollout and batch and batch[-1] == x.shape[-1] > 1:
-        _check_times_broadcast(problem, t, x)
-    if adjoint in ("checkpoint", "adjoint"):
-        index = grid.controls[0] if problem.holds_controls else None
-        if captured_tensor(problem, t, x, leaves, index):
-            raise ValueError(
-                "f or an event uses a tensor that requires a gradient and is neither in u nor in p: "
-                f"adjoint={adjoint!r} would lose its gradient. Pass it through u or p (modules may be passed whole), "
-                "or take a method's 'backprop'"
-            )
-
-
-def _check_times_broadcast(problem: Problem, t: Tensor, x: Tensor) -> None:
-    """As many rollouts as components: ``t * x`` has the right shape and the wrong meaning. Find that out."""
-    first = problem.grid.targets[0].detach().expand(t.shape)
-    spread = t + (first - t) * torch.linspace(0.1, 0.2, t.shape[-1], dtype=t.dtype, device=t.device)
-    u = problem.held(0)
-    with torch.no_grad():
-        together = problem.f(spread, x, u, problem.p)
-        for b in (0, t.shape[-1] - 1):
-            alone = problem.f(spread[..., b : b + 1].expand(t.shape), x, u, problem.p)
-            if not torch.allclose(
-                together[..., b, :], alone[..., b, :], rtol=1e-4, atol=1e-6, equal_nan=True
-            ):
-                raise ValueError(
-                    f"f mixes rollouts, or combines t {tuple(t.shape)} (a time for every rollout) with components: "
-                    "use t with x[..., i], or t.unsqueeze(-1) with x"
-                )

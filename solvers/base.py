@@ -1,4 +1,4 @@
-"""What a solver is."""
+"""The interface of a solver."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ VectorField = Callable[[Any, Tensor, Any, Any], Tensor]
 """``f(t, x, u, p) -> dx/dt``: x and the result are ``[..., n]``, rollouts do not mix.
 
 t is a number, ``[]`` or, where every rollout has a time of its own, ``[*batch]`` (as ``x[..., 0]``);
-u and p are passed through as given.
+u and p are passed on as given.
 """
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one step found out.
+    """The result of one step.
 
     Attributes:
         x: the state at the end of the step, ``[*batch, n]``.
         error: estimate of the local error, ``[*batch, n]``; None where the method has none.
         end_slope: ``f`` at the end of the step, where the method has it at no cost.
-        dense: ``theta [m, *batch] -> states [m, *batch, n]`` inside the step, theta in [0, 1].
-        converged: whether the method's inner iteration converged, ``[*batch]``; None where it has none.
+        dense: the dense output, ``theta [m, *batch] -> states [m, *batch, n]`` with theta in [0, 1] over the step.
+        converged: whether the Newton iteration converged, ``[*batch]``; None where it has none.
     """
 
     x: Tensor
@@ -62,6 +62,16 @@ class Solver(abc.ABC):
     velocity_form: ClassVar[bool] = False
     rollout_times: ClassVar[bool] = False
 
+    def __repr__(self) -> str:
+        kind = ", adaptive" if self.adaptive else ""
+        options = "".join(
+            f", {k}={v!r}" for k, v in vars(self).items() if isinstance(v, (int, float, str, type(None)))
+        )
+        return f"{self._label()}(order {self.order}{kind}{options})"
+
+    def _label(self) -> str:
+        return type(self).__name__
+
     @abc.abstractmethod
     def step(self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor) -> State:
         """The state at ``t + dt``: ``[..., n] -> [..., n]``, same dtype and device as ``x``.
@@ -79,7 +89,7 @@ class Solver(abc.ABC):
         dt: float | Tensor,
         start_slope: Tensor | None = None,
     ) -> Attempt:
-        """A step with what it knows about itself.  ``start_slope`` is ``f`` at the start, if known."""
+        """A step with its error estimate and dense output; ``start_slope`` is ``f`` at the start, if known."""
         return Attempt(self.step(f, t, x, u, p, dt))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from solvers.base import Solver, State, VectorField, over_components
+from solvers.validation import whole_number
 
 
 class RungeKuttaChebyshev(Solver):
@@ -22,9 +23,7 @@ class RungeKuttaChebyshev(Solver):
     order = 2
 
     def __init__(self, stages: int = 10) -> None:
-        if stages < 2:
-            raise ValueError(f"stages must be at least 2, got {stages!r}")
-        self.stages = stages
+        self.stages = stages = whole_number("stages", stages, minimum=2)
         w0 = 1 + 2 / (13 * stages**2)
         # Chebyshev polynomials and their first two derivatives at w0.
         t, d, dd = [1.0, w0], [0.0, 1.0], [0.0, 0.0]

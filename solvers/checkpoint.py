@@ -12,6 +12,7 @@ from torch import Tensor
 
 from solvers.first_order import first_derivatives_only
 from solvers.march import Track
+from solvers.modes import AutocastState
 from solvers.outputs import output_times
 from solvers.problem import Leaves, Problem
 from solvers.replay import advance, ends_leg
@@ -23,6 +24,7 @@ class CheckpointedMarch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: Problem, track: Track, leaves: Leaves, *tensors: Tensor) -> Any:
         ctx.problem, ctx.track, ctx.leaves = problem, track, leaves
+        ctx.autocast = AutocastState.now(problem.x0.device)
         ctx.save_for_backward(*tensors)
         xs, times, states = track.outputs.tensors()
         return xs, times, states
@@ -31,6 +33,7 @@ class CheckpointedMarch(torch.autograd.Function):
     @first_derivatives_only
     def backward(ctx: Any, by_xs: Tensor, by_times: Tensor, by_states: Tensor) -> Any:
         problem, track, leaves = ctx.problem, ctx.track, ctx.leaves
+        repeat = ctx.autocast.wrap(advance)
         _ = ctx.saved_tensors  # raises where a tensor was changed in place since
         ts, grid = problem.ts.detach(), problem.grid
         by_start = torch.zeros_like(grid.start)
@@ -58,7 +61,7 @@ class CheckpointedMarch(torch.autograd.Function):
                     inputs.append(times)
                     wanted = torch.where(stride.inside[1].unsqueeze(-1), by_xs[stride.inside[0]], 0.0)
                     cotangents.append(wanted)
-                step = advance(problem, stride, t, x, target.expand(t.shape), times, u, p)
+                step = repeat(problem, stride, t, x, target.expand(t.shape), times, u, p)
                 if stride.event is not None:
                     assert stride.slot is not None
                     fired = stride.event >= 0
@@ -104,6 +107,7 @@ class CheckpointedSteps(torch.autograd.Function):
         for leg, x in problem.equal_steps():
             states[leg + 1] = x
         ctx.problem, ctx.leaves, ctx.rows = problem, leaves, output_rows(problem)
+        ctx.autocast = AutocastState.now(problem.x0.device)
         # Where every state is an output, the outputs are the buffer and nothing is kept twice.
         xs = states if ctx.rows == list(range(len(states))) else states[ctx.rows]
         ctx.save_for_backward(states, *tensors)
@@ -114,6 +118,7 @@ class CheckpointedSteps(torch.autograd.Function):
     def backward(ctx: Any, by_xs: Tensor) -> Any:
         problem, leaves, grid = ctx.problem, ctx.leaves, ctx.problem.grid
         states = ctx.saved_tensors[0]
+        repeat = ctx.autocast.wrap(problem.method.step)
         start, targets = grid.start.detach(), grid.targets.detach()
         totals = leaves.zeros()
         by_start, by_targets = torch.zeros_like(start), torch.zeros_like(targets)
@@ -128,7 +133,7 @@ class CheckpointedSteps(torch.autograd.Function):
                 target = targets[leg].detach().requires_grad_(True)
                 x = states[leg].detach().requires_grad_(True)
                 u, p, own = leaves.detached(index)
-                stepped = problem.method.step(problem.f, t, x, u, p, target - t)
+                stepped = repeat(problem.f, t, x, u, p, target - t)
                 by_x, by_t, at_target, *rest = torch.autograd.grad(
                     stepped, [x, t, target, *own], by_x, allow_unused=True
                 )

@@ -20,6 +20,7 @@ from solvers.failure import SolveError, describe
 from solvers.first_order import first_derivatives_only
 from solvers.grid import Grid
 from solvers.march import Stride, Track, march
+from solvers.modes import AutocastState
 from solvers.problem import Counted, Leaves, Problem, states_at_outputs
 
 
@@ -30,6 +31,7 @@ class ContinuousAdjoint(torch.autograd.Function):
     def forward(ctx: Any, problem: Problem, track: Track | None, leaves: Leaves, *tensors: Tensor) -> Tensor:
         xs = states_at_outputs(problem) if track is None else track.outputs.tensors()[0]
         ctx.problem, ctx.track, ctx.leaves = problem, track, leaves
+        ctx.autocast = AutocastState.now(problem.x0.device)
         ctx.save_for_backward(xs, *tensors)
         return xs
 
@@ -37,7 +39,8 @@ class ContinuousAdjoint(torch.autograd.Function):
     @first_derivatives_only
     def backward(ctx: Any, by_xs: Tensor) -> Any:
         problem, track, leaves = ctx.problem, ctx.track, ctx.leaves
-        xs = ctx.saved_tensors[0]
+        problem = replace(problem, f=Counted(ctx.autocast.wrap(problem.f)))
+        xs = ctx.saved_tensors[0].detach()
         grid, ts = problem.grid, problem.ts.detach()
         resting = None if track is None else track.status != 0
         if resting is not None and bool(resting.any()):
@@ -105,7 +108,7 @@ class _Backwards:
     def __call__(self, minus_t: Tensor, z: Tensor, u: Any, p: Any) -> Tensor:
         with torch.enable_grad():
             x, costate = z.detach().chunk(2, dim=-1)
-            x = x.requires_grad_(True)
+            x = x.detach().requires_grad_(True)
             slope = self.problem.f(-minus_t, x, self.u, self.p)
             pulled = None
             if slope.requires_grad:

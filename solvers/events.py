@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from solvers.base import Solver, State, VectorField, over_components
+from solvers.modes import with_normal_tensors
 
 _LOCATING = 100  # bisections alone would take 60 in float64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Event:
-    """Something that happens when ``function(t, x, u, p)`` crosses zero.
+    """A jump or the end of a rollout where ``function(t, x, u, p)`` crosses zero.
 
     Attributes:
         function: ``(t [*batch], x [*batch, n], u, p) -> [*batch]``, continuous; it may depend on u and p.
@@ -44,8 +45,12 @@ class Event:
     terminal: bool = False
     direction: int = 0
 
+    def __repr__(self) -> str:
+        jump = None if self.jump is None else _name(self.jump)
+        return f"Event({_name(self.function)}, jump={jump}, terminal={self.terminal}, direction={self.direction})"
+
     def __post_init__(self) -> None:
-        if self.direction not in (-1, 0, 1):
+        if isinstance(self.direction, bool) or self.direction not in (-1, 0, 1):
             raise ValueError(f"an event's direction is -1, 0 or 1, got {self.direction!r}")
         if not callable(self.function) or not (self.jump is None or callable(self.jump)):
             raise TypeError("an event's function and jump must be callable (t, x, u, p)")
@@ -70,7 +75,7 @@ class Event:
         """The function's total time derivative along the solution, ``[*batch]``."""
         with torch.enable_grad():
             t, x = t.detach().clone().requires_grad_(True), x.detach().requires_grad_(True)
-            value = self.value(t, x, u, p)
+            value = with_normal_tensors(self.value, t, x, u, p)
             if not value.requires_grad:
                 return torch.zeros_like(t)
             by_t, by_x = torch.autograd.grad(value.sum(), (t, x), allow_unused=True)
@@ -97,6 +102,24 @@ class Event:
             got = tuple(jumped.shape) if isinstance(jumped, Tensor) else type(jumped).__name__
             raise ValueError(f"an event's jump must return states {tuple(x.shape)}, got {got}")
         return jumped
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
+def coincidence(t: Tensor, h: Tensor) -> Tensor:
+    """By how much two times in a step of length h from t may differ and count as the same, ``[*batch]``.
+
+    64 units of rounding, which a solution collects in a few hundred steps, unless that is much of the step.
+    """
+    rounding = torch.finfo(t.dtype).eps * (t.abs() + h)
+    return torch.maximum(4 * rounding, torch.minimum(64 * rounding, 1e-3 * h))
+
+
+def resolved(t: Tensor, h: Tensor) -> Tensor:
+    """Steps in which events are looked for: those longer than rounding, ``[*batch]``."""
+    return h > 4 * torch.finfo(t.dtype).eps * (t.abs() + h)
 
 
 def elsewhere(here: Tensor, t: Tensor, x: State) -> tuple[Tensor, State]:
@@ -127,19 +150,29 @@ class EventFinder:
         slope: State,
         held: Tensor,
         candidates: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The event that fires first in the step, ``[*batch]`` (-1 for none), and how long after t, ``[*batch]``.
+        at_start: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The event that fires first in the step.
 
         Args:
             slope: ``f`` at the start of the step.
             held: for every event which rollouts it holds for at the start, ``[events, *batch]``.
             candidates: rollouts whose step stands.
+            at_start: rollouts whose step starts at the beginning of the solve.
+
+        Returns:
+            Its index, ``[*batch]`` (-1 for none), how long after t it fires, ``[*batch]``, and the events that are
+            found at the same time, it included, ``[events, *batch]``.
         """
         theta = torch.arange(1, self.samples + 1, dtype=x.dtype, device=x.device) / self.samples
         end_slope = f(t + h, x_new, u, p)
         wide = over_components(h)
         which = torch.full_like(t, -1, dtype=torch.int64)
         when = torch.full_like(t, torch.inf)
+        same_time = coincidence(t, h)
+        candidates = candidates & resolved(t, h)
+        spacing = h / self.samples
+        roots = []
         # Sampled on the cubic Hermite interpolant, which every method has; located on the step itself.
         sampled = [
             (1 + 2 * s) * (1 - s) ** 2 * x
@@ -156,21 +189,37 @@ class EventFinder:
             low = torch.zeros_like(t)
             found = torch.zeros_like(candidates)
             bracket = (torch.zeros_like(t), torch.zeros_like(t), torch.zeros_like(t))
-            for s, state in zip(theta, sampled, strict=True):
+            for k, (s, state) in enumerate(zip(theta, sampled, strict=True)):
                 after = event.value(t + s * h, state, u, p)
+                if k == 0:
+                    # A function that is zero at the start but for rounding holds there.
+                    near = (before * after < 0) & (
+                        before.abs() * spacing <= same_time * (after - before).abs()
+                    )
+                    before = torch.where(at_start & near, after, before)
                 crossing = candidates & ~found & _crosses(before, after, event.direction)
                 bracket = tuple(  # type: ignore[assignment]
                     torch.where(crossing, new, old)
                     for new, old in zip((low, s * h, before), bracket, strict=True)
                 )
                 found = found | crossing
-                before, low = after, s * h
+                previous, before, low = before, after, s * h
+            # It reaches zero at the end of the step but for rounding, with a speed (not grazing): it fires there.
+            last = after - previous
+            reaches = candidates & ~found & (after.abs() * spacing <= same_time * last.abs())
+            reaches = reaches & _crosses(previous, -after, event.direction)
+            if bool(reaches.any()):
+                rise = event.rate(t + h, x_new, end_slope, u, p) * spacing
+                reaches = reaches & (rise * last > 0) & (rise.abs() > 0.1 * last.abs())
+            root = torch.where(reaches, h, torch.inf)
             if bool(found.any()):
-                root = self._locate(event, method, f, t, x, u, p, *bracket, found, holds)
-                earlier = found & (root < when)
-                which = torch.where(earlier, index, which)
-                when = torch.where(earlier, root, when)
-        return which, when
+                located = self._locate(event, method, f, t, x, u, p, *bracket, found, holds)
+                root = torch.where(found, located, root)
+            roots.append(root)
+            earlier = root < when - torch.where(which < 0, 0.0, same_time)
+            which = torch.where(earlier, index, which)
+            when = torch.where(earlier, root, when)
+        return which, when, torch.stack(roots) <= when + same_time
 
     def _locate(
         self,

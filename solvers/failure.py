@@ -1,4 +1,4 @@
-"""How a solve fails, and the words that help."""
+"""The status of a solve, and the messages for failures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor
 
 
 class Failure(enum.IntEnum):
-    """The outcome of a rollout: ``NONE`` is success."""
+    """The status of a rollout: 0, ``SUCCESS``, or why its solve failed. ``NONE`` is the older name of ``SUCCESS``."""
 
+    SUCCESS = 0
     NONE = 0
     STEP_UNDERFLOW = 1
     MAX_STEPS = 2
@@ -23,7 +24,7 @@ _WHAT = {
     Failure.STEP_UNDERFLOW: "the step size fell below what the time can resolve",
     Failure.MAX_STEPS: "max_steps was reached before the end",
     Failure.NOT_FINITE: "the vector field or the state became NaN or infinite",
-    Failure.NEWTON: "Newton's iteration did not converge",
+    Failure.NEWTON: "the Newton iteration did not converge",
     Failure.MAX_EVENTS: "more events than max_events",
 }
 _REMEDY = {
@@ -35,8 +36,8 @@ _REMEDY = {
     "zero), or the solution diverges: use a smaller dt, an adaptive or a stiff method",
     Failure.NEWTON: "use a smaller dt, raise newton_iterations, or loosen newton_tolerance (float32 cannot hold "
     "much below 1e-6)",
-    Failure.MAX_EVENTS: "events that accumulate (a ball that comes to rest) need a terminal event or another model at "
-    "rest; otherwise raise max_events",
+    Failure.MAX_EVENTS: "events that accumulate (a ball whose bounces get ever shorter) need a terminal event; "
+    "otherwise raise max_events",
 }
 
 
@@ -44,7 +45,7 @@ class SolveError(RuntimeError):
     """A solve that failed.
 
     Attributes:
-        status: the :class:`Failure` of every rollout as int64 ``[*batch]``, ``Failure.NONE`` where it went well.
+        status: the :class:`Failure` of every rollout as int64 ``[*batch]``, ``Failure.SUCCESS`` where it succeeded.
     """
 
     def __init__(self, message: str, status: Tensor) -> None:
@@ -59,7 +60,7 @@ def describe(
     flat = status.reshape(-1)
     lines = []
     for failure in Failure:
-        if failure is Failure.NONE:
+        if failure is Failure.SUCCESS:
             continue
         index = (flat == failure).nonzero().reshape(-1)
         if not len(index):

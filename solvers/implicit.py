@@ -13,6 +13,7 @@ from solvers.failure import Failure, SolveError, describe
 from solvers.first_order import without_second_derivatives
 from solvers.jacobian import linearize
 from solvers.runge_kutta import combine
+from solvers.validation import real_number, whole_number
 
 
 class DiagonallyImplicitRungeKutta(Solver):
@@ -36,12 +37,10 @@ class DiagonallyImplicitRungeKutta(Solver):
         cls.order = cls.tableau.order
 
     def __init__(self, newton_tolerance: float | None = None, newton_iterations: int = 20) -> None:
-        if newton_tolerance is not None and not newton_tolerance > 0:
-            raise ValueError(f"newton_tolerance must be positive, got {newton_tolerance!r}")
-        if newton_iterations < 1:
-            raise ValueError(f"newton_iterations must be at least 1, got {newton_iterations!r}")
+        if newton_tolerance is not None:
+            newton_tolerance = real_number("newton_tolerance", newton_tolerance, positive=True)
         self.newton_tolerance = newton_tolerance
-        self.newton_iterations = newton_iterations
+        self.newton_iterations = whole_number("newton_iterations", newton_iterations, minimum=1)
 
     def stages(
         self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor
@@ -116,7 +115,7 @@ class DiagonallyImplicitRungeKutta(Solver):
         result = self.attempt(f, t, x, u, p, dt)
         assert result.converged is not None
         if not bool(result.converged.all()):
-            status = torch.where(result.converged, Failure.NONE, Failure.NEWTON)
+            status = torch.where(result.converged, Failure.SUCCESS, Failure.NEWTON)
             raise SolveError(describe(status, t, dt, adaptive=False), status)
         return result.x
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import (
-    check_field,
     check_signature,
     checked_controller,
     checked_controls,
@@ -23,15 +22,18 @@ from solvers.continuous import ContinuousAdjoint, forget
 from solvers.events import Event
 from solvers.failure import SolveError, describe
 from solvers.grid import make_grid
+from solvers.inspection import check_field
 from solvers.march import Track, march
+from solvers.modes import normal_tensors, outside_inference_mode, without_autocast_cache
 from solvers.native.adaptive import NativeMarch, Run, kernel_for, logger
 from solvers.native.trace import NativeUnsupportedError
-from solvers.problem import Counted, Leaves, Problem, functions_at, states_at_outputs
+from solvers.problem import Counted, Leaves, Problem, states_at_outputs
 from solvers.replay import replay, still
 from solvers.runge_kutta import ExplicitRungeKutta
 from solvers.solution import EventLog, Solution, Statistics, no_steps
 from solvers.step_size import StepSizeController
 from solvers.torchdiffeq_methods import TorchdiffeqSolver, integrate_legs
+from solvers.validation import real_number, whole_number
 
 
 def solve(
@@ -92,6 +94,34 @@ def solve(
         ValueError, TypeError: an argument cannot be right; the message says which and why.
         SolveError: some rollout failed; the message says when, which, and what to change.
     """
+    with outside_inference_mode(), without_autocast_cache():
+        x0, ts, u, p, control_times = normal_tensors((x0, ts, u, p, control_times))
+        return _solve(
+            f, x0, ts, u, p, solver, adjoint, dt, rtol, atol, control_times, events, on_failure, max_steps,
+            controller, event_samples, max_events, backend,
+        )  # fmt: skip
+
+
+def _solve(
+    f: VectorField,
+    x0: Tensor,
+    ts: Any,
+    u: Any,
+    p: Any,
+    solver: str | Solver,
+    adjoint: str | None,
+    dt: float | None,
+    rtol: float | None,
+    atol: float | None,
+    control_times: Any,
+    events: Event | Sequence[Event],
+    on_failure: str,
+    max_steps: int | None,
+    controller: StepSizeController | None,
+    event_samples: int,
+    max_events: int,
+    backend: str,
+) -> Solution:
     from solvers import make_solver
 
     method = make_solver(solver) if isinstance(solver, str) else solver
@@ -133,18 +163,18 @@ def solve(
     held_times = None
     if control_times is not None:
         held_times = checked_controls(control_times, u, ts, x0)
+    if dt is not None:
+        dt = real_number("dt", dt, positive=True, wanted="be a positive number")
+    rtol = None if rtol is None else real_number("rtol", rtol)
+    atol = None if atol is None else real_number("atol", atol)
     controller = checked_controller(name, method, x0, ts, dt, rtol, atol, controller)
     if ts.ndim > 1 and foreign:
         raise ValueError("torchdiffeq's methods share their times; use one of our adaptive methods")
     if max_steps is None:
         max_steps = 100_000 if controller is not None else torch.iinfo(torch.int64).max
-    for count_name, count in (
-        ("max_steps", max_steps),
-        ("max_events", max_events),
-        ("event_samples", event_samples),
-    ):
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{count_name} must be at least 1 and an integer, got {count!r}")
+    max_steps = whole_number("max_steps", max_steps, minimum=1)
+    max_events = whole_number("max_events", max_events, minimum=1)
+    event_samples = whole_number("event_samples", event_samples, minimum=1)
 
     sign = 1.0
     requested = ts
@@ -178,12 +208,21 @@ def solve(
         except NativeUnsupportedError as error:
             logger.debug("eager instead of native: %s", error)
     if solution is None:
-        per_rollout = controller is not None or bool(events) or on_failure == "mark"
-        check_field(name, problem, leaves, adjoint, (per_rollout and not foreign) or method.rollout_times)
+        per_rollout = not foreign and (controller is not None or bool(events) or on_failure == "mark")
+        # Newton's iterations and Jacobians evaluate f again; so does a march that is repeated for its gradient.
+        recomputed = adjoint != "backprop" or per_rollout or method.rollout_times
+        captured = check_field(
+            name,
+            problem,
+            leaves,
+            adjoint,
+            per_rollout=per_rollout or method.rollout_times,
+            recomputed=recomputed,
+        )
         if foreign:
             solution = _solve_foreign(problem, leaves, adjoint, on_failure, requested, rtol, atol, dt)
-        elif per_rollout or max_steps <= len(grid.controls):
-            solution = _solve_per_rollout(problem, leaves, adjoint, on_failure, requested, sign)
+        elif per_rollout or max_steps < len(grid.controls):
+            solution = _solve_per_rollout(problem, leaves, adjoint, on_failure, requested, sign, captured)
         else:
             solution = _solve_fixed(problem, leaves, adjoint, requested, sign)
     if adjoint == "adjoint" and not foreign:
@@ -212,7 +251,7 @@ def _solve_fixed(problem: Problem, leaves: Leaves, adjoint: str, requested: Tens
     calls = problem.f.calls
     if not healthy:
         # Found out again by a march that looks at every rollout; f keeps getting the one time it was written for.
-        plain = problem.f.f
+        plain = problem.f
         shared = Counted(lambda t, x, u, p: plain(t.amax(), x, u, p))
         told = problem if problem.method.rollout_times else replace(problem, f=shared)
         track = march(told, keep_states=False, stop_at_failure=True)
@@ -224,11 +263,17 @@ def _solve_fixed(problem: Problem, leaves: Leaves, adjoint: str, requested: Tens
 
 
 def _solve_per_rollout(
-    problem: Problem, leaves: Leaves, adjoint: str, on_failure: str, requested: Tensor, sign: float
+    problem: Problem,
+    leaves: Leaves,
+    adjoint: str,
+    on_failure: str,
+    requested: Tensor,
+    sign: float,
+    captured: bool,
 ) -> Solution:
     """Every rollout has its own steps: find them without a graph, then repeat them with one."""
-    inputs = (problem.x0, problem.ts, problem.grid.targets, *leaves.tensors(), *_probe(problem))
-    wants_gradient = torch.is_grad_enabled() and any(q.requires_grad for q in inputs)
+    inputs = (problem.x0, problem.ts, problem.grid.targets, *leaves.tensors())
+    wants_gradient = torch.is_grad_enabled() and (captured or any(q.requires_grad for q in inputs))
     problem.f.calls = 0
     track = march(
         problem,
@@ -259,7 +304,7 @@ def _solve_per_rollout(
     each = problem.ts.detach().reshape(
         len(problem.ts), *([1] * failed.ndim) if problem.ts.ndim == 1 else failed.shape
     )
-    beyond = (each > track.t).unsqueeze(-1)
+    beyond = (each > track.seen).unsqueeze(-1)
     if problem.events:
         xs = torch.where(beyond & track.stopped.unsqueeze(-1), xs[-1], xs)
     if any_failed:
@@ -366,9 +411,3 @@ def _reversed(event: Event) -> Event:
         event.terminal,
         event.direction,
     )
-
-
-def _probe(problem: Problem) -> list[Tensor]:
-    """The functions at the start: they require a gradient where they hold a tensor that does."""
-    t = problem.grid.start.expand(problem.x0.shape[:-1])
-    return functions_at(problem, t, problem.x0, problem.held(0), problem.p)

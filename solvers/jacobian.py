@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from solvers.base import State, VectorField
+from solvers.modes import normal_tensors, outside_inference_mode, with_normal_tensors
 
 
 def linearize(
@@ -16,18 +17,21 @@ def linearize(
 ) -> tuple[State, Float[Tensor, "*batch n n"], State]:
     """``f``, its Jacobian ``df/dx`` (rows by output) and ``df/dt``, for every rollout; rollouts must not mix.
 
-    n backward passes in one, batched.  Differentiable where gradients are enabled.
+    n vector-Jacobian products (vjps), batched.  Differentiable where gradients are enabled.
     """
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        with outside_inference_mode():
+            return linearize(f, *normal_tensors((t, x, u, p)))
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
         if differentiable and not (x.requires_grad or times.requires_grad):
-            differentiable = f(times, x, u, p).requires_grad
+            differentiable = with_normal_tensors(f, times, x, u, p).requires_grad
         if not (differentiable and x.requires_grad):
             x = x.detach().requires_grad_(True)
         if not (differentiable and times.requires_grad):
             times = times.detach().requires_grad_(True)
-        slope = f(times, x, u, p)
+        slope = with_normal_tensors(f, times, x, u, p)
         by_x = by_t = None
         if slope.requires_grad:
             n = x.shape[-1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers.base import Attempt
-from solvers.events import EventFinder
+from solvers.events import EventFinder, coincidence, resolved
 from solvers.failure import Failure
 from solvers.outputs import Outputs, output_times
 from solvers.problem import Problem
@@ -49,6 +49,7 @@ class Track:
         strides: the attempts in order.
         status, stopped: outcome of every rollout, and whether a terminal event ended it.
         t, x, last_step: where every rollout stands at last, and its last step size.
+        seen: up to which time the outputs of every rollout are known; before t just after an event.
         accepted, rejected: counts of steps.
         outputs: the states at the outputs and the events, without a graph.
         safe: a state at which every rollout's vector field is known to be finite: failed rollouts wait
@@ -60,6 +61,7 @@ class Track:
     stopped: Tensor
     t: Tensor
     x: Tensor
+    seen: Tensor
     last_step: Tensor
     accepted: Tensor
     rejected: Tensor
@@ -87,8 +89,8 @@ def march(
     walk.run(keep_states, stop_at_failure, strides.append if visit is None else visit)
     safe = _safe_states(problem.x0.detach(), walk.accepted > 0)
     return Track(
-        strides, walk.status, walk.stopped, walk.t, walk.x, walk.last_step, walk.accepted, walk.rejected,
-        walk.outputs, safe,
+        strides, walk.status, walk.stopped, walk.t, walk.x, walk.seen, walk.last_step, walk.accepted,
+        walk.rejected, walk.outputs, safe,
     )  # fmt: skip
 
 
@@ -100,15 +102,17 @@ class _March:
         self.x = problem.x0.detach()
         batch, device = self.x.shape[:-1], self.x.device
         self.t = problem.grid.start.detach().to(self.x.dtype).expand(batch)
-        nobody = torch.zeros(batch, dtype=torch.bool, device=device)
-        self.resting = nobody if resting is None else resting
-        self.stopped = nobody
+        self.seen = self.t
+        none = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.resting = none if resting is None else resting
+        self.stopped = none
+        self.pending = none  # an event fired at the end of the leg: a step of length zero remains
         self.status, self.accepted, self.rejected, self.fired = (no_steps(batch, device) for _ in range(4))
         self.last_step, self.last_error = torch.zeros_like(self.t), torch.ones_like(self.t)
         self.proposal: Tensor | None = None  # the next step's length, for adaptive methods
         self.slope: Tensor | None = None  # f at the present state, where it is known
         self.finder = EventFinder(problem.events, problem.event_samples) if problem.events else None
-        self.held = nobody.expand(len(problem.events), *batch)
+        self.held = none.expand(len(problem.events), *batch)
         self.outputs = Outputs(problem, self.x)
 
     def run(self, keep_states: bool, stop_at_failure: bool, visit: Callable[[Stride], object]) -> None:
@@ -124,10 +128,10 @@ class _March:
                 self.slope = None
             attempts = 0
             while True:
-                live = (self.status == Failure.NONE) & ~self.stopped & ~self.resting
-                active = live & (self.t < self.target)
+                live = (self.status == Failure.SUCCESS) & ~self.stopped & ~self.resting
+                active = live & ((self.t < self.target) | self.pending)
                 if attempts % patience == 0:
-                    failed = stop_at_failure and bool((self.status != Failure.NONE).any())
+                    failed = stop_at_failure and bool((self.status != Failure.SUCCESS).any())
                     if failed or not bool(active.any()):
                         break
                 attempts += 1
@@ -149,22 +153,31 @@ class _March:
         event = slot = None
         end_slope = attempt.end_slope
         if self.finder is not None:
-            which, when = self._first_events(h, attempt, stands)
+            which, when, tied = self._first_events(h, attempt, stands)
             if bool((which >= 0).any()):
                 fits = (which < 0) | (self.fired < problem.max_events)
                 self.status = torch.where(fits, self.status, Failure.MAX_EVENTS)
                 stands = stands & fits
                 fired = (which >= 0) & fits
                 event, slot, end_slope = torch.where(fired, which, -1), self.fired, None
+                same_time = coincidence(t, h)
                 h, to_target = torch.where(fired, when, h), to_target & ~fired
                 attempt = self._attempt(h)
                 t_new = torch.where(fits, torch.where(fired, t + when, t_new), t)
-                after = self._jump(event, t_new, attempt.x)
+                after = self._jump(event, tied, t_new, attempt.x)
                 x_new = torch.where(fired.unsqueeze(-1), after, torch.where(fits.unsqueeze(-1), x_new, x))
                 self.outputs.event(event, slot, t_new, attempt.x)
                 self.fired = self.fired + fired
         h, to_target = torch.where(stands, h, 0.0), to_target & stands
-        inside = _outputs_inside(problem, self.leg, t, t_new, stands)
+        seen = torch.where(stands, t_new, self.seen)
+        if self.finder is not None:
+            self.pending = self.pending & ~to_target
+        if event is not None:
+            # An output at the time of the event shows the state after it: the next step gives it.
+            seen = torch.where(fired, torch.maximum(self.seen, t_new - same_time), seen)
+            self.pending = self.pending | (fired & (t_new >= self.target))
+        inside = _outputs_inside(problem, self.leg, t, self.seen, seen, stands)
+        self.seen = seen
         if inside is not None:
             assert attempt.dense is not None
             self.outputs.inside(inside, t, h, attempt.dense)
@@ -238,12 +251,12 @@ class _March:
         self.status = torch.where(failed, lost, self.status)
         tried = self.accepted + self.rejected + active
         arrived = stands & to_target & (self.leg == len(problem.grid.controls) - 1)
-        exhausted = active & (tried >= problem.max_steps) & ~arrived & (self.status == Failure.NONE)
+        exhausted = active & (tried >= problem.max_steps) & ~arrived & (self.status == Failure.SUCCESS)
         self.status = torch.where(exhausted, Failure.MAX_STEPS, self.status)
         return stands
 
-    def _first_events(self, h: Tensor, attempt: Attempt, stands: Tensor) -> tuple[Tensor, Tensor]:
-        """The event that fires first in every rollout's step, -1 for none, and how long after its start."""
+    def _first_events(self, h: Tensor, attempt: Attempt, stands: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`EventFinder.first_crossing` of the present step."""
         problem = self.problem
         assert self.finder is not None
         assert self.slope is not None
@@ -259,12 +272,13 @@ class _March:
             self.slope,
             self.held,
             stands,
+            self.accepted == 0,
         )
-        self.held = self.held & ~stands
+        self.held = self.held & ~(stands & resolved(self.t, h))
         return found
 
-    def _jump(self, event: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        """The states after the events; remembers which of them hold now, and who has stopped."""
+    def _jump(self, event: Tensor, tied: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        """The states after the events; remembers which events hold now, and which rollouts have stopped."""
         u, p = self.u, self.problem.p
         after, held = x, []
         for index, one in enumerate(self.problem.events):
@@ -273,7 +287,7 @@ class _March:
             # It holds unless the jump has taken the function away from zero, by more than rounding.
             scale = one.value(self.t, self.x, u, p).abs() * 64 * torch.finfo(x.dtype).eps
             near = one.value(t, after, u, p).abs() <= 8 * one.value(t, x, u, p).abs() + scale
-            held.append(self.held[index] | (here & near))
+            held.append(self.held[index] | ((here | (tied[index] & (event >= 0))) & near))
             if one.terminal:
                 self.stopped = self.stopped | here
         self.held = torch.stack(held)
@@ -281,13 +295,14 @@ class _March:
 
 
 def _outputs_inside(
-    problem: Problem, leg: int, t: Tensor, t_new: Tensor, stands: Tensor
+    problem: Problem, leg: int, t: Tensor, seen: Tensor, seen_now: Tensor, stands: Tensor
 ) -> tuple[list[int], Tensor] | None:
+    """The outputs inside a leg that a step makes known, and for which rollouts."""
     outputs = problem.grid.inside[leg]
     if not outputs:
         return None
     times = output_times(problem.ts, outputs, t)
-    passed = stands & (times > t) & (times <= t_new)
+    passed = stands & (times > seen) & (times <= seen_now)
     some = passed.flatten(1).any(1) if passed.ndim > 1 else passed
     index = some.nonzero().reshape(-1)
     if not len(index):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers.base import Solver, State, VectorField
+from solvers.validation import whole_number
 
 # The method ROS3 in the variables of Hairer and Wanner, Solving ODEs II, section IV.7, eq. 7.25.
 _GAMMA = 0.43586652150845899942
@@ -41,9 +42,8 @@ class PacedRosenbrock(Solver):
         pace: Callable[[Tensor, Tensor, Any], Tensor],
         steps: int,
     ) -> None:
-        if steps < 4:
-            raise ValueError(f"steps must be at least 4, got {steps!r}")
-        self.resolvent, self.pace, self.steps = resolvent, pace, steps
+        self.resolvent, self.pace = resolvent, pace
+        self.steps = whole_number("steps", steps, minimum=4)
 
     def step(self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor) -> State:
         """The state at ``t + dt``."""

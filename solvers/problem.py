@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +16,55 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from solvers.base import Solver, VectorField
 from solvers.events import Event
 from solvers.grid import Grid
+from solvers.modes import NormalTensors
 from solvers.step_size import StepSizeController
 
 
 class Counted:
-    """A vector field that counts its calls."""
+    """A vector field that counts its calls.
+
+    It also evaluates, in whatever mode of torch the caller is, a field that differentiates an energy of its own, and
+    names the place in the user's file where a field fails.
+    """
 
     def __init__(self, f: VectorField) -> None:
         self.f = f
         self.calls = 0
+        self.needs_graph = False
+        self.needs_normal_tensors = False
 
     def __call__(self, t: Any, x: Tensor, u: Any, p: Any) -> Tensor:
         self.calls += 1
-        return self.f(t, x, u, p)
+        try:
+            if not (self.needs_graph or self.needs_normal_tensors):
+                return self.f(t, x, u, p)
+            return self._adapted(t, x, u, p)
+        except Exception as error:
+            if not self._adapt(error):
+                add_location(error, p)
+                raise
+        self.calls -= 1
+        return self(t, x, u, p)
+
+    def _adapt(self, error: Exception) -> bool:
+        """Whether the field may succeed in another mode, which is used from now on."""
+        message = str(error) if isinstance(error, RuntimeError) else ""
+        if not self.needs_graph and "does not require grad" in message:
+            self.needs_graph = True
+            return True
+        if not self.needs_normal_tensors and "nference tensor" in message:
+            self.needs_normal_tensors = True
+            return True
+        return False
+
+    def _adapted(self, t: Any, x: Tensor, u: Any, p: Any) -> Tensor:
+        recording = torch.is_grad_enabled()
+        with torch.enable_grad():
+            if self.needs_graph and not x.requires_grad:
+                x = x.detach().requires_grad_(True)
+            with NormalTensors() if self.needs_normal_tensors else contextlib.nullcontext():
+                slope = self.f(t, x, u, p)
+        return slope if recording or not isinstance(slope, Tensor) else slope.detach()
 
 
 @dataclass(frozen=True)
@@ -150,23 +189,19 @@ def functions_at(problem: Problem, t: Tensor, x: Tensor, u: Any, p: Any) -> list
     return values
 
 
-def captured_tensor(problem: Problem, t: Tensor, x: Tensor, leaves: Leaves, index: int | None) -> bool:
-    """Whether f or an event depends on a tensor that requires gradients and is not among the leaves.
+def add_location(error: Exception, p: Any) -> None:
+    """Note on an error out of f where in the user's file it was raised, and the names in p if one is missing there."""
+    if not hasattr(error, "add_note") or getattr(error, "__notes__", None):
+        return  # Python 3.10, or already noted
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+    if frames:
+        error.add_note(f"raised by the vector field f, in {frames[-1].filename}:{frames[-1].lineno}")
+    if isinstance(error, KeyError) and isinstance(p, Mapping):
+        error.add_note(f"p has the names: {', '.join(map(str, p)) or 'none'}")
 
-    Its gradient would silently be zero wherever steps are recomputed from u and p.
-    """
-    with torch.enable_grad():
-        u, p, own = leaves.detached(index)
-        values = functions_at(problem, t.detach(), x.detach(), u, p)
-    known = {id(leaf) for leaf in own}
-    stack, seen = [value.grad_fn for value in values], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) not in known:
-            return True
-        stack.extend(next_node for next_node, _ in node.next_functions)
-    return any(value.requires_grad and value.is_leaf and id(value) not in known for value in values)
+
+def _is_library(filename: str) -> bool:
+    return filename.startswith((_TORCH, _HERE))
+
+
+_TORCH, _HERE = (os.path.dirname(os.path.abspath(file)) + os.sep for file in (torch.__file__, __file__))

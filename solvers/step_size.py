@@ -1,4 +1,4 @@
-"""How an adaptive method chooses its steps: tolerances, a first step, a PI controller; all per rollout."""
+"""Step-size control of adaptive methods, for every rollout by itself: tolerances, first step, PI controller."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from solvers.base import State, VectorField, over_components
+from solvers.validation import real_number
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,13 @@ class StepSizeController:
     e_before^(proportional/k)`` (Hairer, Wanner, Solving Ordinary Differential Equations II, §IV.2, eq. (2.43c)); after
     a rejected step the factor is at most 1.  The scaled error is the root mean square over a rollout's
     components of ``error / (atol + rtol · max(|x|, |x_new|))``; no quantity is shared between rollouts.  The
-    defaults keep a steady error of about 0.17 of the tolerance: more steps than an I controller, fewer
-    rejections, smaller errors.
+    defaults keep the error at about 0.17 of the tolerance: more steps than an I controller, fewer rejections and
+    smaller errors.
 
     Attributes:
         rtol, atol: relative and absolute tolerance of a step.
-        safety, smallest, largest: bounds of a step's change.
-        integral, proportional: the exponents' numerators.
+        safety, smallest, largest: the safety factor, and bounds of the factor between two steps.
+        integral, proportional: coefficients of the exponents.
         first_step: the first step of every rollout; None estimates it.
         max_step: no step is longer.
     """
@@ -41,16 +42,17 @@ class StepSizeController:
     max_step: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(f"{name} must be a number >= 0, got {value!r}")
-        if self.rtol == 0 and self.atol == 0:
-            raise ValueError("rtol and atol are both 0: no step could be accepted; set one of them")
+        for name in ("rtol", "atol", "integral", "proportional"):
+            object.__setattr__(self, name, real_number(name, getattr(self, name)))
+        for name in ("safety", "smallest", "largest"):
+            object.__setattr__(self, name, real_number(name, getattr(self, name), positive=True))
         for name in ("first_step", "max_step"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive or None, got {value!r}")
+            if value is not None:
+                value = real_number(name, value, positive=True, infinite=True, wanted="be positive or None")
+                object.__setattr__(self, name, value)
+        if self.rtol == 0 and self.atol == 0:
+            raise ValueError("rtol and atol are both 0: no step could be accepted; set one of them")
         if not 0 < self.smallest < 1 < self.largest:
             raise ValueError(
                 f"smallest and largest must hold 0 < smallest < 1 < largest, got {self.smallest!r}, {self.largest!r}"

@@ -1,4 +1,4 @@
-"""Butcher tableaus as data that check themselves."""
+"""Butcher tableaus, whose order conditions are checked when they are made."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def elementary_weights(tree: Tree, a: np.ndarray) -> np.ndarray:
     return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ButcherTableau:
     """A Runge–Kutta method: stages ``a``, weights ``b``, nodes ``c``.
 
@@ -82,6 +82,14 @@ class ButcherTableau:
     def implicit(self) -> bool:
         """Whether the stages are solved for (rows of ``a`` hold a diagonal entry)."""
         return len(self.a[0]) == 1
+
+    def __repr__(self) -> str:
+        error = f", embedded order {self.error_order - 1}" if self.b_error is not None else ""
+        dense = f", dense output of order {self.dense_order}" if self.dense is not None else ""
+        kind = "implicit" if self.implicit else "explicit"
+        return (
+            f"ButcherTableau({self.name!r}, {kind}, order {self.order}, {len(self.b)} stages{error}{dense})"
+        )
 
     def __post_init__(self) -> None:
         stages = len(self.b)

@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from solvers.base import Solver, State, VectorField
 from solvers.failure import Failure, SolveError
+from solvers.modes import AutocastState
 from solvers.problem import Leaves, Problem
+from solvers.validation import real_number, whole_number
 
 _ADAPTIVE_OPTIONS = frozenset(
     [
@@ -36,6 +38,10 @@ _ADAPTIVE_OPTIONS = frozenset(
 _FIXED_OPTIONS = frozenset(["norm", "grid_constructor", "interp", "perturb"])
 _ADAMS_OPTIONS = _FIXED_OPTIONS | {"max_iters", "max_order"}
 _SCIPY_OPTIONS = frozenset({"solver", "min_step", "max_step"})
+_WHOLE_NUMBERS = frozenset(["max_num_steps", "max_iters", "max_order"])
+_REAL_NUMBERS = frozenset(
+    ["min_step", "max_step", "first_step", "safety", "ifactor", "dfactor", "adjoint_rtol", "adjoint_atol"]
+)
 _ADJOINT_OPTIONS = frozenset(["adjoint_rtol", "adjoint_atol", "adjoint_method", "adjoint_options"])
 
 
@@ -62,8 +68,18 @@ class TorchdiffeqSolver(Solver):
             raise ValueError(
                 f"torchdiffeq's {self.method} has no option {', '.join(unknown)}; it has: {', '.join(sorted(known))}"
             )
+        for name, value in options.items():
+            if value is None or isinstance(value, Tensor):
+                continue
+            if name in _WHOLE_NUMBERS:
+                options[name] = whole_number(name, value, minimum=1)
+            elif name in _REAL_NUMBERS:
+                options[name] = real_number(name, value, infinite=True)
         self.adjoint_arguments = {k: v for k, v in options.items() if k in _ADJOINT_OPTIONS}
         self.options = {k: v for k, v in options.items() if k not in _ADJOINT_OPTIONS}
+
+    def _label(self) -> str:
+        return f"torchdiffeq.{self.method}"
 
     def step(self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor) -> State:
         """The state at ``t + dt``: one step of a fixed-step method, as many as it needs of an adaptive one."""
@@ -88,6 +104,8 @@ class TorchdiffeqSolver(Solver):
         import torchdiffeq
         from torchdiffeq._impl.odeint import SOLVERS as IMPLEMENTED
 
+        if adjoint is not None:
+            f = AutocastState.now(x.device).wrap(f)  # in the backward solve too
         counts = {} if counts is None else counts
         counts.update(t=ts[0], step=None)
         field = _Field(f, u, p, counts, IMPLEMENTED[self.method].valid_callbacks())

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
 from solvers.first_order import first_derivatives_only
+from solvers.modes import AutocastState
 from solvers.native import build
 from solvers.native.expressions import EXPENSIVE, Graph, Node, in_order, to_cpp
 from solvers.native.identity import Identity
@@ -80,6 +81,8 @@ def unsupported(problem: Problem) -> str | None:
         return f"the kernel runs on the CPU, the states are on {problem.x0.device}"
     if problem.ts.ndim > 1:
         return "times per rollout have no kernel"
+    if AutocastState.now(problem.x0.device).enabled:
+        return "a kernel computes in the states' precision, torch.autocast does not"
     return None
 
 
@@ -362,9 +365,8 @@ class Run:
         self.batch = max(1, x0.shape[:-1].numel())
         inside = [i for leg in grid.inside for i in leg]
         ends = np.cumsum([len(leg) for leg in grid.inside])
-        self.ints = [
-            torch.tensor(v, dtype=torch.int64) for v in (grid.controls, grid.at_target, inside, ends.tolist())
-        ]
+        indices = (grid.controls, grid.at_target, inside, ends.tolist())
+        self.ints = [torch.tensor(v, dtype=torch.int64, device="cpu") for v in indices]
         self.grid = _Grid(self.targets.data_ptr(), *(v.data_ptr() for v in self.ints), self.ts.data_ptr())
         c = problem.controller
         assert c is not None
@@ -402,7 +404,9 @@ class Run:
         batch = self.x0.shape[:-1]
         xs = self.x0.new_empty((len(self.ts), *self.x0.shape))
         xs[0] = self.x0
-        self.status, self.accepted, self.rejected = (torch.empty(batch, dtype=torch.int64) for _ in range(3))
+        self.status, self.accepted, self.rejected = (
+            self.x0.new_empty(batch, dtype=torch.int64) for _ in range(3)
+        )
         self.failed_at, self.last_step = (self.x0.new_empty(batch) for _ in range(2))
         missed = self.ints[2]
         xs[missed] = torch.nan
