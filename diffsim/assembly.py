@@ -9,13 +9,14 @@ import torch
 from diffsim.algorithms import ALGORITHMS
 from diffsim.algorithms.base import Algorithm
 from diffsim.config import Named, RunConfig, load_class, validate
-from diffsim.errors import ConfigError
+from diffsim.errors import ConfigError, DiffsimError
 from diffsim.optimizers import canonical, optimizer_settings
 from diffsim.policy import make_policy
 from robotics_envs import ENVIRONMENTS, JULIA
 from robotics_envs.base import Env
 from robotics_envs.conformance.stated import names_match_shapes, shapes_on
 from robotics_envs.julia.installation import JuliaError
+from robotics_envs.user_code import describe_failure
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -54,8 +55,11 @@ def build_env(config: RunConfig) -> Env:
     try:
         env = env_class(**config.env.options)
         complaints = [*names_match_shapes(env), *shapes_on(env, getattr(torch, config.dtype), "cpu")]
-    except (ValueError, TypeError, JuliaError) as error:
-        raise ConfigError(f"environment {name!r}: {error}") from None
+    except Exception as error:
+        line = describe_failure(error, env_class, config.env.options)
+        if line is None and not isinstance(error, (ValueError, TypeError, JuliaError)):
+            raise
+        raise ConfigError(f"environment {name!r}: {line or error}") from None
     if complaints:
         raise ConfigError(
             f"environment {name!r}: {'; '.join(complaints)}; robotics_envs.check_env finds more"
@@ -87,9 +91,17 @@ def build_algorithm(config: RunConfig) -> Algorithm:
     """Everything of a run that has state, fresh from its seed."""
     env = build_env(config)
     device = resolve_device(config.device)
-    policy = make_policy(config.policy, env, config.seed, device, getattr(torch, config.dtype))
     algorithm = load_class(ALGORITHMS, config.algorithm.name)
-    return algorithm(env, policy, config, algorithm_settings(config))
+    try:
+        policy = make_policy(config.policy, env, config.seed, device, getattr(torch, config.dtype))
+        return algorithm(env, policy, config, algorithm_settings(config))
+    except DiffsimError:
+        raise
+    except Exception as error:
+        line = describe_failure(error)
+        if line is None:
+            raise
+        raise ConfigError(line) from None
 
 
 def resolve_device(name: str) -> torch.device:

@@ -193,10 +193,14 @@ def evaluate(run: str, **options: Any) -> None:
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=Run())
-def show(runs: tuple[str, ...]) -> None:
+@click.option("--source", is_flag=True, help="Print the stored texts of the author's own files instead.")
+def show(runs: tuple[str, ...], source: bool) -> None:
     """Print what the file of a run holds; of several RUNS, a table."""
-    from diffsim.show import describe_run, describe_runs
+    from diffsim.show import describe_run, describe_runs, describe_sources
 
+    if source:
+        click.echo("\n".join(describe_sources(run) for run in runs))
+        return
     click.echo(describe_run(*runs) if len(runs) == 1 else describe_runs(runs))
 
 

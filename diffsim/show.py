@@ -23,7 +23,7 @@ from rich.text import Text
 from diffsim.errors import DiffsimError
 from diffsim.progress import short
 from diffsim.runfile import RunFile
-from diffsim.values import shown
+from diffsim.values import printable, shown
 
 ROWS = 12
 WIDTH = 80
@@ -77,7 +77,24 @@ def describe_run(path: str | os.PathLike[str]) -> str:
         )
     if not evaluations:
         lines.append(f"  none yet; 'diffsim evaluate {shlex.quote(shown(file.folder))}' makes one")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
+
+
+def describe_sources(path: str | os.PathLike[str]) -> str:
+    """The texts of the user's files that a run stores, each below its name.
+
+    Raises:
+        RunFileError: no run there, or one that cannot be read.
+    """
+    lines = []
+    for source in RunFile(path).sources():
+        for name, text in source.files.items():
+            lines += [
+                f"# {source.section} = {source.name}: {name}",
+                text.decode(errors="replace").rstrip(),
+                "",
+            ]
+    return printable("\n".join(lines)) if lines else "the run is made from no files of its author"
 
 
 def _entry(key: str, value: Any) -> list[str]:

@@ -25,7 +25,7 @@ import numpy as np
 from diffsim import authorship
 from diffsim.config import Named, RunConfig
 from diffsim.errors import TrustError
-from diffsim.values import shown
+from diffsim.values import printable, shown
 from diffsim.whole_files import write_whole
 from robotics_envs import ENVIRONMENTS, JULIA
 from robotics_envs.julia import SIMULATORS
@@ -252,18 +252,13 @@ def _what_would_run(needed: Mapping[str, str], stored: list[Source], path: Path)
     for section, name in needed.items():
         source = texts.get(section)
         held = "a module of this machine" if source is None else ", ".join(sorted(source.files))
-        lines.append(f"{section} = {_plain(name)} ({_plain(held)})")
+        lines.append(f"{section} = {printable(name)} ({printable(held)})")
     return (
         f"{shown(path)} names code that is not part of diffsim, and it does not carry your signature: "
         f"{'; '.join(lines)}. Nothing of it was run. Read it first with: diffsim show --source "
         f"{shlex.quote(shown(path))}. Run it with --trust (in Python trust=True), or name your own "
         "simulator with --env"
     )
-
-
-def _plain(text: str) -> str:
-    """Text of unknown origin without control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _loadable(name: str, source: Source | None, path: Path) -> str:

@@ -50,3 +50,8 @@ def shown(path: Path) -> str:
     """A path for messages: relative to the current folder if it lies below that."""
     here = Path.cwd()
     return str(path.relative_to(here)) if here in path.parents else str(path)
+
+
+def printable(text: str) -> str:
+    """Text of unknown origin with control characters spelled out, which a terminal would obey; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

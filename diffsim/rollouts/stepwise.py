@@ -118,7 +118,6 @@ class Unrolled(Stepwise):
             return outcome, None
         return guard.without_gradient(outcome), guard.ok
 
-
     def _step_of(self, t: int, inputs: Inputs, x: Tensor) -> Sequence[Tensor]:
         return self.step(inputs, t, x)
 
