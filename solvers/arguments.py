@@ -1,4 +1,4 @@
-"""What is wrong with the arguments of a solve, said before its first step."""
+"""Checks of the arguments of a solve before its first step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from solvers.torchdiffeq_methods import TorchdiffeqSolver
 
 
 def check_signature(f: Any) -> None:
-    """Whether f can be called with (t, x, u, p)."""
+    """Raise TypeError unless f can be called with (t, x, u, p)."""
     if not callable(f):
         raise TypeError(f"f must be a function (t, x, u, p) -> dx/dt, got {type(f).__name__}")
     try:
@@ -28,7 +28,7 @@ def check_signature(f: Any) -> None:
 
 
 def checked_state(x0: Tensor) -> Tensor:
-    """The initial states, if they can be solved from."""
+    """The initial states, if their type, shape and values are right."""
     if not isinstance(x0, Tensor):
         raise TypeError(
             f"x0 must be a tensor [*batch, n], got {type(x0).__name__}; convert it with torch.as_tensor"

@@ -15,8 +15,8 @@ class RungeKuttaChebyshev(Solver):
     """The explicit second-order method RKC of ``stages`` stages, for diffusion.
 
     Its region of stability holds the negative real axis down to about ``-0.65 stages²``, where the
-    classical methods reach -2.8 with four stages: as many evaluations buy a step that is longer by a
-    factor that grows with their number.  Sommeijer, Shampine, Verwer, RKC: an explicit solver for
+    classical methods reach -2.8 with four stages: for the same number of evaluations the stable step is longer, by a
+    factor that grows with the number of stages.  Sommeijer, Shampine, Verwer, RKC: an explicit solver for
     parabolic PDEs, J. Comput. Appl. Math. 88 (1998), eqs. 2.1 to 2.6, with their damping 2/13.
     """
 
@@ -51,7 +51,7 @@ class RungeKuttaChebyshev(Solver):
         """The state at ``t + dt``."""
         h = over_components(dt)
         start_slope = f(t, x, u, p)
-        # Stages as differences from x, which is what rounding in float32 asks for.
+        # Stages are kept as differences from x, for smaller rounding errors in float32.
         older, old = torch.zeros_like(x), h * self.first * start_slope
         for now, before, slope, start, node in self.rows:
             rate = f(t + node * dt, x + old, u, p)

@@ -1,6 +1,6 @@
-"""The adjoint ``checkpoint``: keep the states only, repeat every step when its gradient is due.
+"""The adjoint ``checkpoint``: only the states are kept, and the backward pass repeats every step.
 
-The gradient is that of the discrete solution, the same as ``backprop``'s; the memory is one state a step.
+The gradient is that of the discrete solution, the same as with ``backprop``; the memory is one state per step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from solvers.replay import advance, ends_leg
 
 
 class CheckpointedMarch(torch.autograd.Function):
-    """A marched solve; ``apply(problem, track, leaves, x0, start, targets, ts, *leaves.tensors())``."""
+    """A solve with a track; ``apply(problem, track, leaves, x0, start, targets, ts, *leaves.tensors())``."""
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, track: Track, leaves: Leaves, *tensors: Tensor) -> Any:
@@ -108,7 +108,7 @@ class CheckpointedSteps(torch.autograd.Function):
             states[leg + 1] = x
         ctx.problem, ctx.leaves, ctx.rows = problem, leaves, output_rows(problem)
         ctx.autocast = AutocastState.now(problem.x0.device)
-        # Where every state is an output, the outputs are the buffer and nothing is kept twice.
+        # Where every state is an output, the buffer itself is the outputs.
         xs = states if ctx.rows == list(range(len(states))) else states[ctx.rows]
         ctx.save_for_backward(states, *tensors)
         return xs
@@ -151,5 +151,5 @@ class CheckpointedSteps(torch.autograd.Function):
 
 
 def output_rows(problem: Problem) -> list[int]:
-    """Which of the states at steps of fixed length are outputs."""
+    """The indices of the states at steps of fixed length that are outputs."""
     return [0] + [leg + 1 for leg, output in enumerate(problem.grid.at_target) if output >= 0]

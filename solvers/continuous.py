@@ -2,9 +2,9 @@
 
 With ``dλ/dt = -λᵀ df/dx`` and a jump by the incoming gradient at every output, the gradients are λ at the
 start and ``∫ λᵀ df/dp dt`` (Chen et al., Neural Ordinary Differential Equations, 2018, appendix B).
-The state is solved backwards along with λ and set right at every output, so the memory is the outputs
-alone; the gradient is that of the exact solution, which the discrete one approaches with the tolerance or dt.
-A solution that forgets its past (damping, stiffness) blows up backwards: then use ``checkpoint``.
+The state is solved backwards along with λ and reset at every output, so only the outputs are stored; the
+gradient is that of the exact solution, which the discrete one approaches with the tolerance or dt.
+Where the solution is strongly damped or stiff, the backward solve is unstable: then use ``checkpoint``.
 """
 
 from __future__ import annotations
@@ -42,48 +42,48 @@ class ContinuousAdjoint(torch.autograd.Function):
         problem = replace(problem, f=Counted(ctx.autocast.wrap(problem.f)))
         xs = ctx.saved_tensors[0].detach()
         grid, ts = problem.grid, problem.ts.detach()
-        resting = None if track is None else track.status != 0
-        if resting is not None and bool(resting.any()):
-            still = resting.unsqueeze(-1)
-            xs, by_xs = torch.where(still, track.safe, xs), torch.where(still, 0.0, by_xs)
+        frozen = None if track is None else track.status != 0
+        if frozen is not None and bool(frozen.any()):
+            mask = frozen.unsqueeze(-1)
+            xs, by_xs = torch.where(mask, track.safe, xs), torch.where(mask, 0.0, by_xs)
         by_ts, by_start = torch.zeros_like(ts), torch.zeros_like(grid.start)
         by_targets = torch.zeros_like(grid.targets)
         totals = leaves.zeros()
-        costate = torch.zeros_like(problem.x0)
+        cotangent = torch.zeros_like(problem.x0)
         x = xs[-1]
         for leg in range(len(grid.controls) - 1, -1, -1):
             index = grid.controls[leg] if problem.holds_controls else None
-            backwards = _Backwards(problem, leaves, index, totals, resting)
+            backwards = _Backwards(problem, leaves, index, totals, frozen)
             end = grid.targets[leg].detach()
             output = grid.at_target[leg]
             field = lambda t, x, backwards=backwards: problem.f(t, x, backwards.u, backwards.p)
             if leg + 1 < len(grid.controls) and grid.controls[leg + 1] != grid.controls[leg]:
                 after = problem.f(_times(end, x), x, problem.held(leg + 1), problem.p)
-                jump = (costate * (field(_times(end, x), x) - after)).sum(-1)
+                jump = (cotangent * (field(_times(end, x), x) - after)).sum(-1)
                 by_targets[leg] += jump.sum() if by_targets.ndim == 1 else jump
             # From the end of the leg through the outputs inside it to its beginning.
             for i in [output, *reversed(grid.inside[leg])]:
                 if i >= 0:
                     t_output = end if i == output else ts[i]
                     if i != output:
-                        x, costate = backwards.solve(end, t_output, x, costate)
+                        x, cotangent = backwards.solve(end, t_output, x, cotangent)
                         end = t_output
                     x = xs[i]
                     pull = (by_xs[i] * field(_times(end, x), x)).sum(-1)
                     by_ts[i] += pull.sum() if by_ts.ndim == 1 else pull
-                    costate = costate + by_xs[i]
+                    cotangent = cotangent + by_xs[i]
             begin = (grid.targets[leg - 1] if leg else grid.start).detach()
-            x, costate = backwards.solve(end, begin, x, costate)
+            x, cotangent = backwards.solve(end, begin, x, cotangent)
         index = grid.controls[0] if problem.holds_controls else None
         u, p, _ = leaves.detached(index)
         begin = grid.start.detach()
-        push = -(costate * problem.f(_times(begin, x), xs[0], u, p).detach()).sum(-1)
+        push = -(cotangent * problem.f(_times(begin, x), xs[0], u, p).detach()).sum(-1)
         by_start += push.sum() if by_start.ndim == 0 else push
-        return None, None, None, costate + by_xs[0], by_start, by_targets, by_ts, *totals
+        return None, None, None, cotangent + by_xs[0], by_start, by_targets, by_ts, *totals
 
 
-def forget(stride: Stride) -> None:
-    """For a march whose strides nobody repeats."""
+def discard(stride: Stride) -> None:
+    """For a march whose strides are not repeated."""
 
 
 def _times(t: Tensor, x: Tensor) -> Tensor:
@@ -99,26 +99,26 @@ class _Backwards:
         leaves: Leaves,
         index: int | None,
         totals: list[Tensor],
-        resting: Tensor | None,
+        frozen: Tensor | None,
     ) -> None:
         self.problem, self.leaves, self.index = problem, leaves, index
-        self.totals, self.resting = totals, resting
+        self.totals, self.frozen = totals, frozen
         self.u, self.p, self.own = leaves.detached(index)
 
     def __call__(self, minus_t: Tensor, z: Tensor, u: Any, p: Any) -> Tensor:
         with torch.enable_grad():
-            x, costate = z.detach().chunk(2, dim=-1)
+            x, cotangent = z.detach().chunk(2, dim=-1)
             x = x.detach().requires_grad_(True)
             slope = self.problem.f(-minus_t, x, self.u, self.p)
             pulled = None
             if slope.requires_grad:
-                (pulled,) = torch.autograd.grad(slope, x, costate, allow_unused=True)
+                (pulled,) = torch.autograd.grad(slope, x, cotangent, allow_unused=True)
         return torch.cat((-slope.detach(), torch.zeros_like(x) if pulled is None else pulled), dim=-1)
 
     @torch.no_grad()
-    def solve(self, end: Tensor, begin: Tensor, x: Tensor, costate: Tensor) -> tuple[Tensor, Tensor]:
+    def solve(self, end: Tensor, begin: Tensor, x: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
         """From ``end`` back to ``begin``; adds ``∫ λᵀ df/dp dt`` to the totals."""
-        z = torch.cat((x, costate), dim=-1)
+        z = torch.cat((x, cotangent), dim=-1)
         ts = torch.stack((-end, -begin))
         back = replace(
             self.problem,
@@ -129,8 +129,8 @@ class _Backwards:
             holds_controls=False,
             events=(),
         )
-        quadrature = functools.partial(self._quadrature, back, ts[1]) if self.own else forget
-        track = march(back, keep_states=True, stop_at_failure=True, resting=self.resting, visit=quadrature)
+        quadrature = functools.partial(self._quadrature, back, ts[1]) if self.own else discard
+        track = march(back, keep_states=True, stop_at_failure=True, frozen=self.frozen, visit=quadrature)
         if bool((track.status != 0).any()):
             where = (
                 "in the backward solve of adjoint='adjoint' (the equation may be stiffer backwards; adjoint="
@@ -142,8 +142,8 @@ class _Backwards:
                 ),
                 track.status,
             )
-        x, costate = track.x.chunk(2, dim=-1)
-        return x, costate
+        x, cotangent = track.x.chunk(2, dim=-1)
+        return x, cotangent
 
     def _quadrature(self, back: Problem, target: Tensor, stride: Stride) -> None:
         """The method's own quadrature of a stride, ``h Σ b_i λ_iᵀ df/dp(t_i, x_i)``, added to the totals."""
@@ -157,12 +157,12 @@ class _Backwards:
         for weight, c, stage in zip(table.b, table.c, stages, strict=True):
             if weight == 0.0:
                 continue
-            x, costate = stage.chunk(2, dim=-1)
+            x, cotangent = stage.chunk(2, dim=-1)
             with torch.enable_grad():
                 slope = self.problem.f(-(t + c * h), x, self.u, self.p)
                 if not slope.requires_grad:
                     continue
                 gradients = torch.autograd.grad(
-                    slope, self.own, weight * h.unsqueeze(-1) * costate, allow_unused=True
+                    slope, self.own, weight * h.unsqueeze(-1) * cotangent, allow_unused=True
                 )
             self.leaves.add(self.totals, list(gradients), self.index)

@@ -1,16 +1,26 @@
-"""Events: where a function of time and state crosses zero, located rollout by rollout.
+"""Events: zero crossings of a function of time and state, located for every rollout.
 
-What counts as an event is defined on samples: the start of a step and ``samples`` equally spaced points up to
-its end.
+Events are looked for at samples: the start of a step and ``samples`` equally spaced points up to its end.
 
-- It *fires* where the function passes from strictly one side of zero to the other or onto zero, in the
+- An event *fires* where its function passes from strictly one side of zero to the other or onto zero, in the
   event's direction.
-- An event that *holds at the start* (the function is zero there, or the event has just fired) does not
-  fire there.  Its rate decides on which side it leaves zero, so that a return, however soon, is seen.
-- *Grazing* (zero is touched and not crossed) does not fire, nor do two crossings between two neighbouring
+- An event that *holds* at the start of a step (its function is zero there, or it has just fired) does not fire there.
+  The sign of the function's rate decides on which side of zero the step starts, so that the next crossing is found
+  however soon it follows.
+- *Grazing* (the function touches zero without crossing it) does not fire, nor do two crossings between two neighbouring
   samples.  A gradient through an event grows as one over the speed of the crossing.
 - Of *several in one step* the earliest fires; the step ends there and the others are found in the steps that
-  follow.  Of several at the same time the first in the list fires, and the others hold at the start.
+  follow.  Of several at the same time the first in the list fires, and the others then hold: they do not fire.
+
+At coinciding times the solution is right-continuous in the direction of integration, for every method:
+
+- An *output* at the time of an event is the state after the jump; so is the *last output*: an event at the final time
+  fires.  After a terminal event all outputs, one at its time included, are the state at the event, after its jump.
+- The *first output* is the initial state: no event fires at the start time, where a function that is zero holds.
+- At a *control switch* the event comes first, under the control before the switch, then the switch, then the output.
+- Gradients by the time of such an output, and by what moves the event, are those of the solution after the event.
+
+Times coincide if they differ by at most 64 units of rounding of the time and the step's length (:func:`coincidence`).
 """
 
 from __future__ import annotations
@@ -25,7 +35,7 @@ from torch import Tensor
 from solvers.base import Solver, State, VectorField, over_components
 from solvers.modes import with_normal_tensors
 
-_LOCATING = 100  # bisections alone would take 60 in float64
+_MAX_ITERATIONS = 100  # bisections alone would take 60 in float64
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,14 +93,14 @@ class Event:
         return (rate if by_x is None else rate + (by_x * slope).sum(-1)).detach()
 
     def after_those(self, here: Tensor, t: Tensor, x: State, u: Any, p: Any) -> State:
-        """:meth:`after`, of states and times at which the event did happen.
+        """:meth:`after`, evaluated only at states and times at which the event fired.
 
-        Elsewhere the jump may be undefined, and a NaN would enter the gradient though it is not used.
+        Elsewhere the jump may be undefined, and its NaN would enter the gradient.
         """
         return self.after(*elsewhere(here, t, x), u, p)
 
     def value_of_those(self, here: Tensor, t: Tensor, x: State, u: Any, p: Any) -> Tensor:
-        """:meth:`value`, likewise."""
+        """:meth:`value`, evaluated only where the event fired."""
         return self.value(*elsewhere(here, t, x), u, p)
 
     def after(self, t: Tensor, x: State, u: Any, p: Any) -> State:
@@ -123,7 +133,7 @@ def resolved(t: Tensor, h: Tensor) -> Tensor:
 
 
 def elsewhere(here: Tensor, t: Tensor, x: State) -> tuple[Tensor, State]:
-    """Times and states with those of some rollout of ``here`` in the place of all others'."""
+    """Times and states, outside of ``here`` replaced by those of one rollout of ``here``."""
     if bool(here.all()) or not bool(here.any()):
         return t, x
     some_t, some_x = t.detach()[here][0], x.detach()[here][0]
@@ -157,7 +167,7 @@ class EventFinder:
         Args:
             slope: ``f`` at the start of the step.
             held: for every event which rollouts it holds for at the start, ``[events, *batch]``.
-            candidates: rollouts whose step stands.
+            candidates: rollouts whose step was accepted.
             at_start: rollouts whose step starts at the beginning of the solve.
 
         Returns:
@@ -173,7 +183,7 @@ class EventFinder:
         candidates = candidates & resolved(t, h)
         spacing = h / self.samples
         roots = []
-        # Sampled on the cubic Hermite interpolant, which every method has; located on the step itself.
+        # Sampled on the cubic Hermite interpolant, which exists for every method; located on the method's own step.
         sampled = [
             (1 + 2 * s) * (1 - s) ** 2 * x
             + s * (1 - s) ** 2 * wide * slope
@@ -243,13 +253,13 @@ class EventFinder:
 
         side = torch.sign(sign_low)  # the function's sign before the crossing
         f_low, f_high = value(low), value(high)
-        # From an event that holds, the function starts at a zero that is not the one wanted: halve until it is left.
-        # (Nor is a low end that the interpolant put on the wrong side to be trusted.)
+        # Where the event holds, the function starts at a zero that is not the root looked for: bisect until the sign
+        # is the one before the crossing.  The same where the interpolant gave the lower end the wrong sign.
         left = ~(holds & (low == 0)) & (f_low * side > 0)
         settled = ~found | (f_high * side > 0) | (f_high == 0)
         resolution = 2 * torch.finfo(x.dtype).eps
         last_side = torch.zeros_like(t)
-        for k in range(_LOCATING):
+        for k in range(_MAX_ITERATIONS):
             settled = settled | ((high - low) <= resolution * (t.abs() + high))
             if bool(settled.all()):
                 break
@@ -257,7 +267,7 @@ class EventFinder:
             middle = high - f_high * (high - low) / denominator
             half = 0.5 * (low + high)
             inside = (middle > low) & (middle < high)
-            # Every third try halves the bracket, which regula falsi alone may not.
+            # Every third iteration bisects: regula falsi alone may shrink the bracket too slowly.
             middle = torch.where(inside & left, middle, half) if k % 3 != 2 else half
             f_middle = value(middle)
             before = (f_middle * side) > 0

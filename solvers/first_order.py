@@ -1,4 +1,4 @@
-"""Gradients that have no gradient of their own, and say so when one is asked for."""
+"""Gradients that cannot be differentiated again, and raise an error where that is asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 def first_derivatives_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     """For a backward pass whose gradient has no graph.
 
-    torch's ``once_differentiable`` lets a graph that starts at the loss pass without a word.
+    torch's ``once_differentiable`` raises no error where the loss itself is differentiated twice.
     """
 
     @functools.wraps(backward)
@@ -40,5 +40,5 @@ class _Identity(torch.autograd.Function):
 
 
 def without_second_derivatives(x: Tensor) -> Tensor:
-    """x, known by its first derivatives only: what the implicit function theorem gives with a fixed Jacobian."""
+    """x, whose second derivatives are refused: a constant Jacobian gives the right first ones only."""
     return _Identity.apply(x)

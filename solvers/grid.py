@@ -1,4 +1,4 @@
-"""The times a solve must meet exactly: outputs, control switches, steps of fixed length."""
+"""The times at which steps must end: outputs, control switches, ends of steps of fixed length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """Legs from one time to the next that no step may cross.
+    """Legs: intervals of time whose ends no step may cross.
 
     Attributes:
         start: the first time, ``[]`` or ``[*batch]``.
@@ -21,7 +21,7 @@ class Grid:
         controls: which held control acts on every leg.
         at_target: for every leg the output that its end is, or -1.
         inside: for every leg the outputs strictly inside it.
-        on_switch: for every output at the very time of a switch inside the solve, the index of that switch.
+        on_switch: for every output at the time of a switch inside the solve, the index of that switch.
     """
 
     start: Tensor
@@ -47,7 +47,7 @@ def make_grid(ts: Tensor, control_times: Tensor | None, dt: float | None, sign: 
     forward = sorted(sign * c for c in switches)
     output_of = {value: i for i, value in enumerate(values)}
     inside_switches = {c: len(values) + k for k, c in enumerate(switches) if values[0] < c < values[-1]}
-    # Where a switch and an output have the same time, the solution turns at the switch.
+    # Where a switch and an output have the same time, the leg ends at the switch's.
     knots = sorted((output_of | inside_switches).items())
     on_switch = {
         output_of[c]: source - len(values) for c, source in inside_switches.items() if c in output_of

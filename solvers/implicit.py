@@ -19,14 +19,14 @@ from solvers.validation import real_number, whole_number
 class DiagonallyImplicitRungeKutta(Solver):
     """One step of the diagonally implicit method given by ``tableau``: a Newton solve for every stage.
 
-    The gradient never goes through the Newton iterations.  They run without a graph; then one Newton
-    correction with the Jacobian held fixed ties the stage to its inputs, whose derivative is that of the
-    implicit function theorem: ``dz = -(dr/dz)^-1 dr``.  It holds for first derivatives; second ones are refused.
+    The Newton iteration runs without a graph.  Then one Newton correction with a constant Jacobian makes the stage a
+    differentiable function of its inputs, with the derivative of the implicit function theorem,
+    ``dz = -(dr/dz)^-1 dr``.  It is right for first derivatives; second ones are refused.
 
     Args:
         newton_tolerance: a rollout has converged when its correction is below this share of its state
             (maximum norm, plus one); default: 1e-10 in float64, 1e-5 in float32.
-        newton_iterations: after so many a rollout that has not converged counts as failed.
+        newton_iterations: limit of the iterations; a rollout that has not converged by then fails.
     """
 
     tableau: ClassVar[tableau.ButcherTableau]
@@ -74,7 +74,7 @@ class DiagonallyImplicitRungeKutta(Solver):
                 matrix = identity - fixed_gh * jacobian
                 residual = z - base - gh * slope
                 correction = torch.linalg.solve_ex(matrix, residual.unsqueeze(-1))[0].squeeze(-1)
-                # A rollout that has converged stays put: its result must not depend on its neighbours'.
+                # A rollout that has converged is not changed: its result must not depend on the others' convergence.
                 z = torch.where(active.unsqueeze(-1), z - correction, z)
                 small = correction.abs().amax(-1) <= tolerance * (1.0 + z.abs().amax(-1))
                 active = active & ~small
@@ -110,7 +110,7 @@ class DiagonallyImplicitRungeKutta(Solver):
         """The state at ``t + dt``.
 
         Raises:
-            SolveError: Newton's iteration did not converge for some rollout.
+            SolveError: the Newton iteration did not converge for some rollout.
         """
         result = self.attempt(f, t, x, u, p, dt)
         assert result.converged is not None

@@ -1,4 +1,4 @@
-"""``solve``: an initial-value problem for a batch, differentiable in everything that enters it."""
+"""``solve``: initial-value problems of a batch, differentiable by states, times, controls and parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from solvers.arguments import (
 )
 from solvers.base import Solver, VectorField
 from solvers.checkpoint import CheckpointedMarch, CheckpointedSteps
-from solvers.continuous import ContinuousAdjoint, forget
+from solvers.continuous import ContinuousAdjoint, discard
 from solvers.events import Event
 from solvers.failure import SolveError, describe
 from solvers.grid import make_grid
@@ -28,7 +28,7 @@ from solvers.modes import normal_tensors, outside_inference_mode, without_autoca
 from solvers.native.adaptive import NativeMarch, Run, kernel_for, logger
 from solvers.native.trace import NativeUnsupportedError
 from solvers.problem import Counted, Leaves, Problem, states_at_outputs
-from solvers.replay import replay, still
+from solvers.replay import replay, without_failed
 from solvers.runge_kutta import ExplicitRungeKutta
 from solvers.solution import EventLog, Solution, Statistics, no_steps
 from solvers.step_size import StepSizeController
@@ -71,27 +71,32 @@ def solve(
             ``u[k]`` is held from ``control_times[k]`` to the next; no step crosses a switch.
         p: parameters, passed to f: a tensor, any tree of tensors, modules.
         solver: a name of :data:`solvers.SOLVERS`, ``"module:Class"`` or a :class:`~solvers.base.Solver`.
-        adjoint: how it is differentiated, one of the method's ``adjoints``; the default is the first of them.
-            ``backprop`` and ``implicit`` record the steps (memory: a graph a step); ``checkpoint`` keeps the states and
-            repeats the steps, with the same gradient; ``adjoint`` solves the continuous adjoint equation
+        adjoint: how gradients are computed, one of the method's ``adjoints``; the default is the first of them.
+            ``backprop`` and ``implicit`` record the steps (memory: a graph per step); ``checkpoint`` keeps the states
+            and repeats the steps, with the same gradient; ``adjoint`` solves the continuous adjoint equation
             backwards (memory: the outputs; gradient: to the tolerance).  See docs/solvers.md for measurements.
         dt: the longest step, for steps of fixed length.  Adaptive methods choose their own without it.
         rtol, atol: tolerances of an adaptive step; 1e-6 each by default, 1e-4 in float32.
         control_times: ``[K]``, strictly increasing; the first must not be after the start.
         events: see :mod:`solvers.events`.
-        on_failure: "raise" a :class:`~solvers.failure.SolveError` or "mark" failed rollouts in ``status``: their states
-            are NaN from the failure on, nothing of them enters a gradient, and the good ones are kept: ``ok`` is
-            the mask to use (states before a failure are finite, and constants).
-        max_steps: attempted steps of a rollout; by default 100,000 for adaptive methods and no limit with dt.
-        controller: a :class:`~solvers.step_size.StepSizeController` for more than rtol and atol.
-        event_samples: points in a step at which events are looked for.
-        max_events: events of one rollout.
+        on_failure: "raise" a :class:`~solvers.failure.SolveError`, or "mark" failed rollouts in ``status``: their
+            states are NaN from the failure on and do not enter a gradient; the other rollouts are kept.  ``ok`` is the
+            mask of those (states of a failed rollout before its failure are finite, and constants).
+        max_steps: limit of the attempted steps of a rollout; 100,000 by default, no limit with dt.
+        controller: a :class:`~solvers.step_size.StepSizeController`, instead of rtol and atol.
+        event_samples: number of points in a step at which events are looked for.
+        max_events: limit of the events of one rollout.
         backend: "eager", or "native": tsit5 and dopri5 on a CPU run in C++ made from f (see
-            :mod:`solvers.native.adaptive` for what is frozen by tracing), differentiated by ``checkpoint``.  Where f
-            cannot be translated, or there is no compiler, it falls back to eager and logs why, once.
+            :mod:`solvers.native.adaptive` for what tracing fixes), differentiated by ``checkpoint``.  Where f cannot be
+            translated, or there is no compiler, the eager back end is used and the reason is logged once.
+
+    Works under ``torch.no_grad``, ``torch.inference_mode`` (f runs outside of it, on copies of inference tensors) and
+    ``torch.autocast``, which a backward pass restores.
 
     Raises:
-        ValueError, TypeError: an argument cannot be right; the message says which and why.
+        ValueError, TypeError: an argument is wrong; the message says which and why.  ValueError too where steps are
+            computed more than once and f draws random numbers or updates a module's buffer: adaptive steps, events,
+            on_failure="mark", implicit and Rosenbrock methods, and every adjoint but ``backprop``.
         SolveError: some rollout failed; the message says when, which, and what to change.
     """
     with outside_inference_mode(), without_autocast_cache():
@@ -226,12 +231,12 @@ def _solve(
         else:
             solution = _solve_fixed(problem, leaves, adjoint, requested, sign)
     if adjoint == "adjoint" and not foreign:
-        return solution  # its gradients by the times are formulas of their own
+        return solution  # its backward pass differentiates by the times itself
     return replace(solution, xs=_read_at_switches(problem, held_times, solution.xs))
 
 
 def _solve_fixed(problem: Problem, leaves: Leaves, adjoint: str, requested: Tensor, sign: float) -> Solution:
-    """All rollouts take the same steps: nothing to find out beforehand."""
+    """All rollouts take the same steps of fixed length."""
     grid = problem.grid
     problem.f.calls = 0
     try:
@@ -250,11 +255,11 @@ def _solve_fixed(problem: Problem, leaves: Leaves, adjoint: str, requested: Tens
         healthy = False
     calls = problem.f.calls
     if not healthy:
-        # Found out again by a march that looks at every rollout; f keeps getting the one time it was written for.
+        # A march with a status per rollout finds the failure again; f still gets a scalar time.
         plain = problem.f
         shared = Counted(lambda t, x, u, p: plain(t.amax(), x, u, p))
-        told = problem if problem.method.rollout_times else replace(problem, f=shared)
-        track = march(told, keep_states=False, stop_at_failure=True)
+        again = problem if problem.method.rollout_times else replace(problem, f=shared)
+        track = march(again, keep_states=False, stop_at_failure=True)
         raise _failure(problem, track, sign)
     batch = problem.x0.shape[:-1]
     none = no_steps(batch, problem.x0.device)
@@ -271,7 +276,7 @@ def _solve_per_rollout(
     sign: float,
     captured: bool,
 ) -> Solution:
-    """Every rollout has its own steps: find them without a graph, then repeat them with one."""
+    """Every rollout has its own steps: a march without a graph finds them, then they are repeated with a graph."""
     inputs = (problem.x0, problem.ts, problem.grid.targets, *leaves.tensors())
     wants_gradient = torch.is_grad_enabled() and (captured or any(q.requires_grad for q in inputs))
     problem.f.calls = 0
@@ -279,7 +284,7 @@ def _solve_per_rollout(
         problem,
         keep_states=adjoint == "checkpoint",
         stop_at_failure=on_failure == "raise",
-        visit=None if wants_gradient and adjoint != "adjoint" else forget,
+        visit=None if wants_gradient and adjoint != "adjoint" else discard,
     )
     calls = problem.f.calls
     failed = track.status != 0
@@ -288,19 +293,19 @@ def _solve_per_rollout(
         raise _failure(problem, track, sign)
     values = xs, times, states = track.outputs.tensors()
     if wants_gradient:
-        quiet = still(track)
+        kept = without_failed(track)
         if adjoint == "checkpoint":
             xs, times, states = CheckpointedMarch.apply(
-                problem, quiet, leaves, problem.x0, problem.grid.start, problem.grid.targets, problem.ts,
+                problem, kept, leaves, problem.x0, problem.grid.start, problem.grid.targets, problem.ts,
                 *leaves.tensors(),
             )  # fmt: skip
         elif adjoint == "adjoint":
             xs = ContinuousAdjoint.apply(
-                problem, quiet, leaves, problem.x0, problem.grid.start, problem.grid.targets, problem.ts,
+                problem, kept, leaves, problem.x0, problem.grid.start, problem.grid.targets, problem.ts,
                 *leaves.tensors(),
             )  # fmt: skip
         else:
-            xs, times, states = replay(problem, quiet).tensors()
+            xs, times, states = replay(problem, kept).tensors()
     each = problem.ts.detach().reshape(
         len(problem.ts), *([1] * failed.ndim) if problem.ts.ndim == 1 else failed.shape
     )
@@ -332,7 +337,7 @@ def _solve_foreign(
     atol: float | None,
     dt: float | None,
 ) -> Solution:
-    """torchdiffeq does the work; a failure is the whole batch's."""
+    """A solve by torchdiffeq, where a failure concerns the whole batch."""
     problem.f.calls = 0
     method, x0 = problem.method, problem.x0
     assert isinstance(method, TorchdiffeqSolver)
@@ -377,7 +382,7 @@ def _solve_native(
 
 
 def _read_at_switches(problem: Problem, control_times: Tensor | None, xs: Tensor) -> Tensor:
-    """Outputs at the very time of a switch, made to depend on the output's time and not on the switch's.
+    """Outputs at the time of a switch, made to depend on the output's time instead of the switch's.
 
     Adds ``f (t_output - t_switch)``, which is zero, with the control before the switch.
     """

@@ -1,4 +1,4 @@
-"""The forward march of a solve: a step size, an event time and an outcome for every rollout."""
+"""The forward pass of a solve with a step size, an event time and a status for every rollout."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from solvers.solution import no_steps
 
 @dataclass(frozen=True)
 class Stride:
-    """One attempt of the whole batch, as the backward pass repeats it.
+    """One attempted step of the whole batch, with what the backward pass needs to repeat it.
 
     Attributes:
         leg: the leg it belongs to.
-        t, x: where every rollout stood, ``[*batch]`` and ``[*batch, n]``; None unless states are kept.
-        h: how far every rollout went, ``[*batch]``; 0 where the step was rejected or the rollout is finished,
+        t, x: time and state at the start, ``[*batch]`` and ``[*batch, n]``; None unless states are kept.
+        h: the length of the step, ``[*batch]``; 0 where it was rejected or the rollout has finished,
             so that repeating the step changes nothing there.
-        to_target: rollouts that went exactly to the end of the leg, ``[*batch]``.
+        to_target: rollouts whose step ended at the end of the leg, ``[*batch]``.
         event: the event that fired at the end of the step, ``[*batch]``, -1 for none; None if none fired.
         slot: how many events each rollout had before.
         inside: outputs that some rollout passed, and which rollouts passed them, ``[len, *batch]``.
@@ -43,17 +43,17 @@ class Stride:
 
 @dataclass
 class Track:
-    """What a march leaves behind.
+    """The result of a march.
 
     Attributes:
         strides: the attempts in order.
-        status, stopped: outcome of every rollout, and whether a terminal event ended it.
-        t, x, last_step: where every rollout stands at last, and its last step size.
+        status, stopped: status of every rollout, and whether a terminal event ended it.
+        t, x, last_step: time and state at which every rollout ended, and its last step size.
         seen: up to which time the outputs of every rollout are known; before t just after an event.
         accepted, rejected: counts of steps.
         outputs: the states at the outputs and the events, without a graph.
-        safe: a state at which every rollout's vector field is known to be finite: failed rollouts wait
-            there while the others' steps are repeated.
+        safe: a state at which every rollout's vector field is known to be finite: failed rollouts are kept there
+            while the others' steps are repeated.
     """
 
     strides: list[Stride]
@@ -75,17 +75,17 @@ def march(
     *,
     keep_states: bool,
     stop_at_failure: bool,
-    resting: Tensor | None = None,
+    frozen: Tensor | None = None,
     visit: Callable[[Stride], object] | None = None,
 ) -> Track:
-    """Go through the grid once, without a graph.
+    """Take all steps of the grid once, without a graph.
 
-    Every rollout has its own time and step size; rollouts that are done wait with a step of length zero.
-    Nothing is computed across rollouts but "is anyone still going?".  ``resting`` rollouts do not move.
-    Every stride goes to ``visit``; by default into the track.
+    Every rollout has its own time and step size; those that have finished take steps of length zero.  Nothing is
+    computed across rollouts except whether any of them is active.  ``frozen`` rollouts take no step.  Every stride is
+    given to ``visit``; by default it is appended to the track.
     """
     strides: list[Stride] = []
-    walk = _March(problem, resting)
+    walk = _March(problem, frozen)
     walk.run(keep_states, stop_at_failure, strides.append if visit is None else visit)
     safe = _safe_states(problem.x0.detach(), walk.accepted > 0)
     return Track(
@@ -97,14 +97,14 @@ def march(
 class _March:
     """The state of all rollouts between two attempts."""
 
-    def __init__(self, problem: Problem, resting: Tensor | None) -> None:
+    def __init__(self, problem: Problem, frozen: Tensor | None) -> None:
         self.problem = problem
         self.x = problem.x0.detach()
         batch, device = self.x.shape[:-1], self.x.device
         self.t = problem.grid.start.detach().to(self.x.dtype).expand(batch)
         self.seen = self.t
         none = torch.zeros(batch, dtype=torch.bool, device=device)
-        self.resting = none if resting is None else resting
+        self.frozen = none if frozen is None else frozen
         self.stopped = none
         self.pending = none  # an event fired at the end of the leg: a step of length zero remains
         self.status, self.accepted, self.rejected, self.fired = (no_steps(batch, device) for _ in range(4))
@@ -116,10 +116,10 @@ class _March:
         self.outputs = Outputs(problem, self.x)
 
     def run(self, keep_states: bool, stop_at_failure: bool, visit: Callable[[Stride], object]) -> None:
-        """Leg after leg, until every rollout has arrived, stopped or failed."""
+        """Leg after leg, until every rollout has reached the end, stopped or failed."""
         grid = self.problem.grid
-        # Asking whether anyone is still going waits for the device: on a GPU every eighth attempt will do.
-        patience = 1 if self.x.device.type == "cpu" else 8
+        # Asking whether any rollout is active waits for the device: on a GPU only at every eighth attempt.
+        interval = 1 if self.x.device.type == "cpu" else 8
         for leg, control in enumerate(grid.controls):
             self.leg, self.u = leg, self.problem.held(leg)
             self.target = grid.targets[leg].detach().to(self.x.dtype).expand(self.t.shape)
@@ -128,9 +128,9 @@ class _March:
                 self.slope = None
             attempts = 0
             while True:
-                live = (self.status == Failure.SUCCESS) & ~self.stopped & ~self.resting
+                live = (self.status == Failure.SUCCESS) & ~self.stopped & ~self.frozen
                 active = live & ((self.t < self.target) | self.pending)
-                if attempts % patience == 0:
+                if attempts % interval == 0:
                     failed = stop_at_failure and bool((self.status != Failure.SUCCESS).any())
                     if failed or not bool(active.any()):
                         break
@@ -139,25 +139,25 @@ class _March:
             self.outputs.at_target(leg, self.x)
 
     def _stride(self, active: Tensor, keep_states: bool) -> Stride:
-        """One attempt of all rollouts; moves those whose step stands."""
+        """One attempt of all rollouts; advances those whose step is accepted."""
         problem, t, x = self.problem, self.t, self.x
         if self.slope is None and (problem.controller is not None or self.finder is not None):
             self.slope = problem.f(t, x, self.u, problem.p)
         h, to_target = self._length(active)
         attempt = self._attempt(h, self.slope)
-        stands = self._judge(active, h, to_target, attempt)
+        accepted = self._judge(active, h, to_target, attempt)
         self.last_step = torch.where(active, h, self.last_step)
 
-        t_new = torch.where(stands, torch.where(to_target, self.target, t + h), t)
-        x_new = torch.where(stands.unsqueeze(-1), attempt.x, x)
+        t_new = torch.where(accepted, torch.where(to_target, self.target, t + h), t)
+        x_new = torch.where(accepted.unsqueeze(-1), attempt.x, x)
         event = slot = None
         end_slope = attempt.end_slope
         if self.finder is not None:
-            which, when, tied = self._first_events(h, attempt, stands)
+            which, when, tied = self._first_events(h, attempt, accepted)
             if bool((which >= 0).any()):
                 fits = (which < 0) | (self.fired < problem.max_events)
                 self.status = torch.where(fits, self.status, Failure.MAX_EVENTS)
-                stands = stands & fits
+                accepted = accepted & fits
                 fired = (which >= 0) & fits
                 event, slot, end_slope = torch.where(fired, which, -1), self.fired, None
                 same_time = coincidence(t, h)
@@ -168,25 +168,25 @@ class _March:
                 x_new = torch.where(fired.unsqueeze(-1), after, torch.where(fits.unsqueeze(-1), x_new, x))
                 self.outputs.event(event, slot, t_new, attempt.x)
                 self.fired = self.fired + fired
-        h, to_target = torch.where(stands, h, 0.0), to_target & stands
-        seen = torch.where(stands, t_new, self.seen)
+        h, to_target = torch.where(accepted, h, 0.0), to_target & accepted
+        seen = torch.where(accepted, t_new, self.seen)
         if self.finder is not None:
             self.pending = self.pending & ~to_target
         if event is not None:
             # An output at the time of the event shows the state after it: the next step gives it.
             seen = torch.where(fired, torch.maximum(self.seen, t_new - same_time), seen)
             self.pending = self.pending | (fired & (t_new >= self.target))
-        inside = _outputs_inside(problem, self.leg, t, self.seen, seen, stands)
+        inside = _outputs_inside(problem, self.leg, t, self.seen, seen, accepted)
         self.seen = seen
         if inside is not None:
             assert attempt.dense is not None
             self.outputs.inside(inside, t, h, attempt.dense)
-        self.accepted = self.accepted + stands
-        self.rejected = self.rejected + (active & ~stands)
+        self.accepted = self.accepted + accepted
+        self.rejected = self.rejected + (active & ~accepted)
         if end_slope is None or self.slope is None:
             self.slope = None
         else:
-            self.slope = torch.where(stands.unsqueeze(-1), end_slope, self.slope)
+            self.slope = torch.where(accepted.unsqueeze(-1), end_slope, self.slope)
         self.t, self.x = t_new, x_new
         return Stride(
             self.leg,
@@ -204,7 +204,7 @@ class _March:
         return problem.method.attempt(problem.f, self.t, self.x, self.u, problem.p, h, slope)
 
     def _length(self, active: Tensor) -> tuple[Tensor, Tensor]:
-        """How far every rollout tries to go, and which of them to the end of the leg."""
+        """The step size to attempt, and for which rollouts it reaches the end of the leg."""
         problem, remaining = self.problem, self.target - self.t
         controller = problem.controller
         if controller is None:
@@ -221,41 +221,44 @@ class _March:
         return torch.where(active, torch.where(to_target, remaining, self.proposal), 0.0), to_target
 
     def _judge(self, active: Tensor, h: Tensor, to_target: Tensor, attempt: Attempt) -> Tensor:
-        """Whose step stands; sets the next proposal, and the status of those who fail."""
+        """Which rollouts' steps are accepted; sets the next proposal, and the status of those that fail."""
         problem = self.problem
         controller = problem.controller
         good = torch.isfinite(attempt.x).all(-1)
         if controller is None:
-            lost = torch.full_like(self.status, Failure.NOT_FINITE)
+            reason = torch.full_like(self.status, Failure.NOT_FINITE)
             if attempt.converged is not None:
-                good, lost = good & attempt.converged, torch.where(attempt.converged, lost, Failure.NEWTON)
-            stands, failed = active & good, active & ~good
+                good, reason = (
+                    good & attempt.converged,
+                    torch.where(attempt.converged, reason, Failure.NEWTON),
+                )
+            accepted, failed = active & good, active & ~good
         else:
             assert attempt.error is not None
             assert self.proposal is not None
             error = controller.scaled_error(attempt.error, self.x, attempt.x)
             good = good & torch.isfinite(error)
-            stands = active & good & (error <= 1.0)
+            accepted = active & good & (error <= 1.0)
             error = torch.where(good, error, torch.inf)
             factor = controller.factor(error, self.last_error, problem.method.error_order)
-            self.last_error = torch.where(stands & ~to_target, error, self.last_error)
-            # A step cut short by the target says nothing against the longer one that was proposed.
-            cut = to_target & stands
+            self.last_error = torch.where(accepted & ~to_target, error, self.last_error)
+            # A step shortened to end at the target is no reason to propose less than before.
+            cut = to_target & accepted
             grown = torch.where(cut, torch.maximum(h * factor, self.proposal), h * factor)
             self.proposal = torch.where(active, grown, self.proposal)
             resolution = 4 * torch.finfo(self.x.dtype).eps * self.t.abs()
             shortest = torch.maximum(resolution, 1e-25 * (self.target - self.started))
-            failed = active & ~stands & (self.proposal <= shortest)
+            failed = active & ~accepted & (self.proposal <= shortest)
             failed = failed | (active & ~to_target & (self.t + h == self.t))
-            lost = torch.where(good, Failure.STEP_UNDERFLOW, Failure.NOT_FINITE)
-        self.status = torch.where(failed, lost, self.status)
+            reason = torch.where(good, Failure.STEP_UNDERFLOW, Failure.NOT_FINITE)
+        self.status = torch.where(failed, reason, self.status)
         tried = self.accepted + self.rejected + active
-        arrived = stands & to_target & (self.leg == len(problem.grid.controls) - 1)
+        arrived = accepted & to_target & (self.leg == len(problem.grid.controls) - 1)
         exhausted = active & (tried >= problem.max_steps) & ~arrived & (self.status == Failure.SUCCESS)
         self.status = torch.where(exhausted, Failure.MAX_STEPS, self.status)
-        return stands
+        return accepted
 
-    def _first_events(self, h: Tensor, attempt: Attempt, stands: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _first_events(self, h: Tensor, attempt: Attempt, accepted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """:meth:`EventFinder.first_crossing` of the present step."""
         problem = self.problem
         assert self.finder is not None
@@ -271,10 +274,10 @@ class _March:
             attempt.x,
             self.slope,
             self.held,
-            stands,
+            accepted,
             self.accepted == 0,
         )
-        self.held = self.held & ~(stands & resolved(self.t, h))
+        self.held = self.held & ~(accepted & resolved(self.t, h))
         return found
 
     def _jump(self, event: Tensor, tied: Tensor, t: Tensor, x: Tensor) -> Tensor:
@@ -284,7 +287,7 @@ class _March:
         for index, one in enumerate(self.problem.events):
             here = event == index
             after = torch.where(here.unsqueeze(-1), one.after_those(here, t, x, u, p), after)
-            # It holds unless the jump has taken the function away from zero, by more than rounding.
+            # It holds unless the jump moved the function away from zero by more than rounding.
             scale = one.value(self.t, self.x, u, p).abs() * 64 * torch.finfo(x.dtype).eps
             near = one.value(t, after, u, p).abs() <= 8 * one.value(t, x, u, p).abs() + scale
             held.append(self.held[index] | ((here | (tied[index] & (event >= 0))) & near))
@@ -295,14 +298,14 @@ class _March:
 
 
 def _outputs_inside(
-    problem: Problem, leg: int, t: Tensor, seen: Tensor, seen_now: Tensor, stands: Tensor
+    problem: Problem, leg: int, t: Tensor, seen: Tensor, seen_now: Tensor, accepted: Tensor
 ) -> tuple[list[int], Tensor] | None:
     """The outputs inside a leg that a step makes known, and for which rollouts."""
     outputs = problem.grid.inside[leg]
     if not outputs:
         return None
     times = output_times(problem.ts, outputs, t)
-    passed = stands & (times > seen) & (times <= seen_now)
+    passed = accepted & (times > seen) & (times <= seen_now)
     some = passed.flatten(1).any(1) if passed.ndim > 1 else passed
     index = some.nonzero().reshape(-1)
     if not len(index):

@@ -1,4 +1,4 @@
-"""The states at the requested times and the events, gathered while steps are taken."""
+"""The states at the requested times and the events, collected while steps are taken."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from solvers.problem import Problem
 
 
 class Outputs:
-    """Collects ``xs`` and events; differentiable if what it is given is."""
+    """Collects ``xs`` and events; differentiable if the states given to it are."""
 
     def __init__(self, problem: Problem, x0: Tensor) -> None:
         self.problem = problem
@@ -41,7 +41,7 @@ class Outputs:
             self.xs[index] = x
 
     def event(self, which: Tensor, slot: Tensor, t: Tensor, x: Tensor) -> None:
-        """Events: which one (-1 for none), the how-manieth of its rollout, when, and the state before its jump."""
+        """Store events: index (-1 for none), number of earlier events of the rollout, time, state before the jump."""
         fired = which >= 0
         for k in torch.unique(slot[fired]).tolist():
             if k == len(self.event_times):
@@ -70,6 +70,6 @@ def output_times(ts: Tensor, outputs: list[int], t: Tensor) -> Tensor:
 
 
 def between(times: Tensor, passed: Tensor, t: Tensor, h: Tensor, dense: Callable[[Tensor], Tensor]) -> Tensor:
-    """The states at ``times [len, *batch]`` from a step's dense output; t itself for rollouts that did not pass."""
+    """The states at ``times [len, *batch]`` from a step's dense output; at t for rollouts that did not pass."""
     length = torch.where(h > 0, h, 1.0)
     return dense(torch.where(passed, (times - t) / length, 0.0))

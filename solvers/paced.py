@@ -1,4 +1,4 @@
-"""A Rosenbrock method for stiff problems whose Jacobian is known in closed form, in steps that need no branch."""
+"""A Rosenbrock method for stiff problems whose Jacobian is known in closed form, without data-dependent branches."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ _M2, _M3 = 6.1697947043828246, -0.42772256543218573
 
 
 class PacedRosenbrock(Solver):
-    """The Rosenbrock method ROS3, of order 3 and L-stable, in a fixed number of steps of lengths that fit the state.
+    """The Rosenbrock method ROS3 (order 3, L-stable) in a fixed number of substeps of state-dependent size.
 
     Sandu, Verwer, Blom, Spee, Carmichael, Potra, Benchmarking stiff ODE solvers for atmospheric chemistry
-    problems II, Atmospheric Environment 31 (1997): two evaluations of f and three solves with one matrix.
-    No iteration and no branch, so that a step can be compiled.  f must not depend on the time.
+    problems II, Atmospheric Environment 31 (1997): two evaluations of f and three linear solves with one matrix.
+    It has no iteration and no branch, so that a step can be compiled.  f must not depend on the time (autonomous form).
 
-    A step takes at most a quarter of ``dt``, and no longer than ``pace`` allows; when all of ``dt`` is
-    spent the remaining ones have length zero, and the last one takes what is left in any case.
-    Gradients flow through the lengths too.
+    A substep is at most a quarter of ``dt`` and at most ``1 / pace``.  Once they add up to ``dt``, the others have
+    length zero; the last one always ends at ``dt``.  Gradients flow through the lengths of the substeps too.
 
     Args:
         resolvent: ``right -> (I - h df/dx)^-1 right`` at ``(x, h [B], p)``, with the exact Jacobian df/dx.
-        pace: at least how many steps a unit of time should have here, ``[B]`` from ``(x, dx/dt, p)``.
-        steps: how many.
+        pace: the smallest number of substeps per unit of time, ``[B]`` from ``(x, dx/dt, p)``.
+        steps: the number of substeps, at least 4.
     """
 
     order = 3

@@ -1,4 +1,4 @@
-"""An initial-value problem with everything that is fixed before its first step."""
+"""An initial-value problem: all that is fixed before the first step."""
 
 from __future__ import annotations
 
@@ -36,15 +36,17 @@ class Counted:
     def __call__(self, t: Any, x: Tensor, u: Any, p: Any) -> Tensor:
         self.calls += 1
         try:
-            if not (self.needs_graph or self.needs_normal_tensors):
-                return self.f(t, x, u, p)
-            return self._adapted(t, x, u, p)
+            adapted = self.needs_graph or self.needs_normal_tensors
+            slope = self._adapted(t, x, u, p) if adapted else self.f(t, x, u, p)
         except Exception as error:
             if not self._adapt(error):
                 add_location(error, p)
                 raise
-        self.calls -= 1
-        return self(t, x, u, p)
+            self.calls -= 1
+            return self(t, x, u, p)
+        if getattr(slope, "requires_grad", False) and not torch.is_grad_enabled():
+            return slope.detach()  # f enabled gradients for itself
+        return slope
 
     def _adapt(self, error: Exception) -> bool:
         """Whether the field may succeed in another mode, which is used from now on."""
@@ -58,20 +60,20 @@ class Counted:
         return False
 
     def _adapted(self, t: Any, x: Tensor, u: Any, p: Any) -> Tensor:
-        recording = torch.is_grad_enabled()
-        with torch.enable_grad():
-            if self.needs_graph and not x.requires_grad:
-                x = x.detach().requires_grad_(True)
-            with NormalTensors() if self.needs_normal_tensors else contextlib.nullcontext():
-                slope = self.f(t, x, u, p)
-        return slope if recording or not isinstance(slope, Tensor) else slope.detach()
+        with contextlib.ExitStack() as stack:
+            if self.needs_normal_tensors:
+                stack.enter_context(NormalTensors())
+            if self.needs_graph:
+                stack.enter_context(torch.enable_grad())
+                x = x if x.requires_grad else x.detach().requires_grad_(True)
+            return self.f(t, x, u, p)
 
 
 @dataclass(frozen=True)
 class Problem:
     """What is solved, on which grid and how.
 
-    ``u`` holds one control a leading index where ``holds_controls``, otherwise it is passed on as it is.
+    ``u`` has a leading index of controls where ``holds_controls``, otherwise it is passed on as it is.
     ``controller`` is None for steps of fixed length.
     """
 
@@ -132,7 +134,7 @@ class Leaves:
         return Leaves(u_leaves, u_spec, p_leaves, p_spec, tuple(parameters.values()))
 
     def tensors(self) -> list[Tensor]:
-        """All of them in order: of u, of p, of the modules."""
+        """All of them, in order: of u, of p, of the modules."""
         return [*self._differentiable(self.u_leaves), *self._differentiable(self.p_leaves), *self.parameters]
 
     @staticmethod
@@ -176,7 +178,7 @@ class Leaves:
 
 
 def states_at_outputs(problem: Problem) -> Tensor:
-    """The outputs of a march of equal steps, ``[T, *batch, n]``."""
+    """The outputs of a solve in steps of fixed length, ``[T, *batch, n]``."""
     outputs = [x for leg, x in problem.equal_steps() if problem.grid.at_target[leg] >= 0]
     return torch.stack((problem.x0, *outputs))
 
@@ -191,13 +193,14 @@ def functions_at(problem: Problem, t: Tensor, x: Tensor, u: Any, p: Any) -> list
 
 def add_location(error: Exception, p: Any) -> None:
     """Note on an error out of f where in the user's file it was raised, and the names in p if one is missing there."""
-    if not hasattr(error, "add_note") or getattr(error, "__notes__", None):
-        return  # Python 3.10, or already noted
+    note = getattr(error, "add_note", None)  # from Python 3.11 on
+    if note is None or getattr(error, "__notes__", None):
+        return
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
     if frames:
-        error.add_note(f"raised by the vector field f, in {frames[-1].filename}:{frames[-1].lineno}")
+        note(f"raised by the vector field f, in {frames[-1].filename}:{frames[-1].lineno}")
     if isinstance(error, KeyError) and isinstance(p, Mapping):
-        error.add_note(f"p has the names: {', '.join(map(str, p)) or 'none'}")
+        note(f"p has the names: {', '.join(map(str, p)) or 'none'}")
 
 
 def _is_library(filename: str) -> bool:

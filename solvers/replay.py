@@ -1,4 +1,4 @@
-"""Repeating the steps of a march, differentiably."""
+"""Repeating the steps of a march with a graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from solvers.problem import Problem
 
 @dataclass(frozen=True)
 class Advanced:
-    """Where a stride led: the new time and state, the outputs it passed, the event at its end."""
+    """The result of a stride: the new time and state, the outputs inside it, the state before the event at its end."""
 
     t: Tensor
     x: Tensor
@@ -24,7 +24,7 @@ class Advanced:
     event_state: Tensor | None
 
     def tensors(self) -> list[Tensor]:
-        """Those that are there, in order."""
+        """Those that are not None, in order."""
         return [q for q in (self.t, self.x, self.inside, self.event_state) if q is not None]
 
 
@@ -124,14 +124,14 @@ def ends_leg(track: Track, k: int) -> bool:
 
 
 def start_of(problem: Problem, track: Track) -> tuple[Tensor, Tensor]:
-    """The initial state and time; failed rollouts start, and stay, where the vector field is finite."""
+    """The initial state and time; failed rollouts start at a state where the vector field is finite, and stay there."""
     failed = (track.status != 0).unsqueeze(-1)
     x = torch.where(failed, track.safe, problem.x0)
     return x, problem.grid.start.to(x.dtype).expand(x.shape[:-1])
 
 
-def still(track: Track) -> Track:
-    """The track with the failed rollouts at rest, so that nothing of them enters a gradient."""
+def without_failed(track: Track) -> Track:
+    """The track with steps of length zero for the failed rollouts, so that they do not enter a gradient."""
     failed = track.status != 0
     if not bool(failed.any()):
         return track

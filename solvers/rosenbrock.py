@@ -1,4 +1,4 @@
-"""Rosenbrock methods for stiff problems: linear solves instead of Newton iterations, with an embedded error."""
+"""Rosenbrock methods for stiff problems: linear solves instead of Newton iterations, with an embedded method."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Rodas5P(Solver):
         h = over_components(dt)
         slope, jacobian, rate = linearize(f, t, x, u, p)
         identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        # The whole system times hγ, so that a step of length zero is the identity and not 0/0.
+        # The system is multiplied by hγ, so that a step of length zero is the identity instead of 0/0.
         matrix = identity - _GAMMA * over_components(h) * jacobian
         factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
         increments: list[Tensor] = []

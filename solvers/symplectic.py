@@ -32,7 +32,7 @@ class SemiImplicitEuler(Solver):
 
     Args:
         project_velocity: applied to ``v'`` before the position moves (a speed limit, a constraint).
-            Where it is flat, as a clamp is beyond its limits, it cuts the gradient.
+            Where its derivative is zero, as a clamp's beyond its limits, the gradient is cut.
     """
 
     order = 1
@@ -91,7 +91,7 @@ class Yoshida4(Solver):
     """Three Störmer–Verlet steps, one of them backwards. Order 4, symplectic.
 
     Order 4 for accelerations of position and time; order 3 where they depend on the velocity, because
-    the kick is then no longer its own inverse.  The substeps reach ``1.7 dt`` beyond the step.
+    the kick is then not time-reversible.  The substeps reach ``1.7 dt`` beyond the step.
     """
 
     order = 4

@@ -1,7 +1,7 @@
 """torchdiffeq's methods behind the same interface.
 
-The whole batch shares one step size there, and a failure is a failure of the whole batch.  Controls are held
-between control times by one call of torchdiffeq per interval.
+They use one step size for the whole batch, so a failure concerns the whole batch.  Controls are held between control
+times by one call of torchdiffeq per interval.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class TorchdiffeqSolver(Solver):
         arguments: dict[str, Any] = {"method": self.method, "options": options, **tolerances}
         try:
             with warnings.catch_warnings():
-                # torchdiffeq hands SciPy every method's arguments; SciPy warns of those a method has no use for.
+                # torchdiffeq passes the arguments of all methods to SciPy, which warns of those a method does not use.
                 warnings.filterwarnings("ignore", "The following arguments have no effect")
                 if adjoint is None:
                     xs = torchdiffeq.odeint(field, x, ts, **arguments)
@@ -184,7 +184,7 @@ class _Field:
         return self.f(t.to(x.dtype), x, self.u, self.p)
 
     def _watch(self, t: float, numbers: int) -> None:
-        """SciPy's LSODA goes on for ever where no step is short enough."""
+        """Stop SciPy's LSODA, which does not end where no step is short enough."""
         moved = abs(t - self.furthest) > 1e-13 * abs(t)
         self.furthest, self.waited = (t, 0) if moved else (self.furthest, self.waited + 1)
         assert self.waited <= 1000 + 100 * numbers, "underflow in dt: the time no longer advances"
@@ -297,7 +297,7 @@ class RK4(TorchdiffeqSolver):
 class ExplicitAdams(TorchdiffeqSolver):
     """Adams–Bashforth of order ``max_order - 1``, started by rk4.
 
-    ``max_order`` is 5 unless given: torchdiffeq's 12 is hardly ever stable.
+    ``max_order`` is 5 unless given: with torchdiffeq's default of 12 the method is rarely stable.
     """
 
     method, order, option_names, takes_tolerances = "explicit_adams", 4, _ADAMS_OPTIONS, True
@@ -311,7 +311,7 @@ class ExplicitAdams(TorchdiffeqSolver):
 class ImplicitAdams(ExplicitAdams):
     """Adams–Bashforth–Moulton of order ``max_order``, 4 unless given, started by rk4.
 
-    The tolerances end its corrector's iterations, of which ``max_iters`` are made at most.
+    The tolerances are those of the corrector's iteration, which ``max_iters`` limits.
     """
 
     method = "implicit_adams"
@@ -327,7 +327,7 @@ class FixedAdams(ImplicitAdams):
 class Scipy(TorchdiffeqSolver):
     """``scipy.integrate.solve_ivp`` on the CPU; ``solver`` names its method (LSODA, RK45, Radau, BDF, …).
 
-    It leaves torch, so only the continuous adjoint can differentiate it.
+    It computes outside of torch, so only the continuous adjoint can differentiate it.
     """
 
     method, order, adaptive, option_names, takes_tolerances = "scipy_solver", 5, True, _SCIPY_OPTIONS, True

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from solvers import Event, Failure, SolveError, solve
+from solvers import Event, Failure, SolveError, StepSizeController, solve
 
 F64 = torch.float64
 METHODS = [
@@ -263,3 +263,121 @@ def test_a_jump_that_is_undefined_elsewhere_spoils_no_gradient(adjoint):
 def test_an_event_function_must_be_a_number():
     with pytest.raises(TypeError, match=r"return x\[..., 0\] - limit instead"):
         solve(RISE, ZERO, [0.0, 1.0], events=Event(lambda t, x, u, p: x[..., 0] > 0.5))
+
+
+# An output at the time of an event.  x' = 1 from x(0) = 0; at the level p the state jumps by 10, at time p.
+LEVEL = Event(lambda t, x, u, p: x[..., 0] - p, lambda t, x, u, p: x + 10)
+CLOCK = Event(lambda t, x, u, p: t - p, lambda t, x, u, p: x + 10)
+AT_ONCE = [
+    ("tsit5", {}),
+    ("dopri5", {"controller": StepSizeController(first_step=0.1, max_step=0.1)}),
+    ("rodas5p", {}),
+    ("tsit5", {"dt": 0.1}),
+    ("rk4", {"dt": 0.1}),
+    ("rk4", {"dt": 0.07}),
+    ("euler", {"dt": 0.01}),
+    ("sdirk3", {"dt": 0.1}),
+    ("rkc", {"dt": 0.1}),
+    ("tsit5", {"backend": "native"}),
+]
+
+
+@pytest.mark.parametrize(("solver", "how"), AT_ONCE)
+@pytest.mark.parametrize("event", [LEVEL, CLOCK], ids=["state", "time"])
+@pytest.mark.parametrize(
+    ("at", "dtype"),
+    [(0.5, F64), (0.3, F64), (0.7, F64), (0.3, torch.float32)],
+    ids=["half", "0.3", "0.7", "float32"],
+)
+def test_an_output_at_the_time_of_an_event_is_after_its_jump(solver, how, event, at, dtype):
+    """As an inner output, as the end, at a switch of the control, with times per rollout, backwards in time."""
+    p, zero = torch.tensor(at, dtype=dtype), torch.zeros(2, 1, dtype=dtype)
+    rows = torch.tensor([[0.0, 0.0], [at, at], [1.0, 1.5]], dtype=dtype)
+    back = Event(lambda t, x, u, p: event.function(-t, x, u, p), event.jump)
+    cases = {
+        "inner": (RISE, [0.0, at, 1.0], event, {}),
+        "end": (RISE, [0.0, at], event, {}),
+        "switch": (RISE, [0.0, at, 1.0], event, {"u": torch.zeros(2, 1), "control_times": [0.0, at]}),
+        "backwards": (lambda t, x, u, p: -RISE(t, x, u, p), [0.0, -at, -1.0], back, {}),
+    }
+    if "dt" not in how:
+        cases["per rollout"] = (RISE, rows, event, {})
+    for name, (f, ts, one, more) in cases.items():
+        done = solve(f, zero, ts, p=p, solver=solver, events=one, **how, **more)
+        assert done.events.which.tolist() == [[0, 0]], name
+        assert done.xs[1, :, 0].tolist() == pytest.approx([10 + at] * 2, rel=1e-4), name
+        assert done.xs[-1, 0, 0].item() == pytest.approx(
+            10 + abs(float(done.ts[-1].reshape(-1)[0])), rel=1e-4
+        ), name
+
+
+@pytest.mark.parametrize(("solver", "how"), AT_ONCE)
+@pytest.mark.parametrize("event", [LEVEL, CLOCK], ids=["state", "time"])
+def test_a_terminal_event_at_an_output_ends_with_the_state_after_it(solver, how, event):
+    stop = Event(event.function, event.jump, terminal=True)
+    for ts in ([0.0, 0.3, 1.0], [0.0, 0.3]):
+        done = solve(RISE, ZERO, ts, p=torch.tensor(0.3, dtype=F64), solver=solver, events=stop, **how)
+        assert done.stopped.all()
+        assert torch.allclose(done.xs[1:], torch.full_like(done.xs[1:], 10.3))
+
+
+@pytest.mark.parametrize(("solver", "how"), AT_ONCE)
+@pytest.mark.parametrize("event", [LEVEL, CLOCK], ids=["state", "time"])
+def test_no_event_fires_at_the_start(solver, how, event):
+    """Its function is zero there, or not by rounding alone: 0.1 + 0.2 is above 0.3."""
+    for start in (0.3, 0.1 + 0.2):
+        x0 = torch.full((2, 1), 0.3, dtype=F64)
+        p = torch.tensor(0.3 if event is CLOCK and start == 0.3 else 0.1 + 0.2, dtype=F64)
+        done = solve(RISE, x0, [0.3, 0.65, 1.0], p=p, solver=solver, events=event, **how)
+        assert len(done.events.times) == 0
+        assert torch.equal(done.xs[0], x0)
+        assert done.xs[-1, :, 0].tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_events_that_coincide_but_for_rounding_fire_once():
+    """The first in the list, whichever is located first."""
+    also = Event(lambda t, x, u, p: 3 * x[..., 0] - 3 * p, lambda t, x, u, p: x + 100)
+    for events in ((LEVEL, also), (also, LEVEL), (CLOCK, also), (also, CLOCK)):
+        for solver, how in AT_ONCE[1:6:2]:
+            done = solve(RISE, ZERO, [0.0, 0.3, 1.0], p=0.3, solver=solver, events=events, **how)
+            assert done.events.which.tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize("adjoint", [None, "checkpoint"])
+@pytest.mark.parametrize(("solver", "how"), AT_ONCE[:-1])
+@pytest.mark.parametrize("place", ["inner", "end", "fixed"])
+def test_the_gradient_of_an_output_at_an_event_is_that_of_the_time_after_it(solver, how, place, adjoint):
+    """x' = 2 up to the level p, then x' = x: with T the output, x(T) = 3p + (3p) (T - p/2) beside T = p/2."""
+    grow = lambda t, x, u, p: torch.where(x < 1, 2.0 + 0 * x, x)
+    event = Event(lambda t, x, u, p: x[..., 0] - p, lambda t, x, u, p: 3 * x)
+    p = torch.tensor(0.6, dtype=F64, requires_grad=True)
+    at = torch.tensor(0.3, dtype=F64, requires_grad=True)
+    ends = [] if place == "end" else [torch.tensor(0.5, dtype=F64)]
+    ts = torch.stack((torch.zeros((), dtype=F64), at, *ends))
+    if place == "fixed" and "dt" not in how:
+        pytest.skip("no steps of fixed length")
+    done = solve(grow, ZERO, ts, None, p, solver=solver, events=event, adjoint=adjoint, **how)
+    assert done.xs[1, :, 0].tolist() == pytest.approx([1.8] * 3)
+    by_p, by_at = torch.autograd.grad(done.xs[1, 0].sum(), (p, at))
+    accuracy = 1e-6 if solver != "rodas5p" else 1e-5  # of the slope of its dense output
+    assert by_at.item() == pytest.approx(1.8, rel=accuracy)
+    assert by_p.item() == pytest.approx(3 - 1.8 / 2, rel=accuracy)
+
+
+def test_a_jump_at_the_time_of_a_switch_uses_the_control_before_it():
+    """The event comes first, then the switch, then the output."""
+    drive = lambda t, x, u, p: u.expand_as(x)
+    event = Event(lambda t, x, u, p: t - 0.3, lambda t, x, u, p: x + 10 * u)
+    u = torch.tensor([[1.0], [-2.0]], dtype=F64)
+    for solver, how in AT_ONCE:
+        done = solve(
+            drive, ZERO, [0.0, 0.3, 1.0], u, control_times=[0.0, 0.3], solver=solver, events=event, **how
+        )
+        assert done.xs[1, :, 0].tolist() == pytest.approx([10.3] * 3)
+        assert done.xs[2, :, 0].tolist() == pytest.approx([10.3 - 1.4] * 3)
+
+
+def test_the_repr_of_an_event_is_short():
+    assert repr(BOUNCE) == "Event(<lambda>, jump=<lambda>, terminal=False, direction=-1)"
+    log = solve(RISE, ZERO, [0.0, 1.0], events=levels(0.3, 0.6)).events
+    assert repr(log) == "EventLog(6 events, 2 per rollout)"

@@ -491,6 +491,77 @@ def test_bad_input_is_named(arguments, error, message):
         solve(f, x0, ts, **arguments)
 
 
+def test_numbers_of_numpy_are_numbers_and_bools_are_not():
+    plain = solve(DECAY, ONE, [0.0, 1.0], max_steps=500, max_events=3, event_samples=4, rtol=1e-5, atol=1e-7)
+    numbers = {"max_steps": np.int32(500), "max_events": np.int64(3), "event_samples": np.uint8(4)}
+    done = solve(DECAY, ONE, [0.0, 1.0], rtol=np.float64(1e-5), atol=np.array(1e-7)[()], **numbers)
+    assert torch.equal(done.xs, plain.xs)
+    controller = StepSizeController(first_step=np.float32(0.25), max_step=np.int64(1), safety=np.float64(0.8))
+    assert (controller.first_step, type(controller.max_step), controller.safety) == (0.25, float, 0.8)
+    fixed = solve(DECAY, ONE, [0.0, 1.0], solver=make_solver("rkc", stages=np.int64(4)), dt=np.float32(0.125))
+    assert torch.equal(
+        fixed.xs, solve(DECAY, ONE, [0.0, 1.0], solver=make_solver("rkc", stages=4), dt=0.125).xs
+    )
+    assert (
+        make_solver(
+            "sdirk3", newton_iterations=np.int8(7), newton_tolerance=np.float64(1e-6)
+        ).newton_iterations
+        == 7
+    )
+    options = make_solver("torchdiffeq.dopri5", max_num_steps=np.int64(99), safety=np.float64(0.8)).options
+    assert [type(value) for value in options.values()] == [int, float]
+    for name in ("max_steps", "max_events", "event_samples", "rtol", "atol", "dt"):
+        for value in (True, np.True_, "1", float("nan")):
+            with pytest.raises(ValueError, match=f"^{name} must be .*got"):
+                solve(DECAY, ONE, [0.0, 1.0], **{name: value})
+    for make in (
+        lambda: StepSizeController(rtol=True),
+        lambda: StepSizeController(max_step=True),
+        lambda: StepSizeController(safety=True),
+        lambda: make_solver("rkc", stages=True),
+        lambda: make_solver("rkc", stages=3.0),
+        lambda: make_solver("sdirk3", newton_iterations=True),
+        lambda: make_solver("sdirk3", newton_tolerance=True),
+        lambda: make_solver("torchdiffeq.dopri5", max_num_steps=True),
+        lambda: make_solver("torchdiffeq.dopri5", first_step="soon"),
+        lambda: Event(lambda t, x, u, p: x, direction=True),
+    ):
+        with pytest.raises(ValueError, match="got (True|3.0|'soon')"):
+            make()
+
+
+def test_what_a_solve_gives_and_takes_has_a_short_repr():
+    done = solve(DECAY, ONE, [0.0, 1.0], solver="rk4", dt=0.5)
+    assert repr(done) == (
+        "Solution(xs [2, 2, 1] float64, t from 0 to 1, 2 of 2 rollouts succeeded,\n"
+        "         Statistics(evaluations=8, accepted=2, rejected=0))"
+    )
+    for name in SOLVERS:
+        text = repr(make_solver(name))
+        assert len(text) < 120
+        assert f"order {make_solver(name).order}" in text
+    assert repr(make_solver("rkc", stages=7)).startswith("RungeKuttaChebyshev(order 2, stages=7")
+    assert repr(make_solver("torchdiffeq.rk4")) == "torchdiffeq.rk4(order 4)"
+    assert repr(make_solver("tsit5").tableau).startswith(
+        "ButcherTableau('tsit5', explicit, order 5, 7 stages"
+    )
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize("how", [{}, {"solver": "rk4", "dt": 0.1}, {"adjoint": "checkpoint"}])
+def test_an_error_in_the_users_field_names_its_place(how):
+    def f(t, x, u, p):
+        return -p["rat"] * x
+
+    with pytest.raises(KeyError, match="rat") as caught:
+        solve(f, ONE, [0.0, 1.0], None, {"rate": 1.0}, **how)
+    line = f.__code__.co_firstlineno + 1
+    assert caught.value.__notes__ == [
+        f"raised by the vector field f, in {__file__}:{line}",
+        "p has the names: rate",
+    ]
+
+
 MEMORY = """
     import resource, sys
     import torch

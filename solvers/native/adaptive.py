@@ -5,8 +5,8 @@ kernel ``adaptive.cpp``, which runs a block of rollouts, one to a vector lane, f
 times, tolerances, controls and parameters are run-time arguments.  The gradient is that of ``checkpoint``: the tape
 holds time, step and state of every attempt.
 
-Tracing freezes what is not a tensor: the branch an ``if`` took and the value of a global or an attribute.  Numbers in
-u, p and the closure are watched: another value traces anew.
+Tracing fixes what is not a tensor: the branch that an ``if`` took and the values of globals.  Numbers in u, p, the
+closure and an object's attributes are part of the kernel's key: another value is traced again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
 from solvers.first_order import first_derivatives_only
+from solvers.inspection import check_field
 from solvers.modes import AutocastState
 from solvers.native import build
 from solvers.native.expressions import EXPENSIVE, Graph, Node, in_order, to_cpp
@@ -71,7 +72,7 @@ def _template() -> str:
 
 
 def unsupported(problem: Problem) -> str | None:
-    """Why this problem cannot run here; None if it may."""
+    """Why no kernel can solve this problem; None if one can."""
     method = problem.method
     if problem.controller is None or not isinstance(method, ExplicitRungeKutta) or not method.tableau.dense:
         return "only adaptive explicit Runge–Kutta methods (tsit5, dopri5) have a kernel"
@@ -86,20 +87,20 @@ def unsupported(problem: Problem) -> str | None:
     return None
 
 
-_said: set[str] = set()
+_logged: set[str] = set()
 _kernels: OrderedDict[Any, Kernel | str] = OrderedDict()
 
 
 def kernel_for(problem: Problem, leaves: Leaves) -> Kernel:
-    """The kernel of a problem, from memory if it is known.
+    """The kernel of a problem, cached in memory.
 
     Raises:
         NativeUnsupportedError: there is none; the message says why.
     """
     why = unsupported(problem)
     if why is not None:
-        if why not in _said:
-            _said.add(why)
+        if why not in _logged:
+            _logged.add(why)
             logger.warning("backend='native' falls back to 'eager': %s", why)
         raise NativeUnsupportedError(why)
     key = _key(problem, leaves)
@@ -155,17 +156,20 @@ def _fingerprint(value: Any, depth: int) -> Any:
 
 
 def _plain_attributes(value: object) -> tuple[tuple[str, Any], ...]:
-    """The numbers and words among an object's attributes: another value traces anew."""
+    """The numbers and strings among an object's attributes: another value is traced again."""
     attributes = getattr(value, "__dict__", {})
     return tuple((k, v) for k, v in attributes.items() if isinstance(v, (int, float, str, bool, type(None))))
 
 
 def _build(problem: Problem, leaves: Leaves) -> Kernel:
     """Trace and compile, and check the result against the field itself on the whole batch."""
+    # Before the trace, which would change buffers itself and fix the present value of a counter.
+    solver = type(problem.method).__name__
+    check_field(solver, problem, leaves, "checkpoint", per_rollout=True, recomputed=True)
     batch = problem.x0.shape[:-1]
     tensors = [leaf for leaf in (*leaves.u_leaves, *leaves.p_leaves) if isinstance(leaf, Tensor)]
     fitting = [_fits(problem, leaf, k < _count(leaves.u_leaves)) for k, leaf in enumerate(tensors)]
-    # A leaf whose first sizes are the batch's is taken for one value a rollout; the check finds out if it is not.
+    # A leaf whose first sizes are the batch's is taken for one value per rollout; the check shows if it is not.
     problems = []
     for own in [fitting] if not any(fitting) else [fitting, [False] * len(fitting)]:
         kernel = _compile(problem, leaves, tensors, own)

@@ -1,10 +1,10 @@
-"""Objects as keys by what they are, not by what they equal."""
+"""Keys that compare objects by identity instead of equality."""
 
 from __future__ import annotations
 
 
 class Identity:
-    """An object by identity, kept alive so that no other takes its address."""
+    """A key for one object, kept alive so that no other takes its address."""
 
     def __init__(self, value: object) -> None:
         self.value = value

@@ -1,4 +1,4 @@
-"""From a torch function to scalar expressions: it runs once, and its ATen operations act on arrays of nodes as well."""
+"""Tracing a torch function to scalar expressions: it runs once, its ATen operations applied to arrays of nodes too."""
 
 from __future__ import annotations
 
@@ -89,14 +89,14 @@ class Tracer(TorchDispatchMode):
         return tensor
 
     def array(self, tensor: Tensor) -> Any:
-        """What stands for a tensor."""
+        """The array bound to a tensor."""
         if id(tensor) not in self._arrays:
             self.bind(tensor, self.captured(tensor))
         return self._arrays[id(tensor)][1]
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Operations inside leave no trace."""
+        """Operations inside are not traced."""
         self._paused = True
         try:
             yield
@@ -155,7 +155,7 @@ class Tracer(TorchDispatchMode):
 
 
 class _Guard(TorchFunctionMode):
-    """Sees what leaves torch without an ATen operation."""
+    """Refuses conversions of traced tensors to NumPy or Python, which are no ATen operations."""
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
