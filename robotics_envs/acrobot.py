@@ -1,4 +1,4 @@
-"""The swing-up of a double pendulum that has a motor at its elbow only, as dm_control's suite poses it."""
+"""The swing-up of a double pendulum with a motor at its elbow only, the task of dm_control's suite."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Acrobot(Env):
     ``[drive]`` in ±1, the motor's torque as a fraction of the parameter ``gear``; observation ``[x of the
     direction of the upper and of the lower arm, z of both, the two rates]``.  Model, reward (a number in
     0..1 for the state that an interval ends in), starts, interval and integrator (RK4 of 0.01 s, 1000
-    steps) are those of ``acrobot-swingup`` in dm_control's suite.  Nothing collides there and no joint has
-    a limit, for that model disables all constraints.
+    steps) are those of ``acrobot-swingup`` in dm_control's suite.  That model disables all constraints, so
+    there are no collisions and no joint limits.
 
     The gradient of the reward is cut within 0.2 m of the target, where it is the constant 1, and that of
     a drive beyond its bounds.
@@ -99,7 +99,7 @@ class Acrobot(Env):
         lower = shoulder + elbow
         right = p["upper_length"] * torch.sin(shoulder) + p["lower_length"] * torch.sin(lower)
         up = p["upper_length"] * torch.cos(shoulder) + p["lower_length"] * torch.cos(lower)
-        # The root of a square that is clamped first has a derivative at the centre as well.
+        # Clamped before the square root, so that the derivative at the centre is finite.
         squared = (right**2 + (up - TARGET) ** 2).clamp_min(TARGET_RADIUS**2)
         return -torch.exp(math.log(0.1) * (torch.sqrt(squared) - TARGET_RADIUS) ** 2)
 
@@ -130,7 +130,7 @@ class Acrobot(Env):
         ]
 
     def scenery(self) -> list[Shape]:
-        """The floor, the shoulder's stand, and the ball that the tip should stay in."""
+        """The floor, the shoulder's stand, and the target ball for the tip."""
         return [
             Line([(-2.4, -TARGET), (2.4, -TARGET)], "ground", 0.04),
             Line([(0.0, -TARGET), (0.0, 0.0)], "faint", 0.08),

@@ -1,4 +1,4 @@
-"""A seven-joint arm, the Franka Emika Panda, reaching for poses: a place and an attitude."""
+"""A seven-joint arm, the Franka Emika Panda, reaching for poses: a position and an attitude."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Quaternions = Float[Tensor, "batch 4"]
 
 TARGET_SPREAD = 0.4  # rad, of each joint about READY, where targets are drawn
 _JOINTS = Box(JOINT_LOW, JOINT_HIGH)
-_ROUNDING = 0.05  # m and 1, where the cost goes over from quadratic to linear
+_ROUNDING = 0.05  # m and 1, where the cost changes from quadratic to linear
 _TARGET_LOW = (-0.05, -0.4, 0.25, -0.6, 0.5, -0.9, -0.6)  # m and 1
 _TARGET_HIGH = (0.5, 0.4, 0.95, 0.6, 1.0, 0.3, 0.6)
 
@@ -37,7 +37,7 @@ _TARGET_HIGH = (0.5, 0.4, 0.95, 0.6, 1.0, 0.3, 0.6)
 def attitude(q: Joints) -> Quaternions:
     """The attitude of the flange in the base frame at the joint angles ``q`` rad, a unit quaternion.
 
-    The product of the turns of all links, so it is smooth in the angles, over several turns as well.
+    The product of the rotations of all links, so it is smooth in the angles, also over several turns.
     """
     half, zero = 0.5 * q, torch.zeros_like(q)
     about_z = torch.stack((torch.cos(half), zero, zero, torch.sin(half)), dim=-1)
@@ -57,13 +57,13 @@ class Arm7(Arm7Point):
     Observation (21) ``[angles, rates, hand minus target m 3, axis times sine of the angle of the turn that
     is left 3, its cosine]``, the axis in the base frame.  Mechanics, limits and what is clamped (the rates
     at ±10 rad/s, cutting their gradient) are those of :class:`~robotics_envs.arm7_point.Arm7Point`, but the
-    torques go to a quarter of the robot's: with gravity compensated that is plenty, and rash enough.
+    torques are limited to a quarter of the robot's, which is enough with gravity compensated.
 
     The attitude is that of the flange's frame, which Franka's kinematics leaves parallel to the last link's.
     A target quaternion of any length other than zero stands for the attitude of its direction, and it and
-    its negative for the same one.  ``reset`` draws targets that the arm can take: where it would be at
-    random joint angles.  The state box holds any place near those with any attitude near those, so that a
-    target in it may be out of reach; then the best compromise costs something.
+    its negative for the same one.  ``reset`` draws targets that the arm can reach: its pose at random joint
+    angles.  The state box combines any position near those with any attitude near those, so that a target
+    in it may be out of reach; the least cost is then above zero.
     """
 
     name = "arm7"
@@ -106,9 +106,9 @@ class Arm7(Arm7Point):
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
         """``2 h(d) + h(sin(angle/2)) + 0.01 |rates|² + 0.005 |u / bound|² + |limits passed|²``.
 
-        ``h(a) = sqrt(a² + 0.05²) - 0.05`` is smooth at zero and like |a| far from it, so that the last
-        centimetres still count; d is the distance m of the hand to the target's place and the angle that
-        of the turn to its attitude.  A turn of 1 rad costs about what 0.25 m do.
+        ``h(a) = sqrt(a² + 0.05²) - 0.05`` is smooth at zero and close to |a| far from it, so that small errors
+        still count; d is the distance m of the hand to the target position and the angle that of the rotation
+        to the target attitude.  A rotation of 1 rad costs about as much as 0.25 m.
         """
         q, qd, target, quaternion = x.split((7, 7, 3, 4), dim=-1)
         effort = u / self.action_box.bounds(u)[1]
@@ -123,7 +123,7 @@ class Arm7(Arm7Point):
         return torch.cat((super().observe(without), *self.turn_left(x[:, :7], quaternion)), dim=-1)
 
     def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Angles and rates from the start box and targets that the arm can take, ``[batch, 21]``."""
+        """Angles and rates from the start box and targets that the arm can reach, ``[batch, 21]``."""
         x = super().reset(batch, generator, dtype)
         poses = Box(tuple(q - TARGET_SPREAD for q in READY), tuple(q + TARGET_SPREAD for q in READY))
         q = poses.sample(batch, generator, dtype)

@@ -1,4 +1,4 @@
-"""A seven-joint arm, the Franka Emika Panda, reaching for points; its mechanics serve ``arm7`` too."""
+"""A seven-joint arm, the Franka Emika Panda, reaching for points; ``arm7`` uses the same mechanics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Link(NamedTuple):
 # Kinematics and limits: Franka Control Interface documentation, "Robot and interface specifications".
 # Inertia: Gaz, Cognetti, Oliva, Robuffo Giordano, De Luca, Dynamic Identification of the Franka Emika
 # Panda Robot With Retrieval of Feasible Parameters Using Penalty-Based Optimization, RA-L 4(4), 2019.
-# The height of the first centre cannot be identified, as it moves nothing, and is 0 there.
+# The height of the first centre has no effect on the motion, so it cannot be identified and is 0 there.
 LINKS = (
     Link(
         0, 0.0, 0.333, 4.970684, (0.003875, 0.002081, 0.0),
@@ -84,7 +84,7 @@ _JOINTS = Box(JOINT_LOW, JOINT_HIGH)
 
 
 class Constants(NamedTuple):
-    """What the links are made of, as tensors."""
+    """Masses, centres of mass and inertias of the links as tensors."""
 
     mass: Float[Tensor, "7 1"]
     carried: Float[Tensor, "7 1"]
@@ -101,7 +101,7 @@ def _constants(dtype: torch.dtype, device: torch.device) -> Constants:
     def tensor(values: Sequence[Any]) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
-    # Ordinary tensors even if the first to ask is in inference mode.
+    # Ordinary tensors even if first made in inference mode.
     with torch.inference_mode(False):
         inertia = [
             (xx, xy, xz, xy, yy, yz, xz, yz, zz) for xx, yy, zz, xy, xz, yz in (k.inertia for k in LINKS)
@@ -139,7 +139,7 @@ def _inwards(values: Tensor) -> Tensor:
 
 
 class Motion(NamedTuple):
-    """Where the links are. All vectors are in the base frame (z up) and moments about its origin."""
+    """Positions of the links. All vectors are in the base frame (z up) and moments about its origin."""
 
     centre: Tensor
     """Centres of mass, m, ``[B, 7, 3]``."""
@@ -221,7 +221,7 @@ class Arm7Point(Env):
         return origins[:, -1] + FLANGE * axes[:, -1, :, 2]
 
     def links(self, q: Joints) -> Motion:
-        """Where the links are at the joint angles ``q`` rad."""
+        """Positions of the links at the joint angles ``q`` rad."""
         constants, (axes, origins) = _constants(q.dtype, q.device), self.frames(q)
         return Motion(
             origins + (axes @ constants.centre).squeeze(-1),
@@ -273,7 +273,7 @@ class Arm7Point(Env):
         return self._bias(self.links(q), qd, g)
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
-        """d[angles, rates, target]/dt: ``M(q) qdd = torque - damping qd - bias(q, qd)``; the target rests."""
+        """d[angles, rates, target]/dt: ``M(q) qdd = torque - damping qd - bias(q, qd)``; the target is constant."""
         q, qd, target = x.split((7, 7, x.shape[-1] - 14), dim=-1)
         at = self.links(q)
         torque = u - p["damping"].unsqueeze(-1) * qd - self._bias(at, qd, 0.0)
@@ -288,7 +288,7 @@ class Arm7Point(Env):
         return torch.cat((q, qd.clamp(-RATE_STOP, RATE_STOP), target), dim=-1), cost
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
-        """Squared distance m² of the hand to the target; a little for rates, torques, limits passed."""
+        """Squared distance m² of the hand to the target; small terms for rates, torques and passed limits."""
         q, qd, target = x.split((7, 7, 3), dim=-1)
         effort = u / self.action_box.bounds(u)[1]
         beyond = q - q.clamp(*_JOINTS.bounds(q))
@@ -319,6 +319,6 @@ class Arm7Point(Env):
         return [*shapes, *axes_of(hand, turns[-1], 0.12, 0.016)]
 
     def scenery(self) -> list[Shape]:
-        """The ground and the way to the front, x."""
+        """The ground and the forward direction, x."""
         corners = [(a, b, 0.0) for a, b in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))]
         return [Polygon(corners, "faint"), Line([(0.0, 0.0, 0.0), (0.5, 0.0, 0.0)], "ground", 0.01)]

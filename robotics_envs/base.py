@@ -1,4 +1,4 @@
-"""What a simulator is."""
+"""The base class of simulators, and the types of their boxes and parameters."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Box:
     high: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        # Lists and arrays are welcome; kept are tuples of floats, which can be compared and hashed.
+        # Lists and arrays are accepted and kept as tuples of floats, which can be compared and hashed.
         for name in ("low", "high"):
             object.__setattr__(self, name, tuple(float(bound) for bound in getattr(self, name)))
         if len(self.low) != len(self.high) or not self.low:
@@ -114,8 +114,8 @@ class Box:
 
 @functools.lru_cache(maxsize=256)
 def _bounds(box: Box, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    # Made once, for they are needed at each step; as ordinary tensors even if the first to ask is
-    # in inference mode, whose tensors autograd refuses later.
+    # Cached, because every step needs them; ordinary tensors even if first made in inference mode, whose tensors
+    # autograd refuses later.
     with torch.inference_mode(False):
         return (
             torch.tensor(box.low, dtype=dtype, device=device),
@@ -179,12 +179,12 @@ class Env(abc.ABC):
 
     A subclass is one file: it sets the class attributes and writes ``dynamics`` and ``cost``
     (and ``observe`` or ``done`` where the defaults do not serve).  ``robotics_envs.check_env``
-    tells whether it keeps the contract.
+    reports every breach of this contract.
     """
 
     name: ClassVar[str]
     gym_id: ClassVar[str | None] = None
-    """The foreign twin: a Gymnasium environment that is the same task, where there is one."""
+    """The id of a Gymnasium environment that is the same task (the *twin*), where there is one."""
     state_names: ClassVar[tuple[str, ...]]
     observation_names: ClassVar[tuple[str, ...]]
     angle_names: ClassVar[tuple[str, ...]] = ()
@@ -195,7 +195,7 @@ class Env(abc.ABC):
     start_box: ClassVar[Box]
     """Episodes start uniformly in this box."""
     state_box: ClassVar[Box]
-    """The states worth knowing about: training may start a window anywhere in it."""
+    """The region of states that training may start from; it should hold the states that a good policy visits."""
     dt: ClassVar[float]
     """Control interval in seconds."""
     episode_steps: ClassVar[int]
@@ -208,7 +208,7 @@ class Env(abc.ABC):
     foreign: ClassVar[bool] = False
     """Whether the methods are computed outside of torch: nothing of them can be traced, and ``solver`` is not used."""
     view: ClassVar[View] = View((-1.2, -1.2), (1.2, 1.2))
-    """The part of the world that pictures show."""
+    """The region of the world that pictures show."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -297,9 +297,9 @@ class Env(abc.ABC):
         return x
 
     def done(self, x: States) -> Bool[Tensor, " batch"]:
-        """Which rollouts have ended for good, ``[B]`` bool; a time limit is not an end.
+        """Which rollouts have terminated, ``[B]`` bool; a time limit is no termination.
 
-        Rollouts are stepped on after their end and what follows is ignored, so it has to stay finite.
+        Rollouts are stepped on after their termination, and the results are ignored; they have to stay finite.
         """
         return torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
 
@@ -350,11 +350,11 @@ class Env(abc.ABC):
         return following, cost
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
-        """What moves, for one state ``x [n]`` and action ``u [m]``; a bar for each state unless overridden."""
+        """The moving shapes, for one state ``x [n]`` and action ``u [m]``; a bar for each state unless overridden."""
         return state_bars(x, self.state_names, self.state_box.low, self.state_box.high)
 
     def scenery(self) -> list[Shape]:
-        """What stands still in every picture: ground, rails, walls."""
+        """The shapes that do not move: ground, rails, walls."""
         return []
 
     def observation_from_twin(self, observation: Floats) -> Floats:

@@ -1,6 +1,6 @@
-"""Mass and inertia of a capsule, the shape that MuJoCo's models make links of: a cylinder with half balls at its ends.
+"""Mass and inertia of a capsule (a cylinder with half balls at its ends), the shape of links in MuJoCo's models.
 
-``length`` is the cylinder's, so that the whole measures ``length + 2 radius``.
+``length`` is the cylinder's; the total length is ``length + 2 radius``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ def capsule_mass(radius: float, length: float) -> float:
 def capsule_gyration(radius: Any, length: Any) -> Any:
     """Squared radius of gyration m² of a capsule about an axis through its centre, across its own.
 
-    Of numbers or tensors.  Cylinder and half balls weigh as ``length`` to ``4 radius / 3``.  About that axis the
-    cylinder has ``(3 radius² + length²) / 12`` and the half balls, whose centres of mass lie ``3 radius / 8``
-    beyond the cylinder's ends, ``2 radius² / 5 + 3 radius length / 8 + length² / 4`` (Meriam and Kraige,
+    For numbers or tensors.  The masses of cylinder and half balls are as ``length`` to ``4 radius / 3``.
+    About that axis the cylinder has ``(3 radius² + length²) / 12`` and the half balls, whose centres of mass
+    lie ``3 radius / 8`` beyond the cylinder's ends, ``2 radius² / 5 + 3 radius length / 8 + length² / 4`` (Meriam and Kraige,
     Engineering Mechanics: Statics, table D/4, and the parallel axis theorem).
     """
     balls = 4 / 3 * radius

@@ -1,4 +1,4 @@
-"""A race car, 1:43, on the limit of its tyres around a closed track."""
+"""A 1:43 race car with saturating tyres on a closed track."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class Car(Env):
     part of the rolling resistance fades below ``ROLLING``.
 
     Two gradients are cut: by clipping the action, and far off the track, where ``1 - offset curvature`` is
-    kept above ``TIGHTEST``, so that the centre of a bend is no pole.  Leaving the track costs and does
-    not end the episode.
+    kept above ``TIGHTEST``, which avoids the singularity at the centre of a bend.  Leaving the track adds
+    cost and does not end the episode.
     """
 
     name = "car"
@@ -107,7 +107,7 @@ class Car(Env):
     solver = RK4()
 
     def forces(self, x: States, u: Actions, p: Params) -> tuple[PerRollout, PerRollout, PerRollout]:
-        """N: the drive's on the rear axle, and the front and rear tyre's across their wheels, to the left."""
+        """Forces in N: drive force on the rear axle, lateral forces of front and rear tyre, positive to the left."""
         _, _, _, vx, vy, yaw_rate = x.unbind(-1)
         duty, steering = u.unbind(-1)
         drive = (p["motor"] - p["motor_fade"] * vx) * duty
@@ -146,7 +146,7 @@ class Car(Env):
         )
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
-        """``1 - progress / (2 m/s)``, and leaving the track, sliding, turning backwards and steering.
+        """``1 - progress / (2 m/s)``, plus terms for leaving the track, sliding, facing backwards and steering.
 
         ``(max(|offset| - 0.12 m, 0) / 0.05 m)²`` is 1.7 at the edge of the track; the slide is the rear axle's
         velocity across the car, ``0.1 (v / (1 m/s))²``; then ``0.1 (1 - cos heading) + 0.05 (steering / 0.35)²``.

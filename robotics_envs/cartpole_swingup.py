@@ -77,7 +77,7 @@ class CartpoleSwingup(Env):
         determinant = mass * inertia - coupling**2
         free = (inertia * force - coupling * torque) / determinant
 
-        # MuJoCo weighs the stop by the inverse inertia of the model's reference pose: pole upright.
+        # MuJoCo scales the stop by the inverse inertia in the model's reference pose, pole upright.
         weight = inertia / (mass * inertia - moment**2)
         stop = JointLimit(-TRACK, TRACK, weight, STOP)
         force = force + stop.force(position, velocity, free, inertia / determinant)
@@ -104,9 +104,9 @@ class CartpoleSwingup(Env):
         return torch.stack((position, torch.cos(angle), torch.sin(angle), velocity, rate), dim=-1)
 
     def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Hanging at rest in the middle, each of the four off by a normal deviate of deviation 0.01.
+        """Hanging at rest in the middle, plus normal noise with std 0.01 on each of the four states.
 
-        The start box, three deviations to either side, is what 99.7 % of each of them lie in.
+        The start box is three std to either side, which holds 99.7 % of each state.
         """
         noise = torch.randn(batch, 4, generator=generator, dtype=dtype, device=generator.device)
         return noise.new_tensor((0.0, math.pi, 0.0, 0.0)) + 0.01 * noise

@@ -1,4 +1,4 @@
-"""Gymnasium's ``InvertedDoublePendulum-v5`` as a white box."""
+"""Gymnasium's ``InvertedDoublePendulum-v5`` as a differentiable simulator."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class DoublePendulum(Env):
     MuJoCo: RK4, five steps of 0.01 s to an interval, viscous friction in the joints, soft ends of the
     rail at ±1 m (``JointLimit``).
 
-    Gymnasium takes the tip's place from the last of RK4's intermediate states, as MuJoCo leaves it
-    behind; here it is that of the state reached.
+    Gymnasium computes the tip's position from the last of RK4's intermediate states, which MuJoCo leaves in
+    its data; here it is that of the state reached.
 
-    Cut gradients: of a velocity where its observation is clipped; and none comes from the jump of the
-    cost by 10 where the tip falls below 1 m.
+    Cut gradients: of a velocity where its observation is clipped.  The jump of the cost by 10 where the tip
+    falls below 1 m contributes none.
     """
 
     name = "double_pendulum"
@@ -143,7 +143,7 @@ class DoublePendulum(Env):
             mass, moment_1 * cos_1, moment_2 * cos_2, inertia_1, coupling * torch.cos(hinge_2), inertia_2
         )
         free = xx * force + x1 * torque_1 + x2 * torque_2
-        # A limit is as soft as the joint is light in the model's own pose, upright (dof_invweight0).
+        # The limit's softness follows from the joint's inverse inertia in the reference pose, upright (dof_invweight0).
         limit = JointLimit(-RAIL, RAIL, _inverse(*upright)[0], margin=0.01)
         end = limit.force(position, velocity, free, xx)
         angular_1 = x1 * (force + end) + i11 * torque_1 + i12 * torque_2
@@ -153,7 +153,7 @@ class DoublePendulum(Env):
         )
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
-        """``0.01 right² + (height - 2)² + 0.001 rate_1² + 0.005 rate_2²``, less 10 while the tip is above 1 m.
+        """``0.01 right² + (height - 2)² + 0.001 rate_1² + 0.005 rate_2²``, minus 10 while the tip is above 1 m.
 
         ``right`` and ``height`` are the tip's, in m.  Upright at the centre an interval costs -9.36.
         """
@@ -176,7 +176,7 @@ class DoublePendulum(Env):
         return l_1 * torch.cos(x[..., 1]) + l_2 * torch.cos(x[..., 1] + x[..., 2]) <= FALLEN
 
     def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Positions uniform in ±0.1 m and rad, velocities normal with deviation 0.1; ``[batch, 6]``."""
+        """Positions uniform in ±0.1 m and rad, velocities normal with std 0.1; ``[batch, 6]``."""
         places = super().reset(batch, generator, dtype)[:, :3]
         device = generator.device
         normal = torch.randn(batch, 3, generator=generator, dtype=dtype, device=device)
@@ -187,7 +187,7 @@ class DoublePendulum(Env):
         return observation[..., :8]
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
-        """The cart and its poles; the force as an arrow, 0.6 m for all of it."""
+        """The cart and its poles; the force as an arrow, 0.6 m long at full force."""
         l_1, l_2 = self.constants["l_1"].value, self.constants["l_2"].value
         hinge, angle = float(x[0]), float(x[1] + x[2])
         elbow = (hinge + l_1 * math.sin(x[1]), l_1 * math.cos(x[1]))

@@ -1,7 +1,7 @@
-"""Pictures of simulators as data: shapes in world units, a window onto the world, and pixels made of both.
+"""Pictures of simulators as data: shapes in world units, a view of the world, and their rasterisation.
 
 ``Env.draw`` gives the shapes of one state.  The same shapes become pixels here (:func:`rasterise`, which
-needs Pillow) and an animation in the browser (``diffsim render``), so a simulator is drawn once.
+needs Pillow) and an animation in the browser (``diffsim render``), so a simulator describes its picture once.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ COLOURS = {
     "hot": "#d62828",
     "cold": "#4895ef",
 }
-"""The palette. Shapes name their colour, so that pictures of all simulators look alike."""
+"""The palette. Shapes name colours of it, so that pictures of all simulators have one style."""
 BACKGROUND = "#ffffff"
 
 
 @dataclass(frozen=True)
 class View:
-    """The window onto the world: its corners ``(right, up)``, and where a scene in space is seen from.
+    """The visible rectangle ``(right, up)`` of the world, and the camera's direction for scenes in space.
 
     Points in space are projected orthographically along the line of sight of a camera at ``azimuth``
     and ``elevation`` degrees about the origin (z up; azimuth 0 looks along -x, so y points right).
@@ -117,7 +117,7 @@ def flatten(shapes: Iterable[Shape], view: View) -> list[dict[str, Any]]:
     ``text`` and ``size`` as its kind has them.
 
     Raises:
-        ValueError: an unknown colour, a point that is not finite, or something that is no shape.
+        ValueError: an unknown colour, a point that is not finite, or an object that is no shape.
     """
     plain: list[dict[str, Any]] = []
     for shape in shapes:
@@ -142,7 +142,7 @@ def flatten(shapes: Iterable[Shape], view: View) -> list[dict[str, Any]]:
 
 
 def state_bars(x: Floats, names: Sequence[str], low: Sequence[float], high: Sequence[float]) -> list[Shape]:
-    """A horizontal bar for each state, scaled to its bounds: a picture for simulators that draw none."""
+    """A horizontal bar for each state, scaled to its bounds: the default picture of a simulator."""
     shapes: list[Shape] = [Line([(0.0, -1.1), (0.0, 1.1)], "faint")]
     height = 2.2 / len(names)
     for i, (name, value, a, b) in enumerate(zip(names, x, low, high, strict=True)):
@@ -158,9 +158,9 @@ def state_bars(x: Floats, names: Sequence[str], low: Sequence[float], high: Sequ
 def rasterise(
     shapes: Iterable[Shape], view: View, width: int = 480, height: int | None = None
 ) -> NDArray[np.uint8]:
-    """Pixels ``[height, width, 3]`` of the shapes in order; the window is centred, its proportions kept.
+    """Pixels ``[height, width, 3]`` of the shapes in order; the view is centred, its aspect ratio kept.
 
-    ``height`` follows from the window's proportions if not given.
+    ``height`` follows from the view's aspect ratio if not given.
 
     Raises:
         ModuleNotFoundError: Pillow is not installed.
@@ -172,7 +172,7 @@ def rasterise(
     (left, bottom), (right, top) = view.low, view.high
     if height is None:
         height = max(2, round(width * (top - bottom) / (right - left)))
-    fine = 2  # drawn at twice the size and halved, which smooths edges
+    fine = 2  # drawn at twice the size and scaled down, which smooths edges
     scale = fine * min(width / (right - left), height / (top - bottom))
     middle = ((left + right) / 2, (bottom + top) / 2)
     image = Image.new("RGB", (fine * width, fine * height), BACKGROUND)

@@ -17,7 +17,7 @@ import gymnasium
 from robotics_envs import ENVIRONMENTS
 
 ANY = "diffsim/Simulator-v0"
-"""The environment of whatever simulator its argument ``env`` names or is."""
+"""The id of an environment whose argument ``env`` is the simulator or its name."""
 
 
 EPISODE_STEPS = {
@@ -41,7 +41,7 @@ EPISODE_STEPS = {
     "reactor": 60,
     "heat_rod": 90,
 }
-"""The simulators' own ``episode_steps``, stated again because a registration needs them and must not load torch."""
+"""The simulators' own ``episode_steps``, repeated because a registration needs them and must not load torch."""
 
 
 def gym_id(name: str) -> str:
@@ -50,7 +50,7 @@ def gym_id(name: str) -> str:
 
 
 def register_envs() -> None:
-    """Register every simulator of the registry, and ``diffsim/Simulator-v0`` for others; again does nothing."""
+    """Register every simulator of the registry, and ``diffsim/Simulator-v0`` for others; a second call does nothing."""
     ids: dict[str, tuple[dict[str, str], int | None]] = {ANY: ({}, None)}
     ids |= {gym_id(name): ({"env": name}, EPISODE_STEPS[name]) for name in ENVIRONMENTS}
     for environment_id, (arguments, steps) in ids.items():
@@ -61,7 +61,7 @@ def register_envs() -> None:
                 vector_entry_point="robotics_envs.gym_adapter:GymVectorEnv",
                 kwargs=arguments,
                 max_episode_steps=steps,
-                # A second opinion on every step costs more than the step; check_env is there for that.
+                # Gymnasium's checker on every step costs more than the step; check_env serves that purpose.
                 disable_env_checker=True,
             )
 

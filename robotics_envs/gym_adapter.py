@@ -1,4 +1,4 @@
-"""A simulator behind Gymnasium's interfaces, one at a time and in batches."""
+"""Simulators with Gymnasium's interfaces: a single environment and a vector environment."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ PIXELS = 480
 
 
 class Simulation:
-    """What the interfaces share: a batch of states, its clock and its random numbers.
+    """The state of a batch of episodes, shared by the interfaces: states, elapsed intervals, random numbers.
 
-    Everything is computed in ``dtype`` without gradients; observations leave as float32.
+    Everything is computed in ``dtype`` without gradients; observations are returned in float32.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Simulation:
         return BoxSpace(low, high)
 
     def observation_space(self) -> BoxSpace:
-        # A state may leave every box on the way, so an observation has no bounds but those of its type.
+        # A state may leave every box during an episode, so observations have no bounds but those of their type.
         most = np.full(len(self.env.observation_names), np.finfo(np.float32).max, dtype=np.float32)
         return BoxSpace(-most, most)
 
@@ -102,7 +102,7 @@ class Simulation:
 
     @torch.no_grad()
     def reset(self, which: Array, options: dict[str, Any] | None = None) -> None:
-        """Start the episodes ``which [B]`` anew, from ``options["state"]`` ([n] or [B, n]) if given."""
+        """Restart the episodes ``which [B]``, from ``options["state"]`` ([n] or [B, n]) if given."""
         unknown = set(options or {}) - {"state"}
         if unknown:
             raise ValueError(f"reset knows the option 'state', not {sorted(unknown)}")
@@ -153,7 +153,7 @@ class Simulation:
         Raises:
             robotics_envs.DivergenceError: one is not finite, or beyond float32.
         """
-        # Copies, here and in state(): what is handed out is the user's.
+        # Copies, here and in state(): callers may keep and change them.
         exact = np.array(self.env.observe(self.x).cpu().numpy(), dtype=np.float64)
         wrong = ~(np.abs(exact) <= np.finfo(np.float32).max)
         if wrong.any():
@@ -192,7 +192,7 @@ class GymEnv(gymnasium.Env[Array, Array]):
     """
 
     limited = True
-    """Whether an episode is truncated here, and not by a wrapper."""
+    """Whether this class truncates episodes, instead of a wrapper."""
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 50}  # noqa: RUF012, an instance has its own
 
     def __init__(
@@ -271,13 +271,13 @@ class GymEnv(gymnasium.Env[Array, Array]):
 
 
 class RegisteredEnv(GymEnv):
-    """A simulator of the registry: its time limit is the wrapper that ``gymnasium.make`` puts around it."""
+    """A simulator of the registry: its time limit is a wrapper that ``gymnasium.make`` adds."""
 
     limited = False
 
 
 class GymVectorEnv(VectorEnv[Array, Array, Array]):
-    """Many rollouts of a simulator at once, as one batch of tensors; resets on the step after an end.
+    """Many rollouts of a simulator at once, as one batch of tensors; resets on the step after an episode ends.
 
     Arguments as of :class:`GymEnv`; a parameter may hold one value per rollout, ``[num_envs]``.
     """
@@ -343,7 +343,7 @@ def _seed(seed: Any) -> int | None:
 
 
 class Window:
-    """A window of pygame that shows pixels."""
+    """A pygame window that shows pixels."""
 
     def __init__(self, title: str, width: int, height: int) -> None:
         try:
@@ -359,7 +359,7 @@ class Window:
         self._clock = pygame.time.Clock()
 
     def show(self, pixels: NDArray[np.uint8], fps: float) -> None:
-        """Show ``[height, width, 3]`` and wait until it is time for the next picture."""
+        """Show ``[height, width, 3]`` and wait until the next picture is due."""
         self._pygame.event.pump()
         self._screen.blit(self._pygame.surfarray.make_surface(pixels.swapaxes(0, 1)), (0, 0))
         self._pygame.display.flip()

@@ -23,19 +23,19 @@ _SCALE = 10.0  # K, the error that costs 1
 
 
 class HeatRod(Env):
-    """A rod has to be brought to a linear temperature profile, between the two temperatures asked for at its ends.
+    """A rod has to be brought to a linear temperature profile between two target temperatures at its ends.
 
     State (102) ``[cell temperatures °C 100 (from left to right), target left °C, target right °C]``, action
     ``[power left W, power right W]`` in ±80 that thermoelectric modules put into the end faces, negative
     for cooling; observation (7) ``[mean temperatures of five equal segments °C, target left, target
-    right]``: what happens inside of a segment is not seen.  The targets do not change in an episode.
+    right]``; temperatures within a segment are not observed.  The targets do not change in an episode.
 
     One-dimensional heat conduction with convection from the surface to the surroundings, by finite
     volumes: uniform cells, fluxes by central differences at the faces between them, second order in the
     width of a cell.  ``dynamics`` takes its number of cells from the state, so that the same equations
-    serve for finer rods.
+    describe finer discretisations.
 
-    The eigenvalues are real, negative and no further out than ``-4 k / (rho cp w²)`` less the small
+    The eigenvalues are real, negative and not below ``-4 k / (rho cp w²)`` less the small
     convection rate, for cells of width w: -62 1/s here.  RK4 is stable where that times the step is below
     2.78, which would take 23 substeps of four evaluations an interval; eleven stages of RKC (limit 78)
     take the interval of 1 s in one.  So ``k / (rho cp)`` can be raised by a quarter, as from aluminium to
@@ -108,7 +108,7 @@ class HeatRod(Env):
         return torch.cat((start, x[:, CELLS:]), dim=-1)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
-        """The profile over the rod, the target, what the modules do, and which parts are too hot or too cold."""
+        """The profile over the rod, the target, the powers of the modules, and which parts are too hot or too cold."""
         temperature = np.asarray(x[:-2], dtype=float)
         s = (np.arange(len(temperature)) + 0.5) / len(temperature)
         target = x[-2] + (x[-1] - x[-2]) * s
@@ -152,11 +152,11 @@ def centres(like: Tensor, cells: int) -> Tensor:
 
 
 def profile(target: Tensor, cells: int) -> Tensor:
-    """The temperatures asked for, ``[B, 2]`` at the ends -> ``[B, cells]``."""
+    """The target temperatures, ``[B, 2]`` at the ends -> ``[B, cells]``."""
     left, right = target.split(1, dim=-1)
     return left + (right - left) * centres(target, cells)
 
 
 def _height(temperature: float) -> float:
-    """Where the picture shows a temperature."""
+    """The height of a temperature in the picture."""
     return 0.1 + 0.012 * min(max(float(temperature), -10.0), 90.0)

@@ -1,4 +1,4 @@
-"""A planar hopper: a body, a springy leg that pushes, a hip that turns it, and a foot on compliant ground."""
+"""A planar hopper: body, leg with spring and actuator, actuated hip, and a foot on compliant ground."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from robotics_envs.drawing import Circle, Floats, Line, Polygon, Shape, View
 from solvers.runge_kutta import RK4
 
 _DESIGN = "this model's choice"
-SMOOTHING = 0.002  # m, the height over which contact sets in
+SMOOTHING = 0.002  # m, the height over which the contact force rises
 SLIP_SPEED = 0.2  # m/s, the sliding speed at which friction is tanh(1) = 76 % of its full value
 BODY_RADIUS = 0.15  # m
-LENGTHS = (0.2, 1.0)  # m, the stops of the leg
-HEIGHTS = (-0.1, 3.0)  # m, the stops of the foot
-MAX_SPEEDS = (8.0, 8.0, 25.0, 25.0, 8.0)  # the stops of the rates: m/s, m/s, rad/s, rad/s, m/s
-_STOPS = Box.symmetric(*MAX_SPEEDS)
+LENGTHS = (0.2, 1.0)  # m, the bounds of the leg length
+HEIGHTS = (-0.1, 3.0)  # m, the bounds of the foot height
+MAX_SPEEDS = (8.0, 8.0, 25.0, 25.0, 8.0)  # the bounds of the rates: m/s, m/s, rad/s, rad/s, m/s
+_BOUNDS = Box.symmetric(*MAX_SPEEDS)
 
 
 class Hopper(Env):
@@ -33,11 +33,11 @@ class Hopper(Env):
     straight down) is positive.  The hip is at the body's centre of mass; the leg has no mass, the foot
     is a point.  A positive leg force pushes body and foot apart, a positive torque swings the foot forward.
 
-    The ground is elastic with losses and pushes only; friction follows the tanh of the sliding speed, so a
-    standing foot creeps.  The body, a disc of 0.15 m, meets the ground in the same way without friction: what has
-    fallen lies there.  Contact is smooth: its force is small but not zero a few millimetres above the ground.
-    ``step`` stops the leg's length at 0.2 and 1 m, the foot's height at -0.1 and 3 m and the rates at ±8 m/s and
-    ±25 rad/s, which keeps a wreck finite and cuts the gradient where it acts.
+    The ground is elastic with losses and only pushes; friction follows the tanh of the sliding speed, so a
+    standing foot creeps.  The body, a disc of 0.15 m, has the same contact without friction, so that a fallen
+    hopper rests on the ground.  Contact is smooth: its force is small but not zero a few millimetres above the ground.
+    ``step`` clamps the leg's length to 0.2 .. 1 m, the foot's height to -0.1 .. 3 m and the rates to ±8 m/s and
+    ±25 rad/s, which keeps the state of a fallen hopper finite and cuts the gradient where it acts.
     """
 
     name = "hopper"
@@ -93,9 +93,9 @@ class Hopper(Env):
         spring = p["leg_stiffness"] * (p["rest_length"] - length) - p["leg_damping"] * length_rate
         along = spring + p["leg_force"] * u[..., 0]
         torque = p["hip_torque"] * u[..., 1]
-        reach = length.clamp_min(LENGTHS[0])  # no longer lever within a step than at the stop
+        reach = length.clamp_min(LENGTHS[0])  # within a step the length may pass its bound
         across = torque / reach
-        # What the leg does to the foot, and in the opposite sense to the body.
+        # The force of the leg on the foot; the body gets the opposite one.
         push_x, push_z = along * sin + across * cos, across * sin - along * cos
         body_x, body_z = -push_x / p["body_mass"], (support - push_z) / p["body_mass"] - p["g"]
         away_x = (push_x + drag) / p["foot_mass"] - body_x
@@ -118,7 +118,7 @@ class Hopper(Env):
         return normal, -p["friction"] * normal * torch.tanh(vx / SLIP_SPEED)
 
     def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
-        """One control interval, after which foot, leg and rates meet their stops."""
+        """One control interval, after which foot height, leg length and rates are clamped."""
         following, cost = super().step(x, u, p)
         body, height, angles, length, rates = following.split((1, 1, 2, 1, 5), dim=-1)
         stopped = (
@@ -126,14 +126,14 @@ class Hopper(Env):
             height.clamp(*HEIGHTS),
             angles,
             length.clamp(*LENGTHS),
-            rates.clamp(*_STOPS.bounds(rates)),
+            rates.clamp(*_BOUNDS.bounds(rates)),
         )
         return torch.cat(stopped, dim=-1), cost
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
         """``4 (velocity_x - speed)² + 10 (hip - 0.7 m)² + 5 (1 - cos pitch) + 0.02 pitch_rate² + 0.02 |u|²``.
 
-        The height of the hip asks for flight: a leg at rest holds it at 0.56 m.
+        The target height of the hip, 0.7 m, takes flight phases: a leg at rest holds it at 0.56 m.
         """
         _, height, pitch, angle, length, vx, _, pitch_rate, _, _ = x.unbind(-1)
         low = height + length * torch.cos(angle) - 0.7
@@ -147,7 +147,7 @@ class Hopper(Env):
         return torch.stack((height, *turned, length, *rates), dim=-1)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
-        """The hopper, always in the middle: marks on the ground, one each half metre, pass below it."""
+        """The hopper in the middle of the picture; marks on the ground every half metre move below it."""
         position, height, pitch, angle, length, *_ = (float(value) for value in x)
         foot = (length * math.sin(angle), height)
         hip = (0.0, height + length * math.cos(angle))
@@ -183,7 +183,7 @@ class Hopper(Env):
         return shapes
 
     def scenery(self) -> list[Shape]:
-        """The ground, and the height that the hip is asked for."""
+        """The ground, and the target height of the hip."""
         return [Line([(-1.0, 0.0), (1.0, 0.0)], "ground", 0.015), Line([(-1.0, 0.7), (1.0, 0.7)], "target")]
 
 

@@ -15,7 +15,7 @@ Constant = float | Float[Tensor, ""] | Float[Tensor, " batch"]
 
 @dataclass(frozen=True)
 class JointLimit:
-    """The limits of a hinge (rad) or slide joint (m): a spring and damper that push back and never pull.
+    """The limits of a hinge (rad) or slide joint (m): a spring and damper that only push.
 
     MuJoCo solves one convex problem for all its constraints.  With a single one active, the limit of
     this joint, the solution is a formula (MuJoCo documentation, chapter Computation, "Constraint
@@ -36,7 +36,7 @@ class JointLimit:
     MuJoCo raises a time constant to twice its time step if it is shorter; that is not done here.
 
     The gradient is cut inside the limits, where the force is the constant 0, and where the joint
-    already leaves a limit faster than the reference asks for.
+    already leaves a limit faster than the reference acceleration requires.
     """
 
     low: Constant

@@ -40,8 +40,8 @@ class OrbitTransfer(Env):
 
     A command longer than 1 acts as the one of length 1 in its direction, which cuts the gradient along
     it.  Thrust and mass flow fall together to zero over the last 0.02 of mass above the dry one, 0.4.
-    ``step`` stops the radius at 0.2 and 4 and the velocities at ±3, far outside of any transfer, to keep
-    a fall towards the Sun finite; the stops cut the gradient where they act.
+    ``step`` clamps the radius to 0.2 .. 4 and the velocities to ±3, far outside of any transfer, to keep a fall
+    towards the Sun finite; the clamps cut the gradient where they act.
     """
 
     name = "orbit_transfer"
@@ -69,10 +69,9 @@ class OrbitTransfer(Env):
         throttle = ((mass - DRY_MASS) / _LAST_FUEL).clamp(0.0, 1.0)
         push = p["thrust"] * throttle / mass.clamp_min(DRY_MASS)
         radial, tangential = to_disc(u)
-        # The squared length is 0 for no command, where a square root has no derivative; 1e-12 is a
-        # flow of a millionth.
+        # At zero command the square root has no finite derivative; 1e-12 adds a flow of 1e-6.
         length = torch.sqrt(radial * radial + tangential * tangential + 1e-12)
-        r = radius.clamp_min(RADII[0])  # no steeper within a step than at the stop
+        r = radius.clamp_min(RADII[0])  # within a step the radius may pass its bound
         rates = (
             outward,
             along * along / r - p["mu"] / (r * r) + push * radial,
@@ -83,14 +82,14 @@ class OrbitTransfer(Env):
         return torch.stack(rates, dim=-1)
 
     def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
-        """One control interval, after which radius and velocities meet their stops."""
+        """One control interval, after which radius and velocities are clamped."""
         following, cost = super().step(x, u, p)
         radius, velocities, rest = following.split((1, 2, 2), dim=-1)
         stopped = (radius.clamp(*RADII), velocities.clamp(-MAX_SPEED, MAX_SPEED), rest)
         return torch.cat(stopped, dim=-1), cost
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
-        """``|d| + 0.05 |u|`` with ``d² = 50 (h/h* - 1)² + 5 e²``: the orbit's distance from the target, and propellant.
+        """``|d| + 0.05 |u|`` with ``d² = 50 (h/h* - 1)² + 5 e²``: distance of the orbit and propellant use.
 
         h is the angular momentum by mass, ``h* = sqrt(mu target)``, e the eccentricity; both only change
         under thrust.  Lengths ``|v|`` are rounded off to ``sqrt(v² + 0.01) - 0.1``, and that of ``u`` also
@@ -104,12 +103,12 @@ class OrbitTransfer(Env):
         return _rounded(away) + 0.05 * _rounded((u * u).sum(-1))
 
     def observe(self, x: States) -> Observations:
-        """``[radius, radial velocity, tangential velocity, mass]``; the physics is the same at all angles."""
+        """``[radius, radial velocity, tangential velocity, mass]``; the dynamics does not depend on the angle."""
         radius, outward, along, _, mass = x.unbind(-1)
         return torch.stack((radius, outward, along, mass), dim=-1)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
-        """The spacecraft, its flame, the orbit it is on, and how much of its propellant is left."""
+        """The spacecraft, its flame, its present orbit, and the propellant left."""
         radius, outward, along, angle, mass = (float(value) for value in x)
         mu = self.constants["mu"].value
         up = np.array((math.cos(angle), math.sin(angle)))
@@ -118,7 +117,7 @@ class OrbitTransfer(Env):
         shapes: list[Shape] = []
         momentum = radius * along
         towards, across = along * momentum / mu - 1, outward * momentum / mu
-        # r = h²/mu / (1 + e cos(true anomaly)), with the anomaly counted from where the spacecraft is.
+        # r = h²/mu / (1 + e cos(true anomaly)), with the anomaly counted from the spacecraft's position.
         turn = np.linspace(0.0, 2 * math.pi, 121)
         denominator = 1 + towards * np.cos(turn) + across * np.sin(turn)
         if denominator.min() > 0.1:

@@ -24,12 +24,12 @@ def angle_normalize(angle: Tensor) -> Tensor:
 
 
 class Pendulum(Env):
-    """A torque-limited rod that has to swing up and stand.
+    """A torque-limited rod that has to swing up and balance upright.
 
     State ``[angle rad (0 = upright, positive counter-clockwise, not wrapped), rate rad/s]``, action
     ``[torque N·m]`` in ±2, observation ``[cos angle, sin angle, rate]``.  Constants, clipping, cost and
     integration are those of Gymnasium's ``Pendulum-v1`` (200 steps of 0.05 s): semi-implicit Euler
-    with the rate clamped to ±8 rad/s before the angle moves.  The clamp cuts the gradient of the rate
+    with the rate clamped to ±8 rad/s before the angle is updated.  The clamp cuts the gradient of the rate
     where it acts, as clipping the torque does.
     """
 

@@ -23,7 +23,7 @@ _MOTORS = tuple(f"motor_{i}" for i in range(1, 5))
 
 
 def floor() -> list[Shape]:
-    """A square grid, 2.4 m wide, to see places in space by."""
+    """A square grid, 2.4 m wide, as a visual reference."""
     ticks = np.linspace(-1.2, 1.2, 7)
     lines = [((-1.2, b, FLOOR), (1.2, b, FLOOR)) for b in ticks] + [
         ((a, -1.2, FLOOR), (a, 1.2, FLOOR)) for a in ticks
@@ -40,12 +40,11 @@ class Quadrotor(Env):
     (x forward, y left, z up), and the quaternion turns body into world.  A motor's state is its thrust
     as a fraction of the parameter ``max_thrust``; it follows the action with a first-order lag.  Motors
     are numbered as on the Crazyflie: front right, back right, back left, front left; rotors 2 and 4 turn
-    clockwise seen from above.  No drag.
+    clockwise about the body's -z (viewed from above).  No drag.
 
     A quaternion of any length other than zero stands for the attitude of its direction.  ``step`` makes
     it unit again after the solver and clamps the body rates to the range of the gyroscope, ±2000 °/s,
-    which keeps a tumbling vehicle within reach of the step size and cuts the gradient of a rate where
-    it acts.
+    which keeps the integration of a tumbling vehicle stable and cuts the gradient of a rate where it acts.
     """
 
     name = "quadrotor"
@@ -183,7 +182,7 @@ class Quadrotor(Env):
         return [*shapes, Circle(position, 0.05, "body")]
 
     def scenery(self) -> list[Shape]:
-        """The floor (for the eye only: nothing collides with it) and the goal, a ring."""
+        """The floor (drawn only; there are no collisions) and the goal, a ring."""
         return [
             *floor(),
             Circle((0.0, 0.0, 0.0), 0.08, "target", filled=False),

@@ -31,7 +31,7 @@ class Curve(NamedTuple):
 
 
 def curve(phase: Phase) -> Curve:
-    """Gerono's lemniscate ``w (sin s, 0, sin s cos s)`` of half width w, on its side in the plane y = 0.
+    """Gerono's lemniscate ``w (sin s, 0, sin s cos s)`` of half width w in the plane y = 0, with its long axis along x.
 
     The eight curve ``x⁴ = w² (x² - z²)`` of Lawrence, A Catalog of Special Plane Curves, 1972, §5.3.
     """
@@ -50,13 +50,13 @@ class QuadrotorEight(Quadrotor):
     a frame that moves along with it and keeps the directions of the world (z up): zero is on the curve.  The
     phase grows at the rate ``phase_rate`` and places the reference on the lemniscate of :func:`curve`, 2 m
     wide and 1 m high.  All else is that of :class:`~robotics_envs.quadrotor.Quadrotor`, also what ``step``
-    makes unit and clamps, which cuts the gradient of a body rate where the clamp acts.
+    normalises and clamps, which cuts the gradient of a body rate where the clamp acts.
 
     The vehicle is flat in its position and heading (Mellinger and Kumar, Minimum Snap Trajectory
     Generation and Control for Quadrotors, ICRA 2011, §III): the acceleration of the reference plus gravity
-    gives the thrust and the direction of the body's z that flying along the curve takes, and its jerk the
-    body rates.  The cost measures all of them from there, so that perfect flight costs nothing but the
-    differences of thrust that turn the body.  The heading is free.
+    gives the thrust and the direction of the body's z that are needed to follow the curve, and its jerk the
+    body rates.  The cost measures deviations from these, so that perfect tracking costs only the thrust
+    differences that turn the body.  The heading is free.
     """
 
     name = "quadrotor_eight"
@@ -91,14 +91,14 @@ class QuadrotorEight(Quadrotor):
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
         """``|position|² + tilt/2 + 0.05 |velocity|² + 0.01 |rates - w|² + 0.05 |u - lift|²``.
 
-        The tilt is 1 minus the cosine of the angle between the body's z and the direction of the thrust
-        that the reference takes; ``w`` are the body rates and ``lift`` the action that go with it.
+        The tilt is 1 minus the cosine of the angle between the body's z and the thrust
+        direction of the reference; ``w`` are the body rates and ``lift`` the action of the reference.
         """
         position, quaternion, velocity, rates, _, phase = x.split((3, 4, 3, 3, 4, 1), dim=-1)
         at, pace = curve(phase[..., 0]), p["phase_rate"].unsqueeze(-1)
         sideways, _, upwards = (pace**2 * at.second).unbind(-1)
         upwards = upwards + p["g"]
-        # A reference in free fall, which the default constants exclude, would have no direction.
+        # For a reference in free fall, which the default constants exclude, the direction is undefined.
         specific_thrust = torch.sqrt((sideways**2 + upwards**2).clamp_min(1e-6))
         jerk_x, _, jerk_z = (pace**3 * at.third).unbind(-1)
         # The direction of the thrust turns about the world's y, whose components in the body are a row of R.
@@ -123,6 +123,6 @@ class QuadrotorEight(Quadrotor):
         return [Circle(reference.tolist(), 0.08, "target", filled=False), *vehicle]
 
     def scenery(self) -> list[Shape]:
-        """The floor (for the eye only: nothing collides with it) and the curve."""
+        """The floor (drawn only; there are no collisions) and the curve."""
         lap = curve(torch.from_numpy(np.linspace(0.0, 2 * math.pi, 97))).point.tolist()
         return [*floor(), Line(lap, "target")]

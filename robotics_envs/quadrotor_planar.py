@@ -16,14 +16,14 @@ _THESIS = "Förster, System Identification of the Crazyflie 2.0 Nano Quadrocopte
 
 
 class QuadrotorPlanar(Env):
-    """A Crazyflie 2.x that moves in a vertical plane, thrown in at any tilt, has to hover at the origin.
+    """A Crazyflie 2.x that moves in a vertical plane, released at any tilt, has to hover at the origin.
 
     State ``[x m, z m, tilt rad, velocity_x m/s, velocity_z m/s, rate rad/s]``, action ``[left, right]``
     in 0..1, observation ``[x, z, cos tilt, sin tilt, velocity_x, velocity_z, rate]``.  World frame: x to
     the right, z up.  The tilt is 0 upright, positive when the vehicle leans towards +x (clockwise as
     drawn), and not wrapped.  A rotor stands for the pair of the X-shaped vehicle's motors on that side;
-    its action is their thrust as a fraction of ``max_thrust`` each.  The thrust follows at once, where
-    ``quadrotor`` has the lag of the motors.  No drag.
+    its action is their thrust as a fraction of ``max_thrust`` each.  The thrust follows the action
+    without lag, unlike in ``quadrotor``.  No drag.
 
     Equations: Tedrake, Underactuated Robotics, "The planar quadrotor", with the opposite sign of the
     angle.  ``step`` clamps the rate to the range of the gyroscope, ±2000 °/s, after the solver; that cuts
@@ -122,7 +122,7 @@ class QuadrotorPlanar(Env):
         return [*shapes, Circle(at(0, 0), 0.05, "joint")]
 
     def scenery(self) -> list[Shape]:
-        """The place to hover at."""
+        """The position to hover at."""
         return [
             Line([(-0.12, 0.0), (0.12, 0.0)], "target", 0.015),
             Line([(0.0, -0.12), (0.0, 0.12)], "target", 0.015),

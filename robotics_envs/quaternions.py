@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def unit(quaternion: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
-    """The unit quaternion of the same attitude; zero, which has none, stays zero."""
+    """The unit quaternion of the same attitude; zero stays zero."""
     return quaternion * torch.rsqrt((quaternion * quaternion).sum(-1, keepdim=True).clamp_min(1e-12))
 
 
 def product(a: Float[Tensor, "... 4"], b: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
-    """Hamilton's product: the turn ``b`` followed by the turn ``a``."""
+    """Hamilton's product: the rotation ``b`` followed by the rotation ``a``."""
     w, x, y, z = a.unbind(-1)
     i, j, k, m = b.unbind(-1)
     parts = (

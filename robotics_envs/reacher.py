@@ -1,4 +1,4 @@
-"""Gymnasium's ``Reacher-v5`` as a white box."""
+"""Gymnasium's ``Reacher-v5`` as a differentiable simulator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LINK_RADIUS = 0.01  # m, of the capsules
 TIP_RADIUS = 0.01  # m, of the ball at the fingertip
 TARGET_RADIUS = 0.2  # m, of the disc of targets
 ELBOW = 3.0  # rad, the elbow's range to either side
-WALL = 0.3  # m, from the shoulder; only drawn, for nothing collides
+WALL = 0.3  # m, from the shoulder; only drawn, there are no collisions
 
 
 def _inertia(p: Params) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,19 +39,19 @@ def _inertia(p: Params) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Reacher(Env):
-    """A planar arm of two links, seen from above, has to bring its fingertip to a random point.
+    """A planar arm of two links in a horizontal plane has to bring its fingertip to a random point.
 
     State ``[angle_1 rad, angle_2 rad, rate_1 rad/s, rate_2 rad/s, target_x m, target_y m]``: of the upper
-    arm from x and of the forearm from the upper arm, positive counter-clockwise; the target stays where
-    it is.  Action ``[torques of shoulder and elbow as fractions of gear]`` in ±1.  Observation (10)
+    arm from x and of the forearm from the upper arm, positive counter-clockwise; the target is
+    constant.  Action ``[torques of shoulder and elbow as fractions of gear]`` in ±1.  Observation (10)
     ``[cosines of the angles, their sines, target, rates, fingertip minus target]``.
 
     Equations, constants, cost and starts are those of Gymnasium's ``Reacher-v5`` on MuJoCo: RK4, two steps
     of 0.01 s to an interval, viscous friction and a large rotor inertia (armature) in both joints, soft
     ends of the elbow's range at ±3 rad (``JointLimit``).
 
-    Gymnasium takes the fingertip's place from the last of RK4's intermediate states, as MuJoCo leaves
-    it behind; here it is that of the state reached.
+    Gymnasium computes the fingertip's position from the last of RK4's intermediate states, which MuJoCo leaves
+    in its data; here it is that of the state reached.
 
     The cost is a distance and not its square: its gradient has length 1 everywhere but at the target,
     where it is 0.
@@ -107,7 +107,7 @@ class Reacher(Env):
     view = View((-0.36, -0.36), (0.36, 0.36))
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
-        """d[angles, rates, target]/dt: Lagrange's equations of the arm, and a target at rest."""
+        """d[angles, rates, target]/dt: Lagrange's equations of the arm, and a constant target."""
         angles, rates, target = x.split(2, dim=-1)
         bend = angles[..., 1]
         rate_1, rate_2 = rates.unbind(-1)
@@ -121,7 +121,7 @@ class Reacher(Env):
         i11, i12, i22 = upper + 2 * swing, lower + swing, p["armature"] + lower
         determinant = i11 * i22 - i12 * i12
         free = (i11 * elbow - i12 * shoulder) / determinant
-        # A limit is as soft as the joint is light in the model's own pose, straight (dof_invweight0).
+        # The limit's softness follows from the inverse inertia in the reference pose, straight (dof_invweight0).
         s11, s12 = upper + 2 * coupling, lower + coupling
         limit = JointLimit(-ELBOW, ELBOW, s11 / (s11 * i22 - s12 * s12))
         elbow = elbow + limit.force(bend, rate_2, free, i11 / determinant)
@@ -131,7 +131,7 @@ class Reacher(Env):
         return torch.cat((rates, changes, torch.zeros_like(target)), dim=-1)
 
     def fingertip(self, angles: Pairs, p: Any) -> Pairs:
-        """Where the fingertip is, m, from the shoulder."""
+        """The position of the fingertip relative to the shoulder, m."""
         first, second = angles[..., 0], angles.sum(-1)
         x = p["l_1"] * torch.cos(first) + p["reach"] * torch.cos(second)
         y = p["l_1"] * torch.sin(first) + p["reach"] * torch.sin(second)
@@ -141,7 +141,7 @@ class Reacher(Env):
         """The distance m of the fingertip to the target, plus the sum of squared actions."""
         angles, _, target = x.split(2, dim=-1)
         squared = ((self.fingertip(angles, p) - target) ** 2).sum(-1)
-        # The root's slope at 0 is infinite; below 1e-12 m the distance counts as constant.
+        # The square root's slope at 0 is infinite; below 1e-12 m the distance is taken as constant.
         return torch.sqrt(squared.clamp_min(1e-24)) + (u**2).sum(-1)
 
     def observe(self, x: States) -> Observations:
@@ -191,7 +191,7 @@ class Reacher(Env):
 def _turn(centre: tuple[float, float], start: float, torque: float) -> Line:
     """An arc that grows with the torque, from the direction of the link it turns.
 
-    By the root of the torque, as what a good policy uses is small.
+    Proportional to the square root of the torque, because good policies use small torques.
     """
     torque = float(np.clip(torque, -1.0, 1.0))
     angles = start + np.linspace(0.0, math.copysign(0.75 * math.pi * math.sqrt(abs(torque)), torque), 16)

@@ -16,12 +16,12 @@ from solvers.paced import PacedRosenbrock
 
 _BOOK = "Seborg, Edgar, Mellichamp, Doyle, Process Dynamics and Control, 3rd ed., example 2.5"
 _DESIGN = "this task's choice"
-_KINETICS = (200.0, 700.0)  # K, where the reaction's speed follows the temperature
-_FENCE = Box((-1.0, 150.0, 150.0), (4.0, 1500.0, 700.0))  # mol/L and K
+_KINETICS = (200.0, 700.0)  # K, outside of which the reaction rate is constant
+_BOUNDS = Box((-1.0, 150.0, 150.0), (4.0, 1500.0, 700.0))  # mol/L and K, to which step clamps the state
 
 
 def speed(temperature: Tensor, p: Params) -> tuple[Tensor, Tensor]:
-    """Arrhenius's law: the speed of the reaction in 1/min, and its derivative by the temperature."""
+    """Arrhenius's law: the reaction rate in 1/min, and its derivative by the temperature."""
     bounded = temperature.clamp(*_KINETICS)
     k = p["k0"] * torch.exp(-p["activation"] / bounded)
     follows = (temperature == bounded).to(k)
@@ -31,7 +31,7 @@ def speed(temperature: Tensor, p: Params) -> tuple[Tensor, Tensor]:
 def resolvent(x: States, h: Tensor, p: Params) -> Callable[[Tensor], Tensor]:
     """``right -> (I - h J)^-1 right``, with J the Jacobian of the reactor's ``dynamics``, by elimination.
 
-    Concentration and jacket only know each other through the reactor's temperature, and their diagonal
+    Concentration and jacket temperature are coupled only through the reactor's temperature, and their diagonal
     elements are at least 1.
     """
     c, temperature, _ = x.unbind(-1)
@@ -62,11 +62,11 @@ def _eliminate(
 
 
 def pace(x: States, slope: States, p: Params) -> Tensor:
-    """Steps per minute that a change of temperature asks for.
+    """The number of steps per minute that the change of the temperature requires.
 
     The temperature may move by three quarters of ``T² / (E/R)`` in a step, Frank-Kamenetskii's scale of
-    thermal explosion, which changes the speed of the reaction by a factor of 2.  It keeps a growing
-    eigenvalue times the step below 0.75, clear of the pole that the method has at 1/gamma = 2.3.
+    thermal explosion, which changes the reaction rate by a factor of 2.  It keeps a growing eigenvalue times
+    the step below 0.75, away from the pole of the method's stability function at 1/gamma = 2.3.
     """
     bounded = x[..., 1].clamp(*_KINETICS)
     return p["activation"] / (0.75 * bounded * bounded) * slope[..., 1].abs()
@@ -83,10 +83,11 @@ class Reactor(Env):
 
     Three steady states exist around the set point, 350 K: extinguished, unstable in the middle, ignited.
     From the ignition on, the fastest eigenvalue is beyond -1e3 1/min where the slowest stays near -1, and
-    the temperature rises at more than 1e4 K/min on the way; the solver is L-stable and chooses its steps by the rise.
+    the temperature rises at more than 1e4 K/min during ignition.  The solver, the Rosenbrock method ROS3, is
+    L-stable and bounds its steps by the rise.
 
-    Arrhenius's law is followed from 200 to 700 K and constant beyond; ``step`` fences the state, concentration
-    to -1 .. 4 mol/L and temperatures to 150 .. 1500 K (the jacket's to 700 K).  Both are far outside of what a
+    Arrhenius's law holds from 200 to 700 K and the rate is constant beyond; ``step`` clamps the concentration to
+    -1 .. 4 mol/L and the temperatures to 150 .. 1500 K (the jacket's to 700 K).  Both are far outside of what a
     reactor filled with feed can reach (559 K and cooling), and cut the gradient where they act.
     """
 
@@ -135,12 +136,12 @@ class Reactor(Env):
         return torch.stack(rates, dim=-1)
 
     def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
-        """One control interval, and the fence."""
+        """One control interval, after which the state is clamped to ``_BOUNDS``."""
         following, cost = super().step(x, u, p)
-        return torch.clamp(following, *_FENCE.bounds(x)), cost
+        return torch.clamp(following, *_BOUNDS.bounds(x)), cost
 
     def steady(self, p: Params) -> tuple[Tensor, Tensor, Tensor]:
-        """The steady state at the set point: concentration, jacket temperature, and the inlet that holds it."""
+        """The steady state at the set point: concentration, jacket and inlet temperature."""
         goal = p["set_point"]
         k, _ = speed(goal, p)
         c = p["q"] * p["feed_concentration"] / (p["q"] + p["V"] * k)
@@ -151,7 +152,7 @@ class Reactor(Env):
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
         """``2 (sqrt(1 + e) - 1) + 0.1 ((u - held) / 25 K)²``, with e = ``((T - 350) / 10 K)² + ((c - c*) / 0.1)²``.
 
-        c* and ``held`` belong to the steady state at the set point.  Square near it, linear in a runaway.
+        c* and ``held`` belong to the steady state at the set point.  Quadratic near it, linear far away.
         """
         c, temperature, _ = x.unbind(-1)
         goal, _, held = self.steady(p)
@@ -159,7 +160,7 @@ class Reactor(Env):
         return 2 * (torch.sqrt(1 + error) - 1) + 0.1 * ((u[..., 0] - held) / 25) ** 2
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
-        """The tank in its jacket, coolant, and the state among concentrations and temperatures."""
+        """The tank in its jacket, the coolant, and the state in the plane of concentration and temperature."""
         c, temperature, jacket, inlet = (float(value) for value in (*x, u[0]))
         shapes: list[Shape] = [
             Polygon(_rectangle(-1.05, -0.75, -0.25, 0.35), "hot" if jacket > 300 else "cold"),
@@ -168,7 +169,7 @@ class Reactor(Env):
         ]
         if temperature > 365:
             shapes.append(Polygon(_rectangle(-0.97, -0.67, -0.33, 0.35), "hot"))
-        # A as dots, as many as there is of it.
+        # The concentration of A as a number of dots.
         for i in range(max(0, min(20, round(20 * c)))):
             spot = (-0.9 + 0.1225 * (i % 5), -0.58 + 0.24 * (i // 5))
             shapes.append(Circle(spot, 0.03, "faint"))
@@ -187,7 +188,7 @@ class Reactor(Env):
         return shapes
 
     def scenery(self) -> list[Shape]:
-        """The axes of the state, the set point, and the adiabats: lines that reaction alone moves along."""
+        """The axes of the state, the set point, and the adiabats: lines along which reaction alone moves the state."""
         c = self.constants
         rise = c["heat"].value / (c["rho"].value * c["cp"].value)
         shapes: list[Shape] = []
@@ -216,5 +217,5 @@ def _rectangle(left: float, bottom: float, right: float, top: float) -> list[tup
 
 
 def _spot(c: float, temperature: float) -> tuple[float, float]:
-    """Where a state is in the picture."""
+    """The position of a state in the picture."""
     return 0.15 + 1.05 * min(max(c, 0.0), 1.0), -0.8 + 1.6 * (min(max(temperature, 305.0), 415.0) - 310) / 100

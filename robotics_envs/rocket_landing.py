@@ -1,4 +1,4 @@
-"""The powered landing of a rocket that burns its own mass, the DC-X, in a vertical plane."""
+"""The powered landing of a rocket with decreasing mass, the DC-X, in a vertical plane."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NEAR = 5.0  # m from the pad, within which the observation has a finer scale
 
 
 class RocketLanding(Env):
-    """A DC-X, falling and leaning, has to come to rest upright with its feet just on the pad.
+    """A falling and tilted DC-X has to come to rest upright with its feet on the pad.
 
     State ``[x m, z m, tilt rad, velocity_x m/s, velocity_z m/s, rate rad/s, propellant kg]``, action
     ``[throttle, gimbal rad]`` in 0.3..1 and ±8°, observation ``[x, z, cos tilt, sin tilt, velocity_x,
     velocity_z, rate, propellant, near_x, near_z]``, where the last two are x and z over ``sqrt(d² + 25 m²)``
-    at distance d: far away the direction, close by the place on a finer scale.  World frame: x to the
+    at distance d: far away the direction, near the pad the position on a finer scale.  World frame: x to the
     right, z up; ``x = z = 0`` is the centre of mass of a vehicle that stands in the middle of the pad.  The
     tilt is 0 upright, positive when the nose leans towards +x, and not wrapped.  The gimbal turns the
     thrust from the vehicle's axis in the same sense, so a positive one pushes the tail to +x and the
@@ -37,17 +37,17 @@ class RocketLanding(Env):
     Four engines act as one.  Equations: thrust and mass flow as in Açıkmeşe and Ploen, Convex
     Programming Approach to Powered Descent Guidance for Mars Landing, JGCD 30(5), 2007;
     the rigid body as in Szmuk and Açıkmeşe, Successive Convexification for 6-DoF Mars Rocket Powered
-    Landing with Free-Final-Time, 2018.  No air.  Thrust follows the throttle at once; near the end of the
-    propellant it fades out (``flame_out``), and so does the flow.  The moment of inertia is proportional
-    to the mass and the centre of mass stays where it is, as if propellant left the whole body evenly; the
-    small jet damping is left out.
+    Landing with Free-Final-Time, 2018.  No air.  Thrust follows the throttle without lag; near the end of the
+    propellant it fades out (``flame_out``), and so does the mass flow.  The moment of inertia is proportional
+    to the mass and the centre of mass is fixed, as if propellant left the whole body evenly; the small jet damping is
+    neglected.
 
     The engines cannot be stopped and there is no contact: the ground is a cost on being below it.
-    Touching down is the limit of coming to rest at height 0, which is what the vehicle has to hold; an end
-    at the first touch would make the return jump, and a policy whose costs are positive would hurry to it.
+    The task is to reach and hold height 0 at rest.  Termination at the first contact would make the return
+    discontinuous, and with positive costs it would reward an early crash.
 
-    Two gradients are cut: by clipping the action, and with respect to the propellant where there is less
-    than none.
+    Two gradients are cut: by clipping the action, and with respect to the propellant where it is
+    negative.
     """
 
     name = "rocket_landing"
@@ -81,7 +81,7 @@ class RocketLanding(Env):
     solver = RK4()
 
     def thrust(self, x: States, u: Actions, p: Params) -> Costs:
-        """N, ``[B]``: the throttle's share of the maximum, fading out with the last of the propellant."""
+        """The thrust in N, ``[B]``: throttle times maximum, fading out with the last of the propellant."""
         left = x[:, 6].clamp_min(0.0)
         return p["max_thrust"] * u[:, 0] * (1 - torch.exp(-left / p["flame_out"]))
 
@@ -107,7 +107,7 @@ class RocketLanding(Env):
         )
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
-        """Distance, motion, lean and gimbal, and the ground.
+        """Distance, velocity, tilt, gimbal, and height below the ground.
 
         With the distance d from rest on the pad in m: ``0.1 (sqrt(1 + d²) - 1) + 0.01 d² + 0.1 min(z, 0)²
         + 0.02 speed² + 2 (1 - cos tilt) + 0.5 rate² + 0.05 (gimbal/8°)²``.

@@ -1,4 +1,4 @@
-"""A small satellite that turns itself with four reaction wheels."""
+"""Attitude control of a small satellite with four reaction wheels."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Satellite(Env):
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
         """``2 sin(angle/2) + 2 |rates|² + 0.02 |wheels|² + 0.02 |u|²``, wheels as shares of their top speed.
 
-        The angle is that of the one turn to the reference attitude, whose quaternions are (±1, 0, 0, 0);
+        The angle is that of the rotation to the reference attitude, whose quaternions are (±1, 0, 0, 0);
         the sine s is rounded off at 0 to ``sqrt(4 s² + 0.01) - 0.1``.
         """
         quaternion, rates, wheels = x.split((4, 3, 4), dim=-1)
@@ -172,7 +172,7 @@ class Satellite(Env):
         return shapes
 
     def scenery(self) -> list[Shape]:
-        """The reference axes: red x, green y and blue z in the body's colours have to lie on them."""
+        """The reference axes; the body's axes (red x, green y, blue z) have to be aligned with them."""
         ends = 0.32 * np.eye(3)
         return [Line([(0.0, 0.0, 0.0), _point(end)], "ground", 0.03) for end in ends]
 
@@ -197,7 +197,7 @@ def _point(vector: Floats) -> Point:
 
 
 def _box(turn: Floats) -> list[Shape]:
-    """The faces of the turned body that look at the camera, far ones first."""
+    """The faces of the rotated body that face the camera, far ones first."""
     a, e = math.radians(Satellite.view.azimuth), math.radians(Satellite.view.elevation)
     sight = np.array((math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)))
     size = np.array((0.05, 0.05, 0.17))

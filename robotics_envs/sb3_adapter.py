@@ -5,7 +5,7 @@
 
     PPO("MlpPolicy", SB3VecEnv("cartpole_balance", num_envs=32)).learn(200_000)
 
-Stable-Baselines3 has an interface of its own for batches and would step Gymnasium's one by one.
+Stable-Baselines3 has its own interface for vector environments and would step Gymnasium environments one by one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from robotics_envs.numbers import whole_number
 
 
 class SB3VecEnv(VecEnv):
-    """A batch of ``num_envs`` rollouts; one that ends starts anew within the same step.
+    """A batch of ``num_envs`` rollouts; one that ends is restarted within the same step.
 
     Actions are in [-1, 1] and scaled to the action box, as Stable-Baselines3 asks for.  Further arguments
     are those of :class:`robotics_envs.gym_adapter.GymVectorEnv` but for ``render_mode``, which is ``rgb_array``.
@@ -90,10 +90,10 @@ class SB3VecEnv(VecEnv):
         return [self._simulation.picture(i) for i in range(self.num_envs)]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: no resource is open."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        # Stable-Baselines3 asks while it constructs this, before there is a render mode.
+        # Stable-Baselines3 reads this in its constructor, before render_mode is set.
         owner: Any = self if attr_name == "render_mode" else self._simulation.env
         value = getattr(owner, attr_name, None) if owner is self else getattr(owner, attr_name)
         return [value for _ in self._get_indices(indices)]
@@ -110,6 +110,6 @@ class SB3VecEnv(VecEnv):
         return [method(*args, **kwargs) for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
-        # Episodes carry what Monitor would write, and nothing else is wrapped.
+        # Episodes carry what Monitor would add; there are no other wrappers.
         name = wrapper_class.__name__
         return [name == "Monitor" for _ in self._get_indices(indices)]

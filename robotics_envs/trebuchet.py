@@ -1,4 +1,4 @@
-"""A trebuchet that has to hit a target: a swing, a release in mid-step, a flight and a landing."""
+"""A trebuchet that has to hit a target: swing, release within a step, flight and landing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_RATE = 40.0  # rad/s, of beam and sling
 _SLOWEST = 0.1  # rad/s, for the gradient of the time of release
 _WAITING = 2.0  # what an interval before the release costs
 _NEWTON = 5
-_CLOSE_UP = (16.0, 27.0)  # where the picture shows the machine enlarged
+_CLOSE_UP = (16.0, 27.0)  # position of the enlarged machine in the picture
 _Scalars = Float[Tensor, " batch"]
 _Four = Float[Tensor, "batch 4"]
 
@@ -29,7 +29,7 @@ class Trebuchet(Env):
 
     State (10) ``[released 0 or 1, beam rad, sling rad, beam rate, sling rate rad/s, stone x, y m, stone
     velocity x, y m/s, target m]``, action ``[release angle rad, torque on the beam N·m]``, observation (7)
-    ``[released, beam, sling, rates 2, where the stone is going to land m (0 before the release), target]``.
+    ``[released, beam, sling, rates 2, predicted landing point m (0 before the release), target]``.
     In the plane, x to the right where the target is, y up from the ground, the axle above the origin.
 
     ``beam`` is the direction of the long arm, counter-clockwise from x; the beam turns clockwise in a throw.
@@ -41,14 +41,14 @@ class Trebuchet(Env):
     The stone is released when ``sling`` falls to the commanded angle, at once if it is below it already.  The
     crossing is located inside the solver's step by Newton's method, and one differentiable correction at
     the root gives its time the gradient of the implicit function theorem.  The flight is a parabola in
-    closed form, and so is the landing, after which the stone rests.  The stone's states do not mean anything
-    before the release (they stand still), and the beam's stay as they were at the release: what the empty
-    beam does is not simulated.
+    closed form, and so is the landing, after which the stone rests.  The stone's states have no
+    meaning before the release (they are constant), and the beam's are constant after it: the motion of the
+    empty beam is not simulated.
 
     The gradient is cut: through ``released``, which is 1 above 0.5; where ``step`` clamps the rates of beam and
-    sling to ±40 rad/s; for a release at once, whose time is the start of the interval whatever the command;
-    where the sling crosses slower than 0.1 rad/s, which bounds the gradient; below the ground, which counts as
-    on it.
+    sling to ±40 rad/s; for an immediate release, whose time is the start of the interval for every command;
+    where the sling crosses slower than 0.1 rad/s, which bounds the gradient; below the ground, which is
+    treated as on it.
     """
 
     name = "trebuchet"
@@ -145,7 +145,7 @@ class Trebuchet(Env):
     def _swing_on(
         self, s: _Four, u: Actions, p: Params
     ) -> tuple[_Four, Bool[Tensor, " batch"], _Four, _Scalars]:
-        """The swing over the interval as if nothing were released.
+        """The swing over the interval without a release.
 
         Also whether the sling falls to the commanded angle, and the state and time at the start of the
         solver's step in which it does so first.
@@ -176,14 +176,14 @@ class Trebuchet(Env):
         time = h * share
         there = self.solver.step(self.swing, 0.0, s, u, p, time)
         slope = self.swing(0.0, there, u, p).detach()
-        # Zero in value; in its gradient how the time of the crossing follows what it depends on.
+        # Zero in value; its gradient is that of the time of the crossing (implicit function theorem).
         later = -(there[:, 1] - u[:, 0]) / slope[:, 1].clamp_max(-_SLOWEST)
         return there + slope * later.unsqueeze(-1), time + later
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
-        """``sqrt(1 + (miss / 2 m)²) - 1`` from the release on, 2 an interval before it, and a little for effort.
+        """``sqrt(1 + (miss / 2 m)²) - 1`` from the release on, 2 an interval before it, and a small term for effort.
 
-        The miss is that of the point where the stone is going to land, or has landed.  Effort:
+        The miss is that of the predicted or actual landing point.  Effort:
         ``0.02 (torque / 200 N·m)² + 0.001 (release angle)²``.
         """
         miss = (landing(x[:, 5:9], p) - x[:, 9]) / 2
@@ -193,14 +193,14 @@ class Trebuchet(Env):
     def observe(self, x: States) -> Observations:
         """``[released, beam, sling, rates, landing point (0 before the release), target]``.
 
-        The landing point is reckoned with the simulator's own ``g``, not one given to ``step``.
+        The landing point is computed with the simulator's own ``g``, not one given to ``step``.
         """
         loose = x[:, :1] > 0.5
         point = landing(x[:, 5:9], {"g": x.new_full((), self.constants["g"].value)})
         return torch.cat((x[:, :5], torch.where(loose, point.unsqueeze(-1), 0.0), x[:, 9:]), dim=-1)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
-        """The machine in its place and four times as large above, the torque on it, and the stone with its path."""
+        """The machine at true size and enlarged four times, its torque, and the stone with its path."""
         v = {name: constant.value for name, constant in self.constants.items()}
         shapes: list[Shape] = [*self._machine(x, (0.0, v["axle_height"]), 1.0)]
         shapes += self._machine(x, _CLOSE_UP, 4.0)
@@ -260,7 +260,7 @@ def in_sling(s: _Four, p: Params) -> _Four:
 
 
 def time_to_land(stone: _Four, p: Params) -> _Scalars:
-    """Until a stone in flight is on the ground: the later root of ``y + vy t - g t²/2``; 0 for one at rest there."""
+    """Time s until a flying stone is on the ground: the later root of ``y + vy t - g t²/2``; 0 for one at rest there."""
     _, y, _, vy = stone.unbind(-1)
     square = vy * vy + 2 * p["g"] * y.clamp_min(0.0)
     moving = square > 0
@@ -269,12 +269,12 @@ def time_to_land(stone: _Four, p: Params) -> _Scalars:
 
 
 def landing(stone: _Four, p: Params) -> _Scalars:
-    """Where on the ground the stone comes down, m."""
+    """The landing point of the stone, m."""
     return stone[:, 0] + stone[:, 2] * time_to_land(stone, p)
 
 
 def fly(stone: _Four, time: _Scalars, p: Params) -> _Four:
-    """The stone after a time in flight, or at rest where it has come down before."""
+    """The stone after a time in flight, or at rest where it has landed before."""
     x, y, vx, vy = stone.unbind(-1)
     left = time_to_land(stone, p)
     down = left <= time

@@ -334,7 +334,7 @@ def test_what_the_solver_cannot_simulate_is_nan_and_said_once(caplog):
     assert gradient[1].isnan().all()
     assert gradient[good].isfinite().all()
     (record,) = caplog.records
-    assert "gave up on 1 of 5 rollouts" in record.getMessage()
+    assert "failed for 1 of 5 rollouts" in record.getMessage()
 
 
 def test_starting_states_come_from_the_generator_alone():

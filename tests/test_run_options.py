@@ -212,7 +212,9 @@ def test_a_full_disk_in_between_is_survived(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(runfile, "write_whole", writes)
     run = train(
-        tmp_path / "run", checkpoint_every=1, callback=lambda row: failing.__setitem__(0, row["update"] in (2, 3))
+        tmp_path / "run",
+        checkpoint_every=1,
+        callback=lambda row: failing.__setitem__(0, row["update"] in (2, 3)),
     )
     assert "No space left on device" in capsys.readouterr().err
     assert len(run.history()["update"]) == 4
@@ -261,7 +263,8 @@ def test_signals_that_the_parent_ignores_stay_ignored(tmp_path, number):
     before = signal.signal(number, signal.SIG_IGN)
     try:
         run = train(
-            tmp_path / "run", callback=lambda row: os.kill(os.getpid(), number) if row["update"] == 2 else None
+            tmp_path / "run",
+            callback=lambda row: os.kill(os.getpid(), number) if row["update"] == 2 else None,
         )
         assert signal.getsignal(number) is signal.SIG_IGN
     finally:
@@ -281,7 +284,18 @@ def test_a_closed_terminal_stops_with_a_checkpoint(tmp_path):
 
 def test_the_stored_command_runs_again(tmp_path):
     out = tmp_path / "a run's folder"
-    command = [sys.executable, "-m", "diffsim", "train", "pendulum", "--out", str(out), "--updates", "1", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "diffsim",
+        "train",
+        "pendulum",
+        "--out",
+        str(out),
+        "--updates",
+        "1",
+        "--quiet",
+    ]
     subprocess.run(command, check=True)
     stored = RunFile(out).provenance()["command"]
     first = weights(out)
@@ -354,14 +368,26 @@ def test_paths_stay_right_when_the_folder_changes(tmp_path, monkeypatch):
 def test_settings_files_name_files_beside_them(tmp_path, monkeypatch):
     lab = tmp_path / "lab"
     lab.mkdir()
-    (lab / "env.py").write_text("from robotics_envs.pendulum import Pendulum\n\n\nclass Mine(Pendulum):\n    pass\n")
+    (lab / "env.py").write_text(
+        "from robotics_envs.pendulum import Pendulum\n\n\nclass Mine(Pendulum):\n    pass\n"
+    )
     (lab / "net.py").write_text(
         "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self, i, o):\n"
         "        super().__init__(nn.Linear(i, o))\n"
     )
     (lab / "run.toml").write_text('env = "env.py:Mine"\nupdates = 1\n[policy]\nname = "net.py:Net"\n')
     monkeypatch.chdir(tmp_path)
-    command = [sys.executable, "-m", "diffsim", "train", "--config", "lab/run.toml", "--out", "run", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "diffsim",
+        "train",
+        "--config",
+        "lab/run.toml",
+        "--out",
+        "run",
+        "--quiet",
+    ]
     subprocess.run(command, check=True)
     config = RunFile("run").config()
     assert config.env.name == f"{lab}/env.py:Mine"
@@ -370,7 +396,9 @@ def test_settings_files_name_files_beside_them(tmp_path, monkeypatch):
 
 def test_a_foreign_environment_that_is_no_twin_is_refused(tmp_path):
     run = train(tmp_path / "run", updates=1)
-    with pytest.raises(diffsim.DiffsimError, match=r"not known to be the same task as pendulum, whose twin is Pendulum-v1"):
+    with pytest.raises(
+        diffsim.DiffsimError, match=r"not known to be the same task as pendulum, whose twin is Pendulum-v1"
+    ):
         diffsim.evaluate(run, gym="diffsim/Simulator-v0", episodes=1)
     assert run.evaluations() == []
     assert diffsim.evaluate(run, gym="diffsim/Pendulum-v0", episodes=1).lengths.tolist() == [200]

@@ -1,4 +1,4 @@
-"""Closing the loop: a policy acting in a simulator, on the back end that suits."""
+"""Differentiable rollouts of a policy in a simulator, with interchangeable back ends."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """``backend="inductor"``: the step and its vector-Jacobian product by TorchInductor, for any module and device.
 
 Both are traced to ATen operations (``make_fx``) and compiled without Dynamo; Python loops over control intervals.
-States are kept as ``[n, B]``, so that generated loops run over rollouts.  A new batch size compiles anew.
+States are kept as ``[n, B]``, so that generated loops run over rollouts.  Every batch size is compiled separately.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def rational_tanh(x: Tensor) -> Tensor:
 
 
 class _Step(nn.Module):
-    """A function of tensors, together with the modules whose parameters it is also a function of."""
+    """A function of tensors and of the parameters of modules."""
 
     def __init__(self, modules: Sequence[nn.Module], function: Function) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class _Step(nn.Module):
 
 
 class Inductor(Stepwise):
-    """Compiled steps, one pair of functions a batch size."""
+    """Compiled steps, one pair of functions (step and vjp) per batch size."""
 
     compiled = True
 
@@ -68,10 +68,10 @@ class Inductor(Stepwise):
         if batch not in self._functions:
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", DeprecationWarning)  # torch's, about itself
+                    warnings.simplefilter("ignore", DeprecationWarning)  # raised inside torch
                     with torch.inference_mode(False), _put_back(inputs.modules):
                         self._functions[batch] = _compile(inputs, self.gradient)
-            except Exception as error:  # compilers fail in too many ways to list
+            except Exception as error:  # compiler failures have many classes
                 raise UnsupportedError(f"TorchInductor: {type(error).__name__}: {error}") from error
         return self._functions[batch]
 
@@ -92,7 +92,7 @@ class Inductor(Stepwise):
 
 @contextlib.contextmanager
 def _put_back(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Tracing a functional call may leave other objects in the place of a module's parameters."""
+    """Restores the parameters of modules, which tracing a functional call may replace."""
     own = [(q, dict(q._parameters)) for module in modules for q in module.modules()]
     try:
         yield
@@ -102,7 +102,7 @@ def _put_back(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _others(inputs: Inputs, t: int) -> dict[Any, Tensor]:
-    """What a step depends on beside the state, by the names of ``Inputs.named``, as the compiled functions take it."""
+    """The inputs of a step other than the state, by the names of ``Inputs.named``, in the order of the arguments."""
     others = {k: v for k, v in inputs.named().items() if k not in ("x0", "noise", "controls")}
     timed = {"noise": inputs.noise_at(t), "controls": None if inputs.controls is None else inputs.controls[t]}
     for name, value in timed.items():
@@ -121,7 +121,7 @@ def _compile(inputs: Inputs, gradient: bool) -> tuple[Function, Function | None]
     names = {id(q): name for name, q in module.named_parameters()}
 
     def moved(x: Tensor, tensors: Sequence[Tensor], grad: bool) -> tuple[Inputs, dict[Any, Tensor]]:
-        """The inputs of one interval with these tensors in place, and the parameters by name."""
+        """The inputs of one interval with these tensors, and the parameters by name."""
         given = dict(zip(others, tensors, strict=True))
         wanted = {k: v.detach().requires_grad_(grad and others[k].requires_grad) for k, v in given.items()}
         one = at_interval(inputs, 0, x) if grad else replace(inputs, x0=x)
@@ -157,7 +157,7 @@ def _compile(inputs: Inputs, gradient: bool) -> tuple[Function, Function | None]
     float32 = inputs.x0.dtype == torch.float32
     table = {torch.ops.aten.tanh.default: rational_tanh} if float32 else {}
     x = inputs.x0.detach().t().contiguous()
-    # Clones: equal tensors would be taken for one.
+    # Clones, because the tracer would merge equal tensors.
     tensors = [v.detach().clone(memory_format=torch.contiguous_format) for v in others.values()]
     arguments = [torch.zeros_like(x), torch.zeros_like(x[0]), x, *tensors]
     compiled: list[Function | None] = []

@@ -16,7 +16,7 @@ from robotics_envs.user_code import defined_at
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """One rollout's arguments.
+    """The arguments of one call of a rollout.
 
     Attributes:
         act: ``(x [B, n], noise [B, m] or None) -> u [B, m]``, the policy on what is observed.
@@ -24,10 +24,10 @@ class Inputs:
         x0: ``[B, n]``.
         p: physical parameters, ``[]`` or ``[B]``.
         noise, controls: ``[steps, B, m]`` or None; noise may be a generator.
-        modules: the policy and the terminal value, as far as they are modules.
-        parameters: what they hold that requires a gradient.
-        truncate: the gradient does not pass from one stretch of so many control intervals to the one before.
-        members: ``B`` is ``members`` policies of equally many rollouts each, one policy after the other.
+        modules: those of policy and terminal value that are modules.
+        parameters: their parameters that require a gradient.
+        truncate: the gradient is cut after every so many control intervals.
+        members: number of policies; ``B`` holds equally many rollouts of each, one policy after the other.
         stacked: for a parameter (by identity) the values of all members, ``[members, ...]``.
         act_together: ``act`` of all members at once.
         noise_of: ``[B]``, the number of the rollout whose generated noise each rollout takes; None for its own.
@@ -104,7 +104,7 @@ class Inputs:
         )
 
     def named(self) -> dict[Any, Tensor]:
-        """Every tensor that a gradient may be wanted of.
+        """Every tensor whose gradient may be requested.
 
         By ``"x0"``, ``"noise"``, ``"controls"``, ``("p", name)`` and, for parameters, their identity.
         """
@@ -158,7 +158,7 @@ def _code_of(function: Any) -> Any:
 
 
 class Outcome(NamedTuple):
-    """Results, or their cotangents; what is not asked for is None."""
+    """Results, or their cotangents; None where not requested."""
 
     states: Tensor | None
     """``[steps + 1, B, n]``, the initial states first."""
@@ -175,17 +175,17 @@ class UnsupportedError(RuntimeError):
 
 
 class Engine(abc.ABC):
-    """A back end, ready to simulate one kind of inputs."""
+    """A back end that is prepared for one kind of inputs."""
 
     compiled: ClassVar[bool] = True
-    """Whether making it ready takes time worth accounting for."""
+    """Whether the preparation time counts as compile time."""
     constant: frozenset[str] = frozenset()
-    """Names of the results that depend on nothing a gradient is wanted of."""
+    """Names of the results that depend on no tensor that requires a gradient."""
 
     @classmethod
     @abc.abstractmethod
     def prepare(cls, inputs: Inputs, gradient: bool) -> Engine:
-        """Make ready for inputs like these.
+        """Prepare for inputs of this kind.
 
         Raises:
             UnsupportedError: this back end cannot run them.
@@ -193,8 +193,11 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def forward(self, inputs: Inputs, keep_states: bool) -> tuple[Outcome, Any]:
-        """Simulate, outside autograd; the outcome, and anything that ``backward`` may want again."""
+        """Simulate without autograd; the outcome, and an object that ``backward`` takes as ``kept``."""
 
     @abc.abstractmethod
     def backward(self, inputs: Inputs, states: Tensor, by: Outcome, kept: Any) -> dict[Any, Tensor]:
-        """Gradients, by the names of ``Inputs.named``, of those that require one; absent where zero."""
+        """Gradients by the names of ``Inputs.named``, of tensors that require one; absent where zero.
+
+        ``kept`` is what ``forward`` returned for these inputs; None if it was another call.
+        """

@@ -20,10 +20,10 @@ from solvers.native.identity import Identity
 
 
 def fingerprint(*values: Any) -> tuple[Any, ...]:
-    """Equal for objects that trace alike.
+    """A key that is equal for objects with equal traces.
 
-    Numbers and words count by value, at any depth of lists, dicts and attributes (of classes too); tensors and
-    functions by identity; tensors of whole numbers, which a trace takes for constants, also by their version.
+    Numbers and strings are compared by value, at any depth of lists, dicts and attributes (also of classes); tensors
+    and functions by identity; integer tensors, which a trace treats as constants, also by their version.
     """
     parts: list[Any] = []
     seen: dict[int, int] = {}
@@ -50,7 +50,7 @@ def _collect(value: Any, parts: list[Any], seen: dict[int, int]) -> None:
     elif isinstance(value, (Parameter, Box)):
         parts.append(value)  # frozen, compared by value
     elif isinstance(value, Env) and value.foreign:
-        parts.append(Identity(value))  # nothing of it is traced
+        parts.append(Identity(value))  # never traced
     else:
         seen[id(value)] = len(seen)
         _collect_parts(value, parts, seen)
@@ -93,7 +93,7 @@ def _collect_parts(value: Any, parts: list[Any], seen: dict[int, int]) -> None:
 
 
 def _one_step(inputs: Inputs, x: Tensor) -> list[Tensor]:
-    """What the first control interval of a few rollouts from ``x [few, n]`` gives."""
+    """The results of the first control interval of a few rollouts from ``x [few, n]``."""
     few = len(x)
     p = {name: (v[:few] if v.ndim else v).detach() for name, v in inputs.p.items()}
     if inputs.controls is not None:
@@ -135,7 +135,7 @@ _Watch.__torch_dispatch__ = _Watch.dispatch  # type: ignore[assignment, method-a
 
 @torch.no_grad()
 def operations(inputs: Inputs) -> int:
-    """How many operations of torch a control interval takes."""
+    """The number of torch operations in a control interval."""
     with _Watch() as watch:
         _one_step(inputs, inputs.x0[:3])
     return watch.count
@@ -188,14 +188,14 @@ def _others_put_back() -> Iterator[None]:
 
 
 class Findings(NamedTuple):
-    """What running one control interval shows."""
+    """The result of :func:`look`."""
 
     constant: frozenset[str]
     """The results (of ``Outcome``) that depend on no state, action or parameter."""
     functions: tuple[str, ...]
-    """Names of the ``torch.autograd.Function`` in it that no back end's trace knows."""
+    """Names of ``torch.autograd.Function`` subclasses in it, whose gradients a trace does not see."""
     changing: str
-    """Why computing a step again gives something else; empty if it does not."""
+    """Why a step that is computed again gives another result; empty if it gives the same."""
 
 
 def look(inputs: Inputs, gradient: bool) -> Findings:

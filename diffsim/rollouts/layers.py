@@ -1,7 +1,7 @@
-"""Networks as layers over blocks of rollouts: found while a module is traced, printed as C++.
+"""Networks as layers over blocks of rollouts: recognised while a module is traced, printed as C++.
 
-What a module computes falls into scalar expressions before its layers (observation, normalisation), the layers, and
-scalar expressions after them (noise, squash).  A layer works on *features*, a buffer of ``width`` vectors; everything
+A module is split into scalar expressions before its layers (observation, normalisation), the layers, and scalar
+expressions after them (noise, squash).  A layer works on *features*, a buffer of ``width`` vectors; everything
 elementwise between two matrix products becomes one loop over features.
 """
 
@@ -78,7 +78,7 @@ class Linear:
     column: int
     bias: int | None
     gathered: str = ""
-    """Where the gradient of w gathers among the vectors of a group, a C++ constant; empty if it is not wanted."""
+    """The offset of the gradient of w among the accumulators of a group, a C++ constant; empty if not required."""
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Norm:
 
 @dataclass
 class Network:
-    """What tracing found, and its C++.  ``name`` is that of the C++ struct."""
+    """The traced network and its C++.  ``name`` is that of the C++ struct."""
 
     name: str
     graph: Graph
@@ -308,7 +308,7 @@ class Network:
         return leaf in needed and leaf is not expression
 
     def prologue(self) -> list[tuple[str, Node | float]]:
-        """What fills the inputs, by C++ name."""
+        """The expressions that fill the inputs, by C++ name."""
         return [
             (f"act[{(buffer.offset + j)} * NV] =", node)
             for buffer in self.buffers
@@ -375,7 +375,7 @@ class Network:
         return f"{array} + {self.buffers[buffer].offset} * NV"
 
     def _finish(self, op: Linear) -> str:
-        """What becomes of a sum before it is stored."""
+        """The expression applied to a sum before it is stored."""
         bias = "" if op.bias is None else f" + splat(shared[{op.bias}][j])"
         fused = next(
             (m for m in self.operations if isinstance(m, Map) and m.fused and m.target == op.target), None
@@ -416,7 +416,7 @@ class Network:
     def _backward(self, op: Linear | Map | Norm, written: set[int], wanted: Mapping[int, int]) -> str:
         """From the cotangent of the target to those of the sources, which are set first and added to later."""
         if op.target not in written:
-            return ""  # nothing reads it
+            return ""  # it is not used
         match op:
             case Linear():
                 add, width = op.source in written, self.buffers[op.source].width

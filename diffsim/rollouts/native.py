@@ -1,8 +1,8 @@
-"""``backend="native"``: rollouts in C++ made from the simulator's step, the policy and the terminal value.
+"""``backend="native"``: rollouts in C++ generated from the simulator's step, the policy and the terminal value.
 
-All three are traced once, differentiated as scalar expression graphs (``diffsim.rollouts.translation``) and put into
-``rollout.cpp``.  Batch size, horizon, dt and every tensor's values are run-time arguments.  Tracing freezes what is
-not a tensor; numbers among the attributes of the simulator and the modules are watched: another value traces anew.
+All three are traced once, differentiated as scalar expression graphs (``diffsim.rollouts.translation``) and inserted
+into ``rollout.cpp``.  Batch size, horizon, dt and the values of tensors are run-time arguments.  Everything else is a
+constant of the kernel; a change of a number among the attributes of simulator or modules leads to a new trace.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from solvers.native import build
 from solvers.native.trace import NativeUnsupportedError
 
 _GROUPS = 32
-"""Blocks of rollouts are divided into so many groups, whose gradients are summed apart and then in order."""
+"""Number of groups of blocks; gradients are summed within a group first, then over groups in order."""
 
 
 class Native(Engine):
@@ -43,7 +43,7 @@ class Native(Engine):
         return engine
 
     def __init__(self, inputs: Inputs, gradient: bool) -> None:
-        # Once for real: tensors that are made on first use and kept (bounds, tables) exist before the trace.
+        # One eager run, so that cached tensors (bounds, tables) exist before the trace.
         Stepwise().forward(_few(inputs), keep_states=False)
         translation = Translation(inputs, gradient)
         self.library = build.load(translation.source())
@@ -53,7 +53,9 @@ class Native(Engine):
         self.gradient = gradient
         self.arguments_type = _arguments_type(len(self.timed_sizes), len(self.own_names), len(self.slots))
         if self.library.size_of_arguments() != ctypes.sizeof(self.arguments_type):
-            raise NativeUnsupportedError("the compiler lays out the kernel's arguments in an unknown way")
+            raise NativeUnsupportedError(
+                "the compiler lays out the kernel's arguments in another way than ctypes"
+            )
 
     def forward(self, inputs: Inputs, keep_states: bool) -> tuple[Outcome, Any]:
         x0 = inputs.x0.detach()
@@ -180,7 +182,11 @@ def _p(tensor: Tensor | None) -> int | None:
 
 
 def _compare(engine: Native, inputs: Inputs, gradient: bool) -> None:
-    """Run a few rollouts for two control intervals on both back ends, and refuse where they differ."""
+    """Run a few rollouts for two control intervals on both back ends.
+
+    Raises:
+        UnsupportedError: values or gradients differ.
+    """
     few = _few(inputs)
     eager = Stepwise()
     states = []
@@ -210,7 +216,7 @@ def _agree(what: str, right: Tensor, got: Tensor, tolerance: float) -> None:
     if not finite.any():
         return  # nothing to compare with
     right, got = right[finite], got[finite]
-    # Of numbers much smaller than 1 rounding in what they were computed from may be all that differs.
+    # For numbers much smaller than 1 the difference may be rounding of the larger operands.
     difference = float((right - got).abs().max() / right.abs().max().clamp_min(1e-2))
     if not difference < tolerance:
         raise UnsupportedError(
@@ -220,7 +226,7 @@ def _agree(what: str, right: Tensor, got: Tensor, tolerance: float) -> None:
 
 
 def _few(inputs: Inputs) -> Inputs:
-    """Two control intervals from some of these states and from others all over the state box."""
+    """Inputs of two control intervals, from some of these states and from others in the state box."""
     x0 = inputs.x0.detach()
     given = x0[x0.isfinite().all(-1)][:3]
     box = inputs.env.state_box.sample(5, torch.Generator("cpu").manual_seed(0), torch.float64)

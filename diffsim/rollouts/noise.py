@@ -1,4 +1,4 @@
-"""Normal noise that is a function of a seed and of where it is used: the same on every back end."""
+"""Normal noise as a function of seed, interval, rollout and component: the same on every back end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
 
 ACTIONS, PARAMETERS = 0, 1
-"""What the noise is for: streams that do not overlap."""
+"""Independent streams of numbers, one per use."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Noise:
 
     The numbers come from Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011) with the
     counter (rollout, interval, component // 4, stream) and from Box's and Muller's transform in float32, computed by
-    operations that are rounded alike everywhere.
+    operations whose rounding is the same everywhere.
 
     Args:
         seed: from 0 to 2**64 - 1.
         scale: the standard deviation.
-        start: number of the first interval, from 0 to 2**32 - 1, to go on where another rollout ended.
+        start: number of the first interval, from 0 to 2**32 - 1, to continue where another rollout ended.
 
     Raises:
         ValueError: a number outside its range, or not a number.
@@ -104,7 +104,7 @@ def _philox(rollout: Tensor, interval: int, block: int, stream: int, seed: int) 
 
 
 def _product(multiplier: int, value: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low word of the product; in halves, because int64 has no room for 64 bits without a sign."""
+    """High and low word of the product; in halves, because int64 cannot hold an unsigned 64-bit product."""
     low, high = value & 0xFFFF, value >> 16
     lower, upper = low * multiplier, high * multiplier
     total = (lower >> 16) + upper
@@ -116,7 +116,7 @@ def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     uniform = ((first >> 9).float() + 0.5) * (1 / 8388608)
     radius = torch.sqrt(
         (-2.0 * _log(uniform)).double()
-    ).float()  # torch's own in float32 is not always rounded right
+    ).float()  # torch's float32 square root is not always correctly rounded
     angle = (((second & 0x3FFFFFFF) >> 6).float() * (1 / 16777216) - 0.5) * 1.5707963705062866
     z = angle * angle
     s = angle + angle * (z * (z * (z * -0.00019515282474458218 + 0.00833216030150652) - 0.16666655242443085))

@@ -1,10 +1,10 @@
 // Whole rollouts: policy, simulator and cost over a horizon, forward and backward, one block of rollouts at a time.
 //
-// A block is NV vectors of LANES rollouts. Within a block the horizon runs from end to end while everything it touches is
-// in cache; blocks share nothing but what they read. The tape is the states alone: backward goes through the control
-// intervals from the last to the first, runs the policy on the state again and pulls gradients back through step and policy.
+// A block is NV vectors of LANES rollouts. A block runs over the whole horizon, so that its data stays in the cache; blocks
+// share read-only data. Only the states are stored: backward goes through the control intervals from the last to the first,
+// evaluates the policy on the state again and applies the vjp of step and policy.
 //
-// Above this text stand T and the sizes; at EMITTED, below the vectors, what was made from the user's functions:
+// Above this text are T and the sizes; at EMITTED, below the vectors, the code generated from the user's functions:
 //   struct Policy, struct Value   layers: prologue(), forward(), backward(), weights(), prologue_vjp()
 //   step(), step_vjp()            from the layers' results to the next state and the cost
 //   value(), value_vjp()          from the layers' results to the terminal value
@@ -16,7 +16,7 @@
 
 constexpr int NV = 4;  // vectors in a block
 
-// Loops over arrays that are meant to be registers. With them -O2 is as fast as -O3 and compiles in two thirds of the time.
+// Loops over arrays that should be kept in registers. With them -O2 is as fast as -O3 and compiles in two thirds of the time.
 #define UNROLL _Pragma("GCC unroll 64")
 
 static inline T total(V a) {
@@ -27,7 +27,7 @@ static inline T total(V a) {
   return parts[0];
 }
 
-// What one vector of rollouts reads, and where its gradients gather. Arrays of size 0 are left at size 1.
+// The inputs of one vector of rollouts, and the accumulators of its gradients. Arrays of size 0 get size 1.
 struct In {
   V x[N];
   V timed[TIMED + 1];  // noise and open-loop controls of the interval, made noise first
@@ -148,7 +148,7 @@ static inline void product(const T* w, int64_t row, int64_t column, int count, c
   matrix<ADD>(w, row, column, count, in, NV, out, NV, width, nv, finish);
 }
 
-// LANES vectors as a square matrix, turned over.
+// Transpose of LANES vectors as a square matrix.
 template <int S>
 static inline void exchange(V* r) {
   M low, high;

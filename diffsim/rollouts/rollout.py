@@ -46,19 +46,19 @@ BACKENDS = Registry(
 )
 
 _FEW = 256
-"""Rollouts from which on two threads gain more than they cost."""
+"""The number of rollouts from which several threads are faster than one."""
 
 _COMPILING = {"native": 3.0, "inductor": 30.0}
-"""Seconds that compiling takes, roughly; see docs/rollouts.md for what was measured."""
+"""Approximate seconds of compiling; docs/rollouts.md has measurements."""
 
 
 ON_FAILURE = (None, "raise", "mark")
 
 _MOST_ENGINES = 16
-"""Back ends that a rollout keeps ready; the oldest go first."""
+"""The number of prepared back ends that a rollout keeps; the oldest is dropped first."""
 
 _TOGETHER = 50
-"""Control intervals of an episode that are in memory at a time."""
+"""The number of control intervals of an episode that are in memory at a time."""
 
 
 class RolloutError(DiffsimError, UserCodeError):
@@ -84,7 +84,7 @@ class Rollout:
 
     Gradients are those with respect to the parameters of the policy and of the terminal value, the initial states,
     physical parameters (shared or per rollout), noise and open-loop controls, through all of the trajectory's
-    parts.  The tape is the states alone; backward computes every step again.  First derivatives only.  ``env.done`` is
+    parts.  Only the states are stored; backward computes every step again.  First derivatives only.  ``env.done`` is
     not consulted: rollouts run their full length.
 
     Args:
@@ -92,8 +92,8 @@ class Rollout:
         policy: any module from observations ``[B, o]`` (and, where noise is given, noise ``[B, m]``) to actions
             ``[B, m]``; None for open-loop controls.
         terminal: a function of the final states, ``[B, n] -> [B]``.
-        backend: ``"eager"``, ``"inductor"``, ``"native"`` or ``"auto"``: a compiled one if it can and if
-            ``expected_steps`` makes compiling worth while, and else eager.
+        backend: ``"eager"``, ``"inductor"``, ``"native"`` or ``"auto"``: a compiled one if it supports the
+            rollout and ``expected_steps`` justifies the compile time, else eager.
         threads: of the native back end; by default torch's, and one for fewer than 256 rollouts.
         expected_steps: how many control intervals will be simulated in all calls together, if known.
         on_failure: what to do where a state, cost or terminal value is not finite.  ``"raise"``: a
@@ -164,14 +164,14 @@ class Rollout:
 
         Args:
             p: physical parameters by name, ``[]`` or ``[B]``; the simulator's own by default.
-            noise: ``[steps, B, m]``, given to the policy an interval at a time, or a :class:`Noise`, which makes it
-                where it is used.
+            noise: ``[steps, B, m]``, given to the policy interval by interval, or a :class:`Noise`, which generates
+                it on the fly.
             controls: ``[steps, B, m]``, actions instead of the policy's.
-            truncate: cut the gradient between stretches of so many intervals.
+            truncate: cut the gradient after every so many intervals.
             keep_states: False saves the memory of the trajectory's states where no gradient is wanted.
 
         Raises:
-            ValueError: shapes, dtypes or devices that do not go together; neither policy nor controls.
+            ValueError: shapes, dtypes or devices that do not match; neither policy nor controls.
             SizeError: the policy, the simulator or the terminal value returns tensors of other shapes (a ValueError).
             RolloutError: their code fails.
             robotics_envs.DivergenceError: numbers are not finite, with ``on_failure="raise"``.
@@ -201,7 +201,7 @@ class Rollout:
         try:
             yield
         except Exception as error:
-            # Python's own classes only: others have a meaning to those who raise them.
+            # Builtin classes only: callers may want to catch their own ones.
             line = describe_failure(error) if type(error).__module__ == "builtins" else None
             if line is None:
                 raise
@@ -218,7 +218,7 @@ class Rollout:
         """Returns ``[B]`` and lengths ``[B]`` of whole episodes from ``x0 [B, n]``.
 
         The return is minus the costs up to where ``env.done``, the length the number of control intervals up to there.
-        ``noise`` is the same at every interval; zero is a way to use a kernel that was compiled for noise.
+        ``noise`` is the same at every interval; zeros allow the use of a kernel that was compiled for noise.
         """
         x, running = x0, ~self._done(x0)
         total, lengths = torch.zeros_like(x0[:, 0]), torch.zeros_like(x0[:, 0], dtype=torch.int64)
@@ -452,14 +452,14 @@ class Rollout:
         return u
 
     def _engine(self, inputs: Inputs, gradient: bool) -> Engine:
-        """The back end for these inputs, made ready if it is new."""
+        """The back end for these inputs, prepared if it is new."""
         kinds = [(name, v.ndim, v.requires_grad) for name, v in inputs.named().items()]
         held = fingerprint(self.env, self.policy, self.terminal)
         cast = autocast_state(inputs.x0.device)
         common = (inputs.x0.dtype, inputs.x0.device, cast, type(inputs.noise), *kinds, *held)
         key = (gradient, common)
         if (True, common) in self._engines:
-            return self._engines[True, common]  # what was made ready for gradients does without them too
+            return self._engines[True, common]  # one prepared for gradients serves without them as well
         if key not in self._engines:
             started = time.perf_counter()
             with (
@@ -481,8 +481,8 @@ class Rollout:
         if findings.changing:
             if gradient:
                 self._say(
-                    f"the rollout {findings.changing}, so its steps cannot be computed again: plain autograd, which "
-                    "keeps every step's graph; hand random numbers in as noise to avoid it"
+                    f"the rollout {findings.changing}, so its steps cannot be computed again: plain autograd is used, "
+                    "which stores the graph of every step; pass random numbers as noise to avoid it"
                 )
             elif self.backend not in ("auto", "eager"):
                 self._say(
@@ -490,7 +490,7 @@ class Rollout:
                 )
             return Unrolled()
         if self.env.foreign:
-            # Its forward pass computes derivatives along with the values: keep them instead of computing them again.
+            # Its forward pass computes derivatives along with the values, so steps are not computed again.
             if self.backend not in ("auto", "eager"):
                 self._say(
                     f"backend {self.backend!r} cannot compile {self.env.name}, which is not computed in torch: eager"
@@ -511,7 +511,7 @@ class Rollout:
             except UnsupportedError as error:
                 if isinstance(error.__cause__, build.NoCompilerError):
                     continue  # logged once a process, where it is found
-                self._say(f"backend {name!r} cannot run this rollout, another one will: {error}")
+                self._say(f"backend {name!r} cannot run this rollout, another one is used: {error}")
         raise AssertionError("eager can run every rollout")
 
     def _say(self, message: str) -> None:
@@ -520,13 +520,13 @@ class Rollout:
             logger.warning(message)
 
     def _candidates(self, inputs: Inputs) -> list[str]:
-        """Back ends in the order to try them."""
+        """Names of back ends in the order of preference."""
         if self.backend != "auto":
             return [self.backend, "eager"]
         cpu = inputs.x0.device.type == "cpu"
         if self.expected_steps is None:
             return [*(["native"] if cpu else ["inductor"]), "eager"]
-        # By counting and not by the clock, so that the same run always takes the same back end.
+        # By counting operations, not by timing, so that the same run always uses the same back end.
         eager = self.expected_steps * operations(inputs) * 3 * (4e-6 + 2e-9 * len(inputs.x0))
         return [
             name for name in ("native", "inductor") if eager > _COMPILING[name] and (cpu or name != "native")
@@ -540,7 +540,7 @@ def _trajectory(outcome: Outcome, ok: Tensor | None) -> Trajectory:
 
 
 def _judge(inputs: Inputs, outcome: Outcome, on_failure: str | None) -> Tensor | None:
-    """Which rollouts are finite, ``[B]``; None if nobody asked.
+    """Which rollouts are finite, ``[B]``; None if ``on_failure`` is None.
 
     Raises:
         DivergenceError: with ``"raise"``, if one is not.
@@ -590,7 +590,7 @@ class _Function(torch.autograd.Function):
         ctx.failed = on_failure == "mark" and not bool(ok.all())  # type: ignore[union-attr]
         ctx.engine, ctx.inputs = engine, inputs
         ctx.set_materialize_grads(False)
-        # Saving what was given, not only the states: autograd then notices if somebody writes into it.
+        # All inputs are saved, so that autograd reports in-place changes before backward.
         held = [q for module in inputs.modules for q in (*module.parameters(), *module.buffers())]
         ctx.save_for_backward(outcome.states, ok, *tensors, *(q for q in held if not q.is_inference()))
         constant = [getattr(outcome, name) for name in engine.constant]

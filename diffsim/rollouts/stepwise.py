@@ -1,4 +1,4 @@
-"""Back ends that go step by step: ``eager``, and the loop that ``inductor`` runs its compiled steps in."""
+"""Back ends with a Python loop over control intervals: ``eager``, and the base of ``inductor``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("diffsim")
 
 
 class Stepwise(Engine):
-    """Python's loop over control intervals; backward computes every step again from its state."""
+    """A Python loop over control intervals; backward computes every step again from its state."""
 
     compiled = False
 
@@ -227,7 +227,7 @@ def backward_without(
 
 
 def at_interval(inputs: Inputs, t: int | None, x: Tensor) -> Inputs:
-    """The inputs of one control interval as leaves of a graph of its own; parameters are leaves already."""
+    """The inputs of one control interval as leaves of a graph of its own; parameters already are leaves."""
 
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.detach().requires_grad_(tensor.requires_grad)
@@ -250,11 +250,11 @@ def _interval(given: Any, t: int | None) -> Any:
 
 
 def gradients_of(leaves: dict[Any, Tensor], outputs: list[Tensor], bars: list[Tensor]) -> dict[Any, Tensor]:
-    """Vector-Jacobian product with respect to ``leaves``, by their names; absent where nothing depends on them."""
+    """Vector-Jacobian product by the names of ``leaves``; absent where the outputs do not depend on one."""
     terms = [(output * bar).sum() for output, bar in zip(outputs, bars, strict=True) if output.requires_grad]
     if not terms:
         return {}
-    # Of their sum, because cotangents given to autograd.grad make torch import sympy (half a second).
+    # Gradient of the sum, because passing cotangents to autograd.grad makes torch import sympy (half a second).
     results = torch.autograd.grad(torch.stack(terms).sum(), list(leaves.values()), allow_unused=True)
     return {name: g for name, g in zip(leaves, results, strict=True) if g is not None}
 
@@ -271,14 +271,14 @@ def _add(total: dict[Any, Tensor], terms: dict[Any, Tensor]) -> None:
 
 
 def _members(inputs: Inputs, keep_states: bool) -> Outcome:
-    """A population's rollouts as one batch, or where the policy does not allow that one policy after the other."""
+    """A population's rollouts as one batch, or, if vmap does not support the policy, policy by policy."""
     assert inputs.act_together is not None
     together = replace(inputs, act=inputs.act_together, members=1)
     with torch.no_grad():
         try:
             inputs.act_together(inputs.x0, inputs.noise_at(0))
         except RuntimeError as error:
-            # torch.vmap refuses what it cannot see through, such as batch norm and own Functions without a rule.
+            # torch.vmap supports neither batch norm nor custom autograd Functions without a vmap rule.
             _say_once(str(error).splitlines()[0])
             return _one_after_the_other(inputs, keep_states)
         return Stepwise()._forward(together, keep_states)
@@ -287,13 +287,13 @@ def _members(inputs: Inputs, keep_states: bool) -> Outcome:
 @functools.cache
 def _say_once(reason: str) -> None:
     logger.warning(
-        "a population of policies that torch.vmap cannot batch is driven one policy after the other: %s",
+        "a population of policies that torch.vmap cannot batch is simulated one policy after the other: %s",
         reason,
     )
 
 
 def _one_after_the_other(inputs: Inputs, keep_states: bool) -> Outcome:
-    """A population's policies in turn; their parameters are put back afterwards."""
+    """A population's policies in turn; the parameters are restored afterwards."""
     each = len(inputs.x0) // inputs.members
     own = {id(q): q for module in inputs.modules for q in module.parameters()}
     before = {key: q.detach().clone() for key, q in own.items()}

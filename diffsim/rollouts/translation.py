@@ -25,7 +25,7 @@ from solvers.native.trace import NativeUnsupportedError, Tracer
 
 _MOST_NODES = 40_000  # beyond, the C++ compiler takes minutes
 _INLINE = 400
-"""Vector fields of at most so many operations are written out at every stage of the solver, larger ones called."""
+"""Vector fields of at most so many operations are inlined at every stage of the solver; larger ones are called."""
 
 
 _OWN_RULES = {PROJECTED_CLIP: elementwise("clip", 1)}
@@ -36,7 +36,7 @@ class Slot:
     """A shared input of the kernel: the tensor, and whether a gradient with respect to it is wanted."""
 
     tensor: Tensor | str
-    """A tensor that is held, or the name of a physical parameter."""
+    """A tensor of a function, or the name of a physical parameter."""
     size: int
     wanted: bool
 
@@ -50,7 +50,7 @@ def _template() -> str:
 
 @dataclass
 class Translation:
-    """The traced functions with everything that their C++ refers to."""
+    """The traced functions and the tensors that their C++ refers to."""
 
     inputs: Inputs
     gradient: bool
@@ -157,7 +157,7 @@ class Translation:
         return result[0]
 
     def _with_symbols(self, tracer: Tracer, p: dict[str, Tensor]) -> Env:
-        """The simulator with a dt that is an argument, and large vector fields as C++ functions of their own."""
+        """The simulator with a dt that is an argument, and large vector fields as separate C++ functions."""
         env = copy.copy(self.inputs.env)
         like = self.inputs.x0
         with tracer.paused():
@@ -216,7 +216,7 @@ class Translation:
         return [*self.policy.linears(), *self.value.linears()]
 
     def offsets(self) -> dict[int, int]:
-        """Where the gradients of slots gather that scalar expressions read, by slot. Later calls may add slots."""
+        """Offsets of the gradients of slots that scalar expressions read, by slot. Later calls may add slots."""
         weights = {op.weight for op in self._linears()}
         for k, slot in enumerate(self.slots):
             if slot.wanted and k not in weights and k not in self._offsets:
@@ -253,7 +253,7 @@ class Translation:
         x_bars = {f"by_x[{i}] =": node for i, node in enumerate(self.x)}
         x_added = {f"by_x[{i}] +=": node for i, node in enumerate(self.x)}
         raw_of = lambda net: {f"by_raw[{i}] =": node for i, node in enumerate(net.raw.values())}
-        # How many vectors gather a matrix's gradient depends on the lanes: C++ counts them.
+        # The number of vectors of a matrix's gradient depends on LANES: C++ computes it.
         at = [f"constexpr int GATHERED_0 = {sum(self.slots[k].size for k in offsets)};"]
         spread: list[str] = []
         for network in (self.policy, self.value):

@@ -1,7 +1,7 @@
-"""Does a simulator keep the contract of :class:`robotics_envs.base.Env`?  ``check_env`` tells.
+"""The conformance suite of simulators: ``check_env`` tests the contract of :class:`robotics_envs.base.Env`.
 
-Each check is a function from an environment to a list of complaints; all run, so one call names
-everything that is wrong.
+Each check is a function from an environment to a list of complaints.  All of them run, so that one call names
+every breach.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calls are pure, rollouts do not mix, limits hold, and a step follows the dynamics."""
+"""Checks that calls are pure, rollouts are independent, limits hold, and a step follows the dynamics."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def calls_repeat_and_change_nothing(env: Env) -> list[str]:
                 complaints.append(f"{name} gives {type(a).__name__}, a torch tensor is needed")
             elif a.shape != b.shape or not _same(a, b):
                 complaints.append(
-                    f"two equal calls of {name} differ: it hides a state or draws random numbers"
+                    f"two equal calls of {name} differ: it has hidden state or draws random numbers"
                 )
     return complaints
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two results are equal; NaN is another check's business, and the same as NaN here."""
+    """Whether two results are equal; NaN equals NaN here, and another check reports it."""
     return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
@@ -114,7 +114,7 @@ def wild_episodes_stay_finite(env: Env) -> list[str]:
                 break
         else:
             (gradient,) = torch.autograd.grad(x.sum() + total, start)
-            # Chaos may take a gradient beyond the range of its numbers, but nothing may make it NaN.
+            # In chaotic motion a gradient may overflow, but it may not be NaN.
             if gradient.isnan().any():
                 complaints.append(f"the gradient of {i + 1} intervals is NaN in {dtype}")
     return complaints
@@ -128,7 +128,7 @@ def rollouts_do_not_mix(env: Env) -> list[str]:
         "observe": lambda x, u: (env.observe(x),),
     }
     complaints = []
-    # Ends are rare: looked for in many states, far beyond the box too.
+    # Terminations are rare: many states are tried, also far outside of the box.
     low, high = env.state_box.bounds(x)
     many = (low + high) / 2 + 3 * (env.state_box.sample(400, generator(7), x.dtype) - (low + high) / 2)
     ends = env.done(many)
@@ -193,7 +193,7 @@ def methods_can_be_vmapped(env: Env) -> list[str]:
 
 
 def steps_are_straight_line(env: Env) -> list[str]:
-    """What is computed may not depend on values, or a step cannot be compiled: ``torch.where`` instead of ``if``."""
+    """No control flow may depend on values, or a step cannot be compiled: ``torch.where`` instead of ``if``."""
     if env.foreign:
         return []
     x, u, p = (sample(env)[0][:1], sample(env)[1][:1], sample(env)[2])
@@ -210,16 +210,16 @@ def steps_are_straight_line(env: Env) -> list[str]:
         except NotStraightLineError as error:
             complaints.append(f"{name}: {error}")
         except NativeUnsupportedError:
-            pass  # an operation without C++ costs speed, not correctness; Rollout says so
+            pass  # an operation without a C++ rule costs speed, not correctness; Rollout warns
     return complaints
 
 
 def step_follows_the_dynamics(env: Env) -> list[str]:
     """As dt goes to zero, ``(step(x) - x) / dt`` goes to ``dynamics(x)``."""
-    if env.foreign:  # its step has one length
+    if env.foreign:  # its step has a fixed length
         return []
     x, u, p = sample(env)
-    x = 0.5 * x  # away from the limits a simulator may impose at the edge of its box
+    x = 0.5 * x  # away from limits that a simulator may impose near the bounds of its box
     rate = env.dynamics(0.0, x, u, p)
     dt = 1e-6 * env.dt
     slope = (env.solver.step(env.dynamics, 0.0, x, u, p, dt) - x) / dt

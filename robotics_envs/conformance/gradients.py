@@ -1,4 +1,4 @@
-"""Gradients are right, and reach every input."""
+"""Checks that gradients agree with finite differences and reach every input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robotics_envs.user_code import describe_failure
 def gradients_agree_with_finite_differences(env: Env) -> list[str]:
     """Of dynamics, step, cost and observe, in float64, with respect to x, u and every parameter."""
     x, u, p = sample(env)
-    # Inside the box by a margin: a finite difference across the clip of the action is no derivative.
+    # A margin inside the box: a finite difference across the clip of the action is no derivative.
     low, high = env.action_box.bounds(u)
     inputs = {"x": x, "u": low + (high - low) * (0.05 + 0.9 * (u - low) / (high - low)), **p}
     functions: dict[str, Callable[..., Any]] = {
@@ -26,7 +26,7 @@ def gradients_agree_with_finite_differences(env: Env) -> list[str]:
         "cost": lambda x, u, **p: env.cost(x, u, p),
         "observe": lambda x, u, **p: env.observe(x),
     }
-    # Against every output by itself; of long states and long steps along random directions, which finds the same.
+    # Every output by itself; for long states and steps along random directions, which is as sensitive.
     long = x.shape[1] > 32
     complaints = []
     for name, function in functions.items():
@@ -42,7 +42,7 @@ def gradients_agree_with_finite_differences(env: Env) -> list[str]:
 
 
 def in_words(name: str, function: Callable[..., Any], inputs: Mapping[str, Tensor]) -> list[str]:
-    """Which inputs of a function have a wrong gradient, and in what way, from one random direction for each."""
+    """Which inputs of a function have a wrong gradient, and how it differs, along one random direction each."""
     complaints = []
     for what, value in inputs.items():
         direction = torch.randn(value.shape, generator=generator(3), dtype=value.dtype, device=value.device)
@@ -79,7 +79,7 @@ def in_words(name: str, function: Callable[..., Any], inputs: Mapping[str, Tenso
 
 
 def gradients_reach_every_input(env: Env) -> list[str]:
-    """No silent zero: x, u and each parameter move the state or the cost somewhere in the box."""
+    """No zero gradient: x, u and each parameter change the state or the cost somewhere in the box."""
     x, u, p = sample(env)
     inputs = {"x": x, "u": u, **p}
     for value in inputs.values():

@@ -1,4 +1,4 @@
-"""What the checks are tried on."""
+"""States, actions and parameters that the checks use."""
 
 from __future__ import annotations
 

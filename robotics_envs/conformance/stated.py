@@ -1,4 +1,4 @@
-"""What a simulator states about itself: names, numbers, boxes, shapes, starts, pictures."""
+"""Checks of what a simulator declares: names, numbers, boxes, shapes, starts, pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robotics_envs.user_code import defined_at, describe_failure
 
 
 def what_is_missing(env: Env) -> list[str]:
-    """Without these nothing else can be tried."""
+    """Missing or wrong declarations, without which no other check can run."""
     complaints = [
         f"{name} is missing: set it as a class attribute ({what})"
         for name, what in NEEDED.items()

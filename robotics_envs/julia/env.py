@@ -1,4 +1,4 @@
-"""A simulator that is computed in Julia, behind the contract of :class:`robotics_envs.base.Env`."""
+"""Simulators computed in Julia, as :class:`robotics_envs.base.Env`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _NONE, _STATES_AND_ACTIONS, _ALL = range(3)
 
 
 class InJulia(Solver):
-    """Stands where an environment has its solver: the steps are chosen and made in Julia."""
+    """Placeholder for the solver of an environment whose steps are computed in Julia."""
 
     order = 0
 
     def step(self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor) -> State:
-        """Not to be had.
+        """Not available.
 
         Raises:
             NotImplementedError: always.
@@ -65,7 +65,7 @@ class JuliaEnv(Env):
 
     Everything is computed on the CPU, in Float64 whatever the dtype of the tensors; the rollouts of a batch are spread
     over Julia's threads, each by itself, so that results do not depend on their number (with events, only within the
-    solver's tolerance).  Tensors are read and written where they are; only those that are not contiguous are
+    solver's tolerance).  Tensors are read and written in place; only non-contiguous ones are
     copied.  First derivatives only.
 
     A rollout that the solver in Julia cannot simulate becomes NaN, with a warning; an error in Julia is a
@@ -93,7 +93,7 @@ class JuliaEnv(Env):
     _simulator: ClassVar[_Simulator]
 
     def __reduce__(self) -> Any:
-        # Its class is made in this process: another one makes it again.
+        # Its class is made at run time: another process makes it again.
         return _again, (self.name, {**vars(self), "constants": dict(self.constants), "_packed": None})
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
@@ -131,7 +131,7 @@ class JuliaEnv(Env):
         """An action and parameters for what depends on neither."""
         return x.new_zeros(len(x), self._simulator.actions), self._own(x.dtype, x.device)
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019  # as long as the environment, whose constants do not change
+    @functools.lru_cache(maxsize=8)  # noqa: B019  # constants do not change during the life of an environment
     def _own(self, dtype: torch.dtype, device: torch.device) -> Params:
         return {name: torch.tensor(c.value, dtype=dtype, device=device) for name, c in self.constants.items()}
 
@@ -163,7 +163,7 @@ class JuliaEnv(Env):
         if failures and not self._warned:
             self._warned = True
             logger.warning(
-                "%s: the solver gave up on %d of %d rollouts, which are NaN now (said once); keep states and "
+                "%s: the solver failed for %d of %d rollouts, which are NaN now (reported once); keep states and "
                 "parameters physical, or choose another scheme or tolerance in the simulator's file",
                 self.name, failures, len(x),
             )  # fmt: skip
@@ -178,7 +178,7 @@ class JuliaEnv(Env):
         if not values:
             return x.new_zeros(0)
         key = tuple((v, v._version) for v in values)
-        # Packing some scalars takes longer than many a simulator's step, and most calls come with the same ones.
+        # Packing scalars may take longer than the step, and most calls pass the same tensors.
         if self._packed is not None and not any(v.requires_grad for v in values):
             known = self._packed[0]
             if all(a is b and i == j for (a, i), (b, j) in zip(known, key, strict=True)):
@@ -291,7 +291,7 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 class _EvaluateMapped(_Evaluate):
-    """The same under ``torch.func``'s transformations, which need this form; it takes torch 30 µs more a call."""
+    """The same under ``torch.func``'s transformations, which need this form; it costs 30 µs more per call."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -327,9 +327,9 @@ class _EvaluateMapped(_Evaluate):
 
 
 def julia_env(name: str) -> type[JuliaEnv]:
-    """The environment class of ``"julia:Simulator"`` or ``"julia:my_env.jl:MySimulator"``; starts Julia if need be.
+    """The environment class of ``"julia:Simulator"`` or ``"julia:my_env.jl:MySimulator"``; starts Julia if needed.
 
-    A file is loaded once in a process: what it says then is what its simulators are.
+    A file is loaded once per process; later edits have no effect.
 
     Raises:
         JuliaError: there is no Julia, file or simulator of that name, or Julia reports an error.

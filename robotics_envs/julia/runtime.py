@@ -1,7 +1,7 @@
-"""Julia inside this process: the only module that imports juliacall, and the home of all that starting it touches.
+"""Julia inside this process: the only module that imports juliacall.
 
-Environment variables, import order, threads, signals and forks are settled here, because each of them can be settled
-once only, and before Julia starts.
+Environment variables, import order, threads, signals and forks are handled here, because each of them can be set
+only once, before Julia starts.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ _runtime: Runtime | None = None
 class Runtime:
     """A running Julia with DiffSimEnvs loaded.
 
-    Calls go through C function pointers over plain memory: they hold no GIL, touch no Python object, and may come
-    from any thread (Julia adopts it).  Made by :func:`start`.
+    Calls go through C function pointers over plain memory: they hold no GIL, use no Python object, and may come
+    from any thread (Julia adopts it).  Created by :func:`start`.
 
     Attributes:
-        threads: how many a batch is spread over.
+        threads: number of Julia threads that a batch is divided among.
         versions: of Julia (``"julia"``) and of the packages that simulate.
     """
 
@@ -73,9 +73,9 @@ class Runtime:
         self._adjoints_loaded = False
 
     def open(self, file: str, name: str) -> dict[str, Any]:
-        """What there is to know of the simulator ``name`` of ``file`` (empty: of DiffSimEnvs).
+        """The declarations of the simulator ``name`` of ``file`` (empty: of DiffSimEnvs).
 
-        Its ``number`` is what later calls name it by.
+        ``number`` identifies it in later calls.
 
         Raises:
             JuliaError: the file does not load, or the simulator is not complete; with Julia's message and line.
@@ -87,7 +87,7 @@ class Runtime:
         return found
 
     def load_adjoints(self) -> None:
-        """Make SciMLSensitivity's adjoints available; seconds at the first call, nothing after.
+        """Load SciMLSensitivity's adjoints; takes seconds at the first call, later calls return at once.
 
         Raises:
             JuliaError: the project does not have the package.
@@ -130,7 +130,7 @@ class Runtime:
 
 
 def _text(function: Any, *arguments: Any) -> str:
-    """What a function of Julia writes that gives the length of its text."""
+    """The text that a Julia function writes; the function returns its length."""
     capacity = 64_000
     buffer = ctypes.create_string_buffer(capacity)
     length = function(*arguments, buffer, capacity)
@@ -146,9 +146,9 @@ def start(threads: int | None = None) -> Runtime:
     """The running Julia, started if it is not.
 
     Args:
-        threads: Julia threads that a batch is spread over; ``PYTHON_JULIACALL_THREADS`` or ``JULIA_NUM_THREADS`` win
-            over it, and without any it is one.  Settled by
-            the first call: results do not depend on it, so that later calls may name another number in vain.
+        threads: Julia threads that a batch is divided among; ``PYTHON_JULIACALL_THREADS`` and ``JULIA_NUM_THREADS``
+            take precedence; 1 by default.  Only the first call sets it; later calls with another number have no
+            effect.  Results do not depend on it.
 
     Raises:
         JuliaError: no Julia is set up, it cannot be started here, or its packages do not load.
@@ -172,15 +172,15 @@ def _start(threads: int | None) -> Runtime:
     installation = find()
     if threads is not None and "JULIA_NUM_THREADS" not in os.environ:
         os.environ.setdefault("PYTHON_JULIACALL_THREADS", str(threads))
-    # Julia's threads wait for each other by way of its SIGSEGV handler, so that handler has to be there: without it a
-    # collection of garbage with more than one thread (an adopted one counts) is a segmentation fault.
+    # Julia's threads synchronise through its SIGSEGV handler.  Without that handler, garbage collection with more than
+    # one thread (an adopted one counts) is a segmentation fault.
     if os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "yes") != "yes":
         raise JuliaError(
             "PYTHON_JULIACALL_HANDLE_SIGNALS has to be yes or unset: otherwise threads in Julia end in "
             "segmentation faults.  Ctrl-C raises KeyboardInterrupt all the same"
         )
     with _python_keeps_its_signals(), warnings.catch_warnings():
-        # About torch, imported before: measured to be harmless with signals handled (docs/julia.md).
+        # A warning about torch imported before; harmless with signals handled (measured, docs/julia.md).
         warnings.simplefilter("ignore")
         try:
             import juliacall  # noqa: F401
@@ -199,13 +199,13 @@ def _start(threads: int | None) -> Runtime:
 def _does_not_load(installation: Installation, reason: object) -> JuliaError:
     return JuliaError(
         f"{installation.executable} with the project {installation.project} does not load {PACKAGE} "
-        f"({str(reason).strip().splitlines()[0]}); run diffsim julia setup; diffsim julia status tells what is there"
+        f"({str(reason).strip().splitlines()[0]}); run diffsim julia setup; diffsim julia status shows what is there"
     )
 
 
 @contextmanager
 def _python_keeps_its_signals() -> Iterator[None]:
-    """Julia blocks SIGINT and SIGTERM in this thread and lets one of its own wait for them; undo that.
+    """Julia blocks SIGINT and SIGTERM in this thread and lets one of its own threads wait for them; undo that.
 
     The kernel prefers the main thread for a signal to the process, so it is Python's handler that runs: Ctrl-C raises
     KeyboardInterrupt, or does what ``signal.signal`` says, also with many Julia threads.
@@ -224,11 +224,11 @@ def _python_keeps_its_signals() -> Iterator[None]:
 def _leave_julia(library: ctypes.PyDLL) -> None:
     """Tell Julia that this thread is outside of it while Python runs.
 
-    Otherwise a collection of garbage, wanted by another thread, would wait for this one to come back.
+    Otherwise garbage collection started by another thread would wait for this thread to return to Julia.
     """
     library.jl_gc_safe_enter.restype, library.jl_gc_safe_leave.argtypes = ctypes.c_int8, (ctypes.c_int8,)
     state = library.jl_gc_safe_enter()
-    # Registered after juliacall's own, so it runs before that, which ends Julia from inside.
+    # Registered after juliacall's own handler, which ends Julia, so that it runs before that.
     atexit.register(lambda: None if _forked else library.jl_gc_safe_leave(state))
 
 
@@ -246,7 +246,7 @@ os.register_at_fork(after_in_child=_note_fork)
 def _refuse_fork() -> None:
     if _forked:
         raise JuliaError(
-            "Julia was started before this process was forked, and its threads do not survive that: use the start "
+            "Julia was started before this process was forked, and a child has none of its threads: use the start "
             "method 'spawn' or 'forkserver' (multiprocessing.get_context('spawn'), "
             "DataLoader(multiprocessing_context='spawn')), or make the first Julia environment after the fork"
         )
