@@ -93,7 +93,8 @@ class PolicyObjective(Objective):
         if smoothing is not None or noise is None or not std:
             std = smoothing or DEFAULT_NOISE_STD
             shape = (self.steps, len(self.x), self.policy.centre.numel())
-            noise = std * torch.randn(shape, generator=generator, dtype=self.x.dtype).to(self.x.device)
+            drawn = torch.randn(shape, generator=generator, dtype=self.x.dtype, device=generator.device)
+            noise = std * drawn.to(self.x.device)
         parts = torch.arange(len(self.x), device=self.x.device).tensor_split(groups)
         rollouts = [self.rollout(self.x[i], self.steps, self.params, noise=noise[:, i]) for i in parts]
         terms = [self.terms(r) for r in rollouts]

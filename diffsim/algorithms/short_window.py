@@ -183,7 +183,7 @@ class ShortWindow(Algorithm):
         ends = self._ends[: len(self._ends) - kept][:count]
         ends = torch.cat((ends, fresh[len(ends) :]))
         near = ((ends - self._middle).abs() <= s.reach * self._half_size) | self._is_angle
-        survives = torch.rand(count, generator=self.generator, device=self.device) < s.survival
+        survives = self._uniform(count) < s.survival
         continues = near.all(dim=-1) & survives & ~self.env.done(ends)
         continues[round(count * s.continuing) :] = False
         return torch.where(continues.unsqueeze(-1), ends, fresh)
@@ -235,6 +235,10 @@ class ShortWindow(Algorithm):
         """1 where the episode has not ended, 0 where it has; ``[T, batch, n] -> [T, batch]``."""
         ended = self.env.done(states.flatten(0, 1)).unflatten(0, states.shape[:2])
         return (~ended).to(self.dtype)
+
+    def _uniform(self, count: int) -> Tensor:
+        # In float32 for every run, whose dtype does not matter to a comparison with a probability.
+        return torch.rand(count, generator=self.generator, device=self.device, dtype=torch.float32)
 
     def _randn(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)

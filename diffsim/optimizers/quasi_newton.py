@@ -170,7 +170,7 @@ class LBFGS(QuasiNewton):
             if len(seen) == 1:
                 self._same_scenarios(at.gradient)
             self.point.grad = at.gradient.clone()
-            return torch.tensor(at.loss, dtype=torch.float64)
+            return torch.tensor(at.loss, dtype=torch.float64, device="cpu")
 
         self.steps += 1
         try:
@@ -297,7 +297,7 @@ def _lowest(seen: list[Seen]) -> Seen:
 
 
 def _full(size: int, value: float | None, default: float) -> Tensor:
-    return torch.full((size,), default if value is None else value, dtype=torch.float64)
+    return torch.full((size,), default if value is None else value, dtype=torch.float64, device="cpu")
 
 
 def _on_cpu(tensor: Tensor | None) -> Tensor | None:

@@ -79,7 +79,7 @@ class CMAES(AskAndTell):
         return cma.CMAEvolutionStrategy(self.start.numpy(), self.settings.sigma, options)
 
     def _randn(self, *shape: int) -> np.ndarray:
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).numpy()
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu").numpy()
 
     @property
     def popsize(self) -> int:
