@@ -92,7 +92,7 @@ def _float32_by_default() -> Iterator[None]:
                 torch.set_default_dtype(_dtype_before)
 
 
-class drawing_from(contextlib.AbstractContextManager["drawing_from"]):  # noqa: N801, used as a function
+class drawing_from(contextlib.AbstractContextManager["drawing_from"]):
     """Inside, whatever draws from torch's global generator of the CPU draws from ``generator`` instead.
 
     For code that cannot be given a generator: constructors of modules, and libraries.  The global generator is neither

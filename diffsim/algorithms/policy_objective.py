@@ -15,10 +15,10 @@ from diffsim.rollouts import Rollout, Trajectory
 from robotics_envs.base import Params, States
 
 Terms = Callable[[Trajectory], Float[Tensor, "K batch"]]
-"""The terms whose sum is a rollout's loss, in the order of time; ``K`` is the number of control intervals, or one more."""
+"""The terms whose sum is a rollout's loss, in the order of time; ``K`` is the number of intervals, or one more."""
 
 DEFAULT_NOISE_STD = 0.1
-"""Standard deviation of the noise on actions, in half ranges of their box, where an estimator needs noise and none is set."""
+"""Standard deviation of the noise on actions, in half ranges of their box, if an estimator needs it and none is set."""
 
 
 class PolicyObjective(Objective):

@@ -15,8 +15,8 @@ from diffsim.errors import ConfigError
 class Vector:
     """A list of parameters as one vector ``[P]`` in float64, whatever their dtype.
 
-    Optimizers that compute with the whole vector keep their own float64 copy, because rounding to a float32 policy would
-    lose small steps of a line search or of a distribution's mean.
+    Optimizers that compute with the whole vector keep their own float64 copy, because rounding to a float32 policy
+    would lose small steps of a line search or of a distribution's mean.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -81,7 +81,7 @@ class Samples(NamedTuple):
 
 
 Sampler = Callable[[int, float | None, torch.Generator], Samples]
-"""``(groups, smoothing, generator) -> Samples``; ``smoothing`` is the noise's standard deviation, None for the default."""
+"""``(groups, smoothing, generator) -> Samples``; ``smoothing`` is the standard deviation of the noise or None."""
 
 
 class Objective:

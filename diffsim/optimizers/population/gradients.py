@@ -1,4 +1,4 @@
-"""Evolution strategies that estimate a gradient with respect to the search distribution: PGPE and OpenAI-ES (EvoTorch's).
+"""Evolution strategies that estimate a gradient of the search distribution: PGPE and OpenAI-ES (EvoTorch's).
 
 Both draw antithetic pairs around a centre, rank their values and move the centre along the estimated gradient.  PGPE
 (Sehnke et al., "Parameter-exploring policy gradients", 2010) adapts a standard deviation per parameter; its centre is
