@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffsim.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -26,7 +29,16 @@ def torch_defaults(threads: int | None = None) -> Iterator[None]:
 
     Args:
         threads: CPU threads of torch inside; None leaves their number as it is.
+
+    Raises:
+        ConfigError: ``threads`` is more than 1 in a process that was forked after torch had been loaded.
     """
+    if threads is not None and threads > 1 and _forked:
+        raise ConfigError(
+            f"threads = {threads}: this process was forked from one that had loaded torch, and torch's threads do not "
+            "survive a fork: it would wait for them for ever. Start processes with "
+            "multiprocessing.get_context('spawn'), or set threads = 1"
+        )
     with contextlib.ExitStack() as stack:
         if threads is not None:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -44,6 +56,17 @@ def torch_defaults(threads: int | None = None) -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):  # there is no fork on Windows
+    os.register_at_fork(after_in_child=_note_fork)
 
 _dtype_lock = threading.Lock()
 _dtype_users = 0

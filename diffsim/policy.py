@@ -203,8 +203,8 @@ def initialised(build: Callable[[], Network], seed: int) -> Network:
     """The module that ``build`` makes, with random numbers from ``seed`` and nothing else.
 
     Neither the process's default dtype, default device and number of threads nor its random state matter, and none
-    of them is changed: parameters are float32 on the CPU, computed by one thread (the QR decomposition behind orthogonal
-    weights rounds differently with more).
+    of them is changed: parameters are float32 on the CPU, computed by one thread (the QR decomposition behind
+    orthogonal weights rounds differently with more).
     """
     with torch_defaults(threads=1), drawing_from(torch.Generator().manual_seed(seed)):
         return build()

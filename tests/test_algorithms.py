@@ -408,3 +408,10 @@ def test_native_rollouts_train_as_eager_ones_and_resume_to_the_bit(algorithm):
     assert len(native.rollout._engines) == 1  # evaluation takes the kernel of training
     assert records[1][0].compile_seconds > 0
     assert not any(record.compile_seconds for record in (*records[0], *records[1][1:]))
+
+
+def test_an_algorithm_says_what_it_is_in_one_line():
+    text = repr(build())
+    assert text.startswith("ShortWindow(pendulum, Adam(")
+    assert text.endswith("updates)")
+    assert "\n" not in text

@@ -91,3 +91,10 @@ def test_no_learning_rate_no_change():
     before = [p.clone() for p in c.parameters]
     c.fit(z, y, 5, 64, 0.0, torch.Generator().manual_seed(0))
     assert all(map(torch.equal, before, c.parameters))
+
+
+def test_a_critic_says_what_it_is_in_one_line():
+    c = critic()
+    assert repr(c) == "Critic(2 -> 16 -> 16 -> 1, not fitted)"
+    c.renormalise(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    assert repr(c) == "Critic(2 -> 16 -> 16 -> 1, mean 2, scale 1)"

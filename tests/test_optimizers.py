@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from diffsim.optimizers import (
 )
 from diffsim.optimizers.conformance import ConformanceError, check_optimizer
 from diffsim.optimizers.first_order import Adam, AdamSettings, FirstOrder, optimizer_classes
+from solvers.installation import install_command
 
 # Learning rates that lead half of the way down the suite's bowl in 80 steps.
 RATES = {
@@ -309,3 +311,22 @@ def test_names_do_not_mind_case_and_dotted_ones_lead_to_the_class():
     assert optimizer_class("diffsim.optimizers.first_order.Adam") is Adam
     assert issubclass(optimizer_class("torch.optim.NAdam"), FirstOrder)
     assert isinstance(build("torch.optim.NAdam", [vector(0.0)]).inner, torch.optim.NAdam)
+
+
+def test_optimizers_and_objectives_say_what_they_are_in_one_line():
+    optimizer, objective = build("cma_es", [vector(0.0, 1.0)], popsize=8), sphere(vector(0.0, 1.0))
+    assert repr(optimizer) == "CMAES(2 parameters, popsize=8, sigma=0.3, covariance='auto')"
+    objective.gradient()
+    assert repr(objective) == "Objective(2 parameters, 1 evaluations, 1 with a gradient)"
+    for name in OPTIMIZERS:
+        assert "\n" not in repr(build(name, [vector(0.0, 1.0)]))
+
+
+@pytest.mark.parametrize(("name", "library"), [("pgpe", "evotorch"), ("pso", "evox")])
+def test_a_missing_library_is_told_with_the_command_that_installs_it(name, library, monkeypatch):
+    for module in [m for m in sys.modules if m.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ConfigError) as caught:
+        build(name, [vector(0.0, 1.0)])
+    assert f"optimizer {name!r} needs {library}: {install_command('population')}" in str(caught.value)

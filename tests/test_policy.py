@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -79,6 +80,9 @@ def test_any_module_is_a_policy():
         ({"name": "mlp", "hiden": [3]}, "unknown key 'policy.hiden'; did you mean 'policy.hidden'"),
         ({"name": "mlp", "hidden": [0]}, "hidden = \\[0\\]"),
         ({"name": "mlp", "hidden": 64}, "hidden = 64"),
+        ({"name": "mlp", "hidden": "128,128"}, r"--set policy.hidden=\[64,64\]"),
+        ({"name": "mlp", "hidden": [True, 64]}, r"hidden = \[True, 64\]"),
+        ({"name": "mlp", "hidden": [1.5]}, r"hidden = \[1.5\]"),
         ({"name": "mlp", "activation": "tan"}, "unknown activation 'tan'; did you mean 'tanh'"),
         ({"name": "test_policy:WrongShape"}, "maps \\[2, 3\\] to \\[2, 2\\]; it must return \\[2, 1\\]"),
     ],
@@ -92,3 +96,13 @@ def test_an_mlp_without_hidden_layers_is_linear():
     net = MLP(3, 2, hidden=())
     x, y = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(net(x) + net(y), net(x + y) + net(torch.zeros(5, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("hidden", [np.array([5, 4]), (np.int64(5), np.int32(4)), [5.0, "4"]])
+def test_widths_may_be_any_whole_numbers(hidden):
+    assert [q.out_features for q in MLP(3, 2, hidden) if isinstance(q, nn.Linear)] == [5, 4, 2]
+
+
+def test_a_policy_says_what_it_is_in_one_line():
+    assert repr(policy(hidden=[8])) == "Policy(3 -> 1, MLP, 41 parameters, squash 'clip')"
+    assert "squash 'tanh'" in repr(policy(squash="tanh"))

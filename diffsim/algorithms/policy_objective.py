@@ -15,10 +15,10 @@ from diffsim.rollouts import Rollout, Trajectory
 from robotics_envs.base import Params, States
 
 Terms = Callable[[Trajectory], Float[Tensor, "K batch"]]
-"""The terms whose sum is a rollout's loss, in the order of time; ``K`` is the number of control intervals, or one more."""
+"""The terms whose sum is a rollout's loss, in the order of time; ``K`` is the number of intervals, or one more."""
 
 DEFAULT_NOISE_STD = 0.1
-"""Standard deviation of the noise on actions, in half ranges of their box, where an estimator needs noise and none is set."""
+"""Standard deviation of the noise on actions, in half ranges of their box, if an estimator needs it and none is set."""
 
 
 class PolicyObjective(Objective):
@@ -93,7 +93,8 @@ class PolicyObjective(Objective):
         if smoothing is not None or noise is None or not std:
             std = smoothing or DEFAULT_NOISE_STD
             shape = (self.steps, len(self.x), self.policy.centre.numel())
-            noise = std * torch.randn(shape, generator=generator, dtype=self.x.dtype).to(self.x.device)
+            drawn = torch.randn(shape, generator=generator, dtype=self.x.dtype, device=generator.device)
+            noise = std * drawn.to(self.x.device)
         parts = torch.arange(len(self.x), device=self.x.device).tensor_split(groups)
         rollouts = [self.rollout(self.x[i], self.steps, self.params, noise=noise[:, i]) for i in parts]
         terms = [self.terms(r) for r in rollouts]

@@ -3,22 +3,23 @@
 The policy's gradient is backpropagated through a few control intervals only, where it is smooth and has a low variance;
 the critic's value at the end of the window stands for the rest of the horizon.
 
-This is close to SHAC (Xu et al., "Accelerated Policy Learning with Parallel Differentiable Simulation", ICLR 2022, arXiv
-2204.07137).  The same: short windows in parallel, a terminal critic, TD(lambda) targets, a target network with Polyak
-averaging, Adam with betas (0.7, 0.95), learning rates that fall linearly to zero.  Different:
+This is close to SHAC (Xu et al., "Accelerated Policy Learning with Parallel Differentiable Simulation", ICLR 2022,
+arXiv 2204.07137).  The same: short windows in parallel, a terminal critic, TD(lambda) targets, a target network
+with Polyak averaging, Adam with betas (0.7, 0.95), learning rates that fall linearly to zero.  Different:
 
 - Starts: a share of the windows starts from states drawn uniformly from the simulator's state box, which only a
   simulator that can be set to any state allows.  SHAC continues every window until its episode ends.
 - Observations are standardised by fixed statistics over the state box, not by a running normalizer.
-- Actions are clipped to their box, with the backward pass of :class:`diffsim.policy.ProjectedClip`, not squashed by tanh.
+- Actions are clipped to their box, with the backward pass of :class:`diffsim.policy.ProjectedClip`, not squashed
+  by tanh.
 - The noise on actions has a fixed standard deviation, which is not learned.
 - The critic's outputs are normalised (PopArt), and the policy's loss is divided by their scale.  SHAC clips the norm of
   the gradient instead.
 - Any optimizer can replace Adam; an update whose numbers are not finite is dropped.
 
-Policy gradients through a model and a critic at its end are also called value gradients: Heess et al., "Learning Continuous
-Control Policies by Stochastic Value Gradients", 2015, arXiv 1510.09142; Clavera et al., "Model-Augmented Actor-Critic:
-Backpropagating through Paths", 2020, arXiv 2005.08068.  docs/algorithms.md has the measurements.
+Policy gradients through a model and a critic at its end are also called value gradients: Heess et al., "Learning
+Continuous Control Policies by Stochastic Value Gradients", 2015, arXiv 1510.09142; Clavera et al., "Model-Augmented
+Actor-Critic: Backpropagating through Paths", 2020, arXiv 2005.08068.  docs/algorithms.md has the measurements.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class ShortWindowSettings(Settings):
 
 
 class ShortWindow(Algorithm):
-    """Minimise the mean of ``sum_t gamma^t cost_t + gamma^window V(x_window)`` over windows; V is the target network."""
+    """Minimise the mean of ``sum_t gamma^t cost_t + gamma^window V(x_window)``, where V is the target network."""
 
     Settings = ShortWindowSettings
 
@@ -159,7 +160,7 @@ class ShortWindow(Algorithm):
         return self.rollout.returns(x, self.params, noise=x.new_zeros(len(self.env.action_box)))
 
     def _draw(self) -> tuple[Tensor, Tensor]:
-        """Initial states ``[B, n]`` and noise ``[window, B, m]``; the optimizer may ask to keep some of the last ones."""
+        """Initial states ``[B, n]`` and noise ``[window, B, m]``; the optimizer may ask to keep some of them."""
         s = self.settings
         count, kept = self.optimizer.scenarios(s.batch)
         if self._windows is None:
@@ -183,7 +184,7 @@ class ShortWindow(Algorithm):
         ends = self._ends[: len(self._ends) - kept][:count]
         ends = torch.cat((ends, fresh[len(ends) :]))
         near = ((ends - self._middle).abs() <= s.reach * self._half_size) | self._is_angle
-        survives = torch.rand(count, generator=self.generator, device=self.device) < s.survival
+        survives = self._uniform(count) < s.survival
         continues = near.all(dim=-1) & survives & ~self.env.done(ends)
         continues[round(count * s.continuing) :] = False
         return torch.where(continues.unsqueeze(-1), ends, fresh)
@@ -235,6 +236,10 @@ class ShortWindow(Algorithm):
         """1 where the episode has not ended, 0 where it has; ``[T, batch, n] -> [T, batch]``."""
         ended = self.env.done(states.flatten(0, 1)).unflatten(0, states.shape[:2])
         return (~ended).to(self.dtype)
+
+    def _uniform(self, count: int) -> Tensor:
+        # In float32 for every run, whose dtype does not matter to a comparison with a probability.
+        return torch.rand(count, generator=self.generator, device=self.device, dtype=torch.float32)
 
     def _randn(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)

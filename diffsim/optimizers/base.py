@@ -42,9 +42,9 @@ class Scenarios(NamedTuple):
 class Optimizer(abc.ABC):
     """Minimises an objective by changing ``parameters`` in place; each call of ``step`` is one step.
 
-    Saving and loading between any two steps changes no bit of what follows.  ``best`` is the point with the lowest finite
-    value that was evaluated; it is finite whatever the objective returns.  Values from steps on different scenarios are
-    compared with each other as they are.
+    Saving and loading between any two steps changes no bit of what follows.  ``best`` is the point with the lowest
+    finite value that was evaluated; it is finite whatever the objective returns.  Values from steps on different
+    scenarios are compared with each other as they are.
 
     Args:
         parameters: to optimize; all on one device.

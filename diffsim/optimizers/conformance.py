@@ -1,8 +1,8 @@
 """Checks that an optimizer does what :class:`diffsim.optimizers.Optimizer` promises: ``check_optimizer``.
 
-Each check takes a function that builds the optimizer and returns a list of complaints.  All checks run, so that one call
-reports everything that is wrong.  The test objective is a quadratic in seven parameters in two tensors; its value is 18 at
-the start and 3 at the minimum.
+Each check takes a function that builds the optimizer and returns a list of complaints.  All checks run, so that one
+call reports everything that is wrong.  The test objective is a quadratic in seven parameters in two tensors; its
+value is 18 at the start and 3 at the minimum.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """First-order optimizers: those of ``torch.optim`` and of ``pytorch_optimizer``, with schedules and clipping.
 
-The update rules are the libraries'.  This module adds validated options, learning-rate schedules over the run, clipping of
-the gradient's norm, and the rejection of steps that are not finite.
+The update rules are the libraries'.  This module adds validated options, learning-rate schedules over the run,
+clipping of the gradient's norm, and the rejection of steps that are not finite.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class LARSSettings(FirstOrderSettings):
     dampening: Fraction = 0.0
     weight_decay: float = Field(default=0.0, ge=0)
     trust_coefficient: float = Field(default=0.02, gt=0)
-    """A step of a weight matrix has this fraction of its norm, times lr; vectors, such as biases, take momentum steps."""
+    """A step of a weight matrix has this fraction of its norm, times lr; biases and other vectors: momentum steps."""
     nesterov: bool = False
 
 
@@ -284,7 +284,7 @@ def falling(schedule: Any, remaining: float) -> float:
 
 
 def rising(warm_up: float, remaining: float) -> float:
-    """Factor of the learning rate during warm-up; at least 1e-3 / warm_up, since a factor of zero would waste a step."""
+    """Factor of the learning rate during warm-up; at least 1e-3 / warm_up, because zero would waste a step."""
     return min(1.0, max(1.0 - remaining, 1e-3) / warm_up) if warm_up else 1.0
 
 
@@ -377,7 +377,8 @@ def any_first_order(inner: type[torch.optim.Optimizer]) -> type[FirstOrder]:
     closure = inspect.signature(inner.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ConfigError(
-            f"optimizer {inner.__name__} needs a closure that evaluates the loss; only optimizers that step without one can be used"
+            f"optimizer {inner.__name__} needs a closure that evaluates the loss; only optimizers that step without "
+            "one can be used"
         )
     known = own_options(inner)
 

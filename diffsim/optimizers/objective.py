@@ -15,8 +15,8 @@ from diffsim.errors import ConfigError
 class Vector:
     """A list of parameters as one vector ``[P]`` in float64, whatever their dtype.
 
-    Optimizers that compute with the whole vector keep their own float64 copy, because rounding to a float32 policy would
-    lose small steps of a line search or of a distribution's mean.
+    Optimizers that compute with the whole vector keep their own float64 copy, because rounding to a float32 policy
+    would lose small steps of a line search or of a distribution's mean.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -81,7 +81,7 @@ class Samples(NamedTuple):
 
 
 Sampler = Callable[[int, float | None, torch.Generator], Samples]
-"""``(groups, smoothing, generator) -> Samples``; ``smoothing`` is the noise's standard deviation, None for the default."""
+"""``(groups, smoothing, generator) -> Samples``; ``smoothing`` is the standard deviation of the noise or None."""
 
 
 class Objective:
@@ -164,7 +164,7 @@ class Objective:
                     values.append(float(self._scalar()))
         finally:
             self.vector.write(before)
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
 
     def _scalar(self) -> Tensor:
         loss = self._loss()
@@ -181,7 +181,8 @@ class Objective:
         if self._sampler is not None:
             self.evaluations += 1
             self.gradients += 1
-            return self._sampler(groups, smoothing, generator)
+            with torch.enable_grad():
+                return self._sampler(groups, smoothing, generator)
         return self._by_noisy_parameters(groups, 0.1 if smoothing is None else smoothing, generator)
 
     def _by_noisy_parameters(self, groups: int, std: float, generator: torch.Generator) -> Samples:
@@ -190,7 +191,9 @@ class Objective:
         Suh et al., "Do Differentiable Simulators Give Better Policy Gradients?", 2022, arXiv 2202.00817, §2.
         """
         centre = self.vector.read()
-        noise = std * torch.randn(groups, len(centre), generator=generator, dtype=torch.float64)
+        noise = std * torch.randn(
+            groups, len(centre), generator=generator, dtype=torch.float64, device=generator.device
+        )
         noise = noise.to(centre)
         base = float(self.values(centre.unsqueeze(0))[0])
         losses, first, zeroth = [], [], []
@@ -207,7 +210,10 @@ class Objective:
         finally:
             self.vector.write(centre)
         return Samples(
-            lowest, torch.tensor(losses, dtype=torch.float64), torch.stack(first), torch.stack(zeroth)
+            lowest,
+            torch.tensor(losses, dtype=torch.float64, device="cpu"),
+            torch.stack(first),
+            torch.stack(zeroth),
         )
 
 

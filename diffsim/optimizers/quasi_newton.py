@@ -1,10 +1,10 @@
 """L-BFGS with a strong Wolfe line search (torch's), and L-BFGS-B for bounded parameters (SciPy's).
 
-A step is a few iterations on one fixed set of scenarios, so that the points of a line search are compared on the same
-function.  Between steps new scenarios are drawn, some are kept, and their number may grow.  Curvature pairs are computed
-on one set only: the difference of gradients on two sets would be mostly noise (Berahas, Nocedal and Takáč, "A Multi-Batch
-L-BFGS Method for Machine Learning", 2016, arXiv 1605.06049; growing samples: Bollapragada et al., "A Progressive Batching
-L-BFGS Method", 2018, arXiv 1802.05374).
+A step is a few iterations on one fixed set of scenarios, so that the points of a line search are compared on the
+same function.  Between steps new scenarios are drawn, some are kept, and their number may grow.  Curvature pairs
+are computed on one set only: the difference of gradients on two sets would be mostly noise (Berahas, Nocedal and
+Takáč, "A Multi-Batch L-BFGS Method for Machine Learning", 2016, arXiv 1605.06049; growing samples: Bollapragada et
+al., "A Progressive Batching L-BFGS Method", 2018, arXiv 1802.05374).
 
 The parameters are optimized as a vector in float64.  A float32 policy receives rounded values, and only the rounding of
 its loss and gradient limits the line search.
@@ -140,7 +140,7 @@ class QuasiNewton(Optimizer):
 
 
 class LBFGS(QuasiNewton):
-    """``torch.optim.LBFGS`` on the vector; after a failed step it returns to the step's best point, without curvature."""
+    """``torch.optim.LBFGS`` on the vector; a failed step ends at its best point; the next one has no curvature."""
 
     Settings: ClassVar[type[LBFGSSettings]] = LBFGSSettings
 
@@ -170,7 +170,7 @@ class LBFGS(QuasiNewton):
             if len(seen) == 1:
                 self._same_scenarios(at.gradient)
             self.point.grad = at.gradient.clone()
-            return torch.tensor(at.loss, dtype=torch.float64)
+            return torch.tensor(at.loss, dtype=torch.float64, device="cpu")
 
         self.steps += 1
         try:
@@ -194,9 +194,9 @@ class LBFGS(QuasiNewton):
     def _same_scenarios(self, gradient: Tensor) -> None:
         """Correct torch's next curvature pair for the change of scenarios.
 
-        torch will subtract the gradient before the last move, on the old scenarios, from ``gradient``, on the new ones.
-        Adding to the former the change of the gradient at the present point between both sets leaves the change that the
-        move caused.
+        torch will subtract the gradient before the last move, on the old scenarios, from ``gradient``, on the new
+        ones. Adding to the former the change of the gradient at the present point between both sets leaves the
+        change that the move caused.
         """
         state = self.inner.state[self.point]
         if self._last_gradient is not None and state.get("prev_flat_grad") is not None:
@@ -297,7 +297,7 @@ def _lowest(seen: list[Seen]) -> Seen:
 
 
 def _full(size: int, value: float | None, default: float) -> Tensor:
-    return torch.full((size,), default if value is None else value, dtype=torch.float64)
+    return torch.full((size,), default if value is None else value, dtype=torch.float64, device="cpu")
 
 
 def _on_cpu(tensor: Tensor | None) -> Tensor | None:

@@ -32,8 +32,8 @@ class PopulationSettings(Settings):
 class Population(Optimizer):
     """Base of optimizers that evaluate a batch of candidates in each step.
 
-    Candidates and the search distribution are float64 on the CPU, whatever the device of the policy; only the evaluation
-    uses that device.
+    Candidates and the search distribution are float64 on the CPU, whatever the device of the policy; only the
+    evaluation uses that device.
     """
 
     Settings: ClassVar[type[PopulationSettings]] = PopulationSettings
@@ -148,5 +148,5 @@ def importing(library: str, optimizer: str) -> Iterator[None]:
 
 
 def stdev_of(radius: float, size: int) -> float:
-    """The standard deviation per parameter at which samples of ``size`` parameters are about ``radius`` from the mean."""
+    """The standard deviation per parameter at which samples with ``size`` parameters are ``radius`` from the mean."""
     return float(radius) / size**0.5

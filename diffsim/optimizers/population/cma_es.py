@@ -20,7 +20,7 @@ from diffsim.optimizers.population.pycma_state import restore, snapshot
 logger = logging.getLogger("diffsim")
 
 FULL_UP_TO = 500
-"""Up to so many parameters the full covariance matrix is adapted; beyond, its eigendecomposition costs more than rollouts."""
+"""Up to so many parameters the full covariance matrix is adapted; beyond, its eigenvectors cost more than rollouts."""
 SEPARABLE_UP_TO = 10_000
 """Up to so many parameters a diagonal is adapted by default; beyond, a diagonal and a few directions."""
 
@@ -52,10 +52,10 @@ class CMAES(AskAndTell):
             self.covariance = form_for(len(self.vector))
             if self.covariance != "full":
                 logger.warning(
-                    "cma_es: %s parameters, so the %s form of the covariance matrix is adapted (the full matrix would have "
-                    "%.2g entries); set optimizer.covariance to choose another form",
+                    "cma_es: %s parameters, so the %s form of the covariance matrix is adapted (the full matrix would "
+                    "have %.2g entries); set optimizer.covariance to choose another form",
                     f"{len(self.vector):,}",
-                    {"separable": "separable", "limited_memory": "limited-memory"}[self.covariance],
+                    self.covariance.replace("_", "-"),
                     float(len(self.vector)) ** 2,
                 )
         self.inner = self._fresh()
@@ -79,7 +79,7 @@ class CMAES(AskAndTell):
         return cma.CMAEvolutionStrategy(self.start.numpy(), self.settings.sigma, options)
 
     def _randn(self, *shape: int) -> np.ndarray:
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).numpy()
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu").numpy()
 
     @property
     def popsize(self) -> int:

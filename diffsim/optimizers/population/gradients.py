@@ -1,4 +1,4 @@
-"""Evolution strategies that estimate a gradient with respect to the search distribution: PGPE and OpenAI-ES (EvoTorch's).
+"""Evolution strategies that estimate a gradient of the search distribution: PGPE and OpenAI-ES (EvoTorch's).
 
 Both draw antithetic pairs around a centre, rank their values and move the centre along the estimated gradient.  PGPE
 (Sehnke et al., "Parameter-exploring policy gradients", 2010) adapts a standard deviation per parameter; its centre is
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffsim.isolation import drawing_from
+from diffsim.isolation import drawing_from, torch_defaults
 from diffsim.optimizers.first_order import Fraction
 from diffsim.optimizers.population.base import (
     AskAndTell,
@@ -81,13 +81,14 @@ class EvolutionGradient(AskAndTell):
         from evotorch.algorithms.functional import pgpe
 
         s = self.settings
-        return pgpe(
-            center_init=self.start.clone(),
-            objective_sense="min",
-            ranking_method=s.shaping,
-            symmetric=s.antithetic,
-            **self._options(),
-        )
+        with torch_defaults():
+            return pgpe(
+                center_init=self.start.clone(),
+                objective_sense="min",
+                ranking_method=s.shaping,
+                symmetric=s.antithetic,
+                **self._options(),
+            )
 
     def _options(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -99,7 +100,8 @@ class EvolutionGradient(AskAndTell):
     def _tell(self, candidates: Tensor, values: Tensor) -> None:
         if bool((values == values[0]).all()):
             return  # equal values contain no information, and ClipUp would divide by a zero norm
-        self.inner = self._library_tell(self.inner, candidates, values)
+        with torch_defaults():
+            self.inner = self._library_tell(self.inner, candidates, values)
 
     def _centre(self) -> Tensor:
         return self.inner.optimizer_state.center

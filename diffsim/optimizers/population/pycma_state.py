@@ -1,10 +1,10 @@
 """The state of a pycma optimizer as plain numbers and arrays; pycma itself offers only pickle.
 
-``snapshot`` visits every object of pycma that is reachable from the optimizer and stores those of its attributes that are
-numbers, strings, arrays, or lists or dicts of these, by their dotted path.  An array that two attributes share (such as
-the covariance matrix) is stored once and shared again after loading.  ``restore`` writes the stored values into a new
-optimizer with the same options.  Attributes without state of the search are skipped: options, logs, clocks, archives of
-evaluated points.
+``snapshot`` visits every object of pycma that is reachable from the optimizer and stores those of its attributes
+that are numbers, strings, arrays, or lists or dicts of these, by their dotted path.  An array that two attributes
+share (such as the covariance matrix) is stored once and shared again after loading.  ``restore`` writes the stored
+values into a new optimizer with the same options.  Attributes without state of the search are skipped: options,
+logs, clocks, archives of evaluated points.
 """
 
 from __future__ import annotations

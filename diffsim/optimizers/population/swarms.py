@@ -1,7 +1,8 @@
 """Particle swarm optimization and differential evolution (EvoX's).
 
-Kennedy and Eberhart, "Particle Swarm Optimization", 1995; Storn and Price, "Differential Evolution", 1997.  Both search a
-box: ``radius`` to either side of the initial parameters.  EvoX works in coordinates where this box is [-1, 1].
+Kennedy and Eberhart, "Particle Swarm Optimization", 1995; Storn and Price, "Differential Evolution", 1997.  Both
+search a box: ``radius`` to either side of the initial parameters.  EvoX works in coordinates where this box is [-1,
+1].
 """
 
 from __future__ import annotations
