@@ -15,11 +15,11 @@ from diffsim import user_code
 from diffsim.assembly import build_env, resolve_device
 from diffsim.config import RunConfig
 from diffsim.errors import EvaluationError, RunFileError
+from diffsim.isolation import torch_defaults
 from diffsim.policy import Policy, make_policy
 from diffsim.references import EnvLike, RunLike, env_section
 from diffsim.rollouts import Rollout
 from diffsim.runfile import RunFile
-from diffsim.torch_state import torch_state
 from diffsim.values import shown, whole_number
 from robotics_envs import ENVIRONMENTS
 from robotics_envs.base import Env
@@ -105,7 +105,7 @@ class LoadedRun:
         self.config = _runnable(self.file, env, trust)
         self.checkpoint = checkpoint
         self.update = int(self.file.checkpoints().get(checkpoint, {}).get("update", 0))
-        with torch_state(self.config.threads):
+        with torch_defaults(self.config.threads):
             self.env: Env = build_env(self.config)
             self.device = resolve_device(device)
             dtype = getattr(torch, self.config.dtype)
@@ -200,7 +200,7 @@ def evaluate(
     episodes = whole_number("episodes", episodes, least=1, error=EvaluationError)
     seed = whole_number("seed", seed, error=EvaluationError)
     loaded = LoadedRun(run, checkpoint, env=env, trust=trust)
-    with torch_state(loaded.config.threads):
+    with torch_defaults(loaded.config.threads):
         if gym is None:
             result = evaluate_in_simulator(loaded, episodes, seed)
         else:

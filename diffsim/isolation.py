@@ -24,8 +24,9 @@ from diffsim.errors import ConfigError
 def torch_defaults(threads: int | None = None) -> Iterator[None]:
     """Inside, torch is as in a fresh process: default dtype float32, default device CPU, gradients recorded.
 
-    Inference mode and autocast are off.  Everything is put back at the end.  All of these belong to the calling
-    thread, except the default dtype: it is float32 for the whole process while any thread is inside.
+    Inference mode and autocast are off, matrix products have full precision, denormal numbers are kept.  Everything is
+    put back at the end.  All of these belong to the calling thread, except the default dtype and the precision: they
+    hold for the whole process while any thread is inside.
 
     Args:
         threads: CPU threads of torch inside; None leaves their number as it is.
@@ -43,7 +44,7 @@ def torch_defaults(threads: int | None = None) -> Iterator[None]:
         if threads is not None:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(threads)
-        stack.enter_context(_float32_by_default())
+        stack.enter_context(_shared_by_threads())
         # Entered only where needed: a device context slows down every call of torch.
         if torch.get_default_device() != torch.device("cpu"):
             stack.enter_context(torch.device("cpu"))
@@ -54,6 +55,9 @@ def torch_defaults(threads: int | None = None) -> Iterator[None]:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
+        if _flushes_denormals():
+            torch.set_flush_denormal(False)
+            stack.callback(torch.set_flush_denormal, True)
         yield
 
 
@@ -68,28 +72,42 @@ def _note_fork() -> None:
 if hasattr(os, "register_at_fork"):  # there is no fork on Windows
     os.register_at_fork(after_in_child=_note_fork)
 
-_dtype_lock = threading.Lock()
-_dtype_users = 0
-_dtype_before = torch.float32
+_shared_lock = threading.Lock()
+_shared_users = 0
+_shared_before = (torch.float32, "highest")
 
 
 @contextlib.contextmanager
-def _float32_by_default() -> Iterator[None]:
-    """torch has one default dtype for all threads: the first to enter remembers it, the last to leave puts it back."""
-    global _dtype_users, _dtype_before
-    with _dtype_lock:
-        if _dtype_users == 0:
-            _dtype_before = torch.get_default_dtype()
-        _dtype_users += 1
-        if torch.get_default_dtype() != torch.float32:
-            torch.set_default_dtype(torch.float32)
+def _shared_by_threads() -> Iterator[None]:
+    """Default dtype and precision of matrix products, of which torch has one for all threads.
+
+    The first to enter remembers them, the last to leave puts them back.
+    """
+    global _shared_users, _shared_before
+    with _shared_lock:
+        if _shared_users == 0:
+            _shared_before = (torch.get_default_dtype(), torch.get_float32_matmul_precision())
+        _shared_users += 1
+        _set_shared(torch.float32, "highest")
     try:
         yield
     finally:
-        with _dtype_lock:
-            _dtype_users -= 1
-            if _dtype_users == 0 and torch.get_default_dtype() != _dtype_before:
-                torch.set_default_dtype(_dtype_before)
+        with _shared_lock:
+            _shared_users -= 1
+            if _shared_users == 0:
+                _set_shared(*_shared_before)
+
+
+def _set_shared(dtype: torch.dtype, precision: str) -> None:
+    if torch.get_default_dtype() != dtype:
+        torch.set_default_dtype(dtype)
+    if torch.get_float32_matmul_precision() != precision:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _flushes_denormals() -> bool:
+    smallest = torch.finfo(torch.float64).tiny
+    return float(torch.tensor(smallest, dtype=torch.float64, device="cpu") / 2) == 0.0
 
 
 class drawing_from(contextlib.AbstractContextManager["drawing_from"]):

@@ -20,6 +20,7 @@ from diffsim.algorithms.base import Algorithm, Record
 from diffsim.assembly import build_algorithm, resolve
 from diffsim.config import RunConfig, load_config, merge
 from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
+from diffsim.isolation import torch_defaults
 from diffsim.progress import Progress
 from diffsim.references import Callback, EnvLike, RunLike, env_section
 from diffsim.resuming import changed_on_resume, what_lengthening_means, with_moved_files
@@ -33,7 +34,6 @@ from diffsim.runfile import (
     status_writer,
 )
 from diffsim.signals import stop_on_signals
-from diffsim.torch_state import torch_state
 from diffsim.user_code import Source
 from diffsim.values import folder, shown
 from robotics_envs import JULIA
@@ -89,7 +89,7 @@ def train(
                 raise ConfigError("init starts a new run, resume goes on with an old one; give one of them")
             file = RunFile(out)
             config = file.config()  # refuse a missing or foreign file before locking its folder
-            with torch_state(config.threads), file.training_lock():
+            with torch_defaults(config.threads), file.training_lock():
                 run = Run.resume(file, values, trust, progress)
                 run.train([*callbacks, *_writers(log, file)])
             return file
@@ -97,7 +97,7 @@ def train(
         file = RunFile(_default_folder(config) if out is None else checked_folder(out))
         if file.exists():
             raise RunFileError(already_there(file.path))
-        with torch_state(config.threads):
+        with torch_defaults(config.threads):
             config = resolve(config)
             run = Run(file, config, build_algorithm(config), progress, user_code.sources(config))
             start = {} if init is None else run.start_from(RunFile(init))

@@ -334,14 +334,15 @@ def test_a_simulator_in_every_form(tmp_path, kind):
 def test_files_with_no_or_several_simulators_are_refused(tmp_path):
     file = tmp_path / "many.py"
     file.write_text(
-        "from robotics_envs.pendulum import Pendulum\n\n\nclass A(Pendulum):\n    pass\n\n\nclass B(Pendulum):\n    pass\n"
+        "from robotics_envs.pendulum import Pendulum\n\n\nclass A(Pendulum):\n    pass\n\n\n"
+        "class B(Pendulum):\n    pass\n"
     )
     with pytest.raises(ConfigError, match=r"several simulators: A, B; name one as 'many.py:MyEnv'"):
         train(tmp_path / "run", file)
     file.write_text("x = 1\n")
-    with pytest.raises(ConfigError, match="no subclass of robotics_envs.Env"):
+    with pytest.raises(ConfigError, match=r"no subclass of robotics_envs\.Env"):
         train(tmp_path / "run", file)
-    with pytest.raises(ConfigError, match="subclass of robotics_envs.Env"):
+    with pytest.raises(ConfigError, match=r"subclass of robotics_envs\.Env"):
         train(tmp_path / "run", dict)
 
 

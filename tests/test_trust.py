@@ -154,7 +154,7 @@ def test_an_edited_source_breaks_the_signature(me, tmp_path):
         text = bytes(node["0000"][()]).replace(b"pass", b"evil")
         node["0000"][...] = list(text)
     assert not RunFile(run).is_own()
-    with pytest.raises(TrustError, match="env.py"):
+    with pytest.raises(TrustError, match=r"env\.py"):
         diffsim.load_policy(run)
     assert not me.exists()
 

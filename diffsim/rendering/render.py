@@ -22,13 +22,13 @@ from diffsim.assembly import build_env
 from diffsim.config import load_config
 from diffsim.errors import ConfigError, RunFileError
 from diffsim.evaluation import LoadedRun
+from diffsim.isolation import torch_defaults
 from diffsim.progress import Progress
 from diffsim.references import EnvLike, RunLike, env_section
 from diffsim.rendering.page import page_data, write_html
 from diffsim.rendering.recording import MOST_FRAMES, Act, record
 from diffsim.rendering.video import write_gif, write_mp4
 from diffsim.runfile import RunFile
-from diffsim.torch_state import torch_state
 from diffsim.values import folder as absolute_folder
 from diffsim.values import shown, whole_number
 from diffsim.whole_files import write_whole
@@ -118,7 +118,7 @@ def render(
         source = _source(run, checkpoint, actions, env, trust)
         simulator = source.env
         generator = torch.Generator().manual_seed(seed)
-        with torch_state(source.threads):
+        with torch_defaults(source.threads):
             x = simulator.reset(rollouts, generator, source.dtype)
             intervals = simulator.episode_steps if steps is None else steps
             count = partial(progress.status, "simulating: interval", total=intervals)
