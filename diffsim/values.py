@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numbers
-import operator
 import os
 from pathlib import Path
 from typing import Any
 
 from diffsim.errors import ConfigError, DiffsimError
+from solvers import validation
 
 LARGEST = 2**63 - 1
 """Of seeds and counts: what a 64-bit signed integer holds, in torch and in HDF5."""
@@ -26,16 +26,13 @@ def whole_number(
     Raises:
         ConfigError: it is none, or outside ``least`` to ``most``; or the given ``error`` instead.
     """
-    number: int | None = None
-    if not isinstance(value, (bool, str)):
-        try:
-            number = operator.index(value)
-        except TypeError:
-            number = int(float(value)) if isinstance(value, numbers.Real) and value % 1 == 0 else None
-    if number is None or not least <= number <= most:
-        limits = f"from {least} to {most}" if number is not None or most < LARGEST else f"of at least {least}"
-        raise error(f"{name} = {value!r}: must be a whole number {limits}")
-    return number
+    is_whole_float = (
+        isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral) and value % 1 == 0
+    )
+    try:
+        return validation.whole_number(name, int(float(value)) if is_whole_float else value, least, most)
+    except ValueError as refusal:
+        raise error(str(refusal)) from None
 
 
 def folder(path: str | os.PathLike[str]) -> Path:

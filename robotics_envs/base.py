@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robotics_envs.drawing import Floats, Shape, View, state_bars
-from robotics_envs.numbers import whole_number
 from solvers.base import Solver
 from solvers.registry import UnknownNameError, unknown
+from solvers.validation import whole_number
 
 States = Float[Tensor, "batch n"]
 Actions = Float[Tensor, "batch m"]

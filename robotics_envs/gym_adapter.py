@@ -16,9 +16,9 @@ from torch import Tensor
 from robotics_envs.base import Env
 from robotics_envs.divergence import DivergenceError, check_finite
 from robotics_envs.drawing import rasterise
-from robotics_envs.numbers import whole_number
 from robotics_envs.user_code import construct_env
 from solvers.installation import install_command
+from solvers.validation import whole_number
 
 Array = NDArray[Any]
 RENDER_MODES = ("rgb_array", "human")

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from robotics_envs.base import Env
 from robotics_envs.gym_adapter import Array, Simulation
-from robotics_envs.numbers import whole_number
+from solvers.validation import whole_number
 
 
 class SB3VecEnv(VecEnv):

@@ -23,7 +23,7 @@ class RungeKuttaChebyshev(Solver):
     order = 2
 
     def __init__(self, stages: int = 10) -> None:
-        self.stages = stages = whole_number("stages", stages, minimum=2)
+        self.stages = stages = whole_number("stages", stages, least=2)
         w0 = 1 + 2 / (13 * stages**2)
         # Chebyshev polynomials and their first two derivatives at w0.
         t, d, dd = [1.0, w0], [0.0, 1.0], [0.0, 0.0]

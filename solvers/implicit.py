@@ -40,7 +40,7 @@ class DiagonallyImplicitRungeKutta(Solver):
         if newton_tolerance is not None:
             newton_tolerance = real_number("newton_tolerance", newton_tolerance, positive=True)
         self.newton_tolerance = newton_tolerance
-        self.newton_iterations = whole_number("newton_iterations", newton_iterations, minimum=1)
+        self.newton_iterations = whole_number("newton_iterations", newton_iterations, least=1)
 
     def stages(
         self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor

@@ -177,9 +177,9 @@ def _solve(
         raise ValueError("torchdiffeq's methods share their times; use one of our adaptive methods")
     if max_steps is None:
         max_steps = 100_000 if controller is not None else torch.iinfo(torch.int64).max
-    max_steps = whole_number("max_steps", max_steps, minimum=1)
-    max_events = whole_number("max_events", max_events, minimum=1)
-    event_samples = whole_number("event_samples", event_samples, minimum=1)
+    max_steps = whole_number("max_steps", max_steps, least=1)
+    max_events = whole_number("max_events", max_events, least=1)
+    event_samples = whole_number("event_samples", event_samples, least=1)
 
     sign = 1.0
     requested = ts

@@ -42,7 +42,7 @@ class PacedRosenbrock(Solver):
         steps: int,
     ) -> None:
         self.resolvent, self.pace = resolvent, pace
-        self.steps = whole_number("steps", steps, minimum=4)
+        self.steps = whole_number("steps", steps, least=4)
 
     def step(self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor) -> State:
         """The state at ``t + dt``."""

@@ -72,7 +72,7 @@ class TorchdiffeqSolver(Solver):
             if value is None or isinstance(value, Tensor):
                 continue
             if name in _WHOLE_NUMBERS:
-                options[name] = whole_number(name, value, minimum=1)
+                options[name] = whole_number(name, value, least=1)
             elif name in _REAL_NUMBERS:
                 options[name] = real_number(name, value, infinite=True)
         self.adjoint_arguments = {k: v for k, v in options.items() if k in _ADJOINT_OPTIONS}

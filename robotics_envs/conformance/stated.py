@@ -9,8 +9,8 @@ import torch
 from robotics_envs.base import NEEDED, Box, Env
 from robotics_envs.conformance.samples import BATCH, generator, sample
 from robotics_envs.drawing import flatten
-from robotics_envs.numbers import whole_number
 from robotics_envs.user_code import defined_at, describe_failure
+from solvers.validation import whole_number
 
 
 def what_is_missing(env: Env) -> list[str]:
