@@ -45,7 +45,7 @@ PARTS: dict[str, tuple[str, float]] = {
     "synchronization": ("gpu_parts.synchronization", 45.0),
     "speed": ("gpu_parts.speed", 480.0),
 }
-"""Module and most seconds of every part; the last one takes what is left."""
+"""Module and most seconds of every part, unless --quick; the last one takes what is left."""
 
 
 def arguments() -> argparse.Namespace:
@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--device", default="cuda", help="torch device; cpu tests the script itself")
-    parser.add_argument("--seconds", type=float, default=460.0, help="no check is started after so many")
+    parser.add_argument("--seconds", type=float, default=440.0, help="no check is started after so many")
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, and nothing that compiles for long"
     )
@@ -133,7 +133,7 @@ def run_parts(names: Sequence[str], options: argparse.Namespace) -> dict[str, An
     if torch.device(options.device).type == "cpu":
         torch.set_num_threads(1)  # the tensors are small: a second thread would mostly wait
     # A check that hangs cannot be skipped: end the process with its stack, the results are in the file.
-    faulthandler.dump_traceback_later(options.seconds + 60.0, exit=True)
+    faulthandler.dump_traceback_later(options.seconds + 35.0, exit=True)
     results: dict[str, Any] = {
         "machine": machine(options.device),
         "command": " ".join(["python", *sys.argv]),
@@ -146,7 +146,8 @@ def run_parts(names: Sequence[str], options: argparse.Namespace) -> dict[str, An
         module, most = PARTS[name]
         begun = time.monotonic()
         report = Report(
-            min(begun + most, started + options.seconds), save=lambda: write(results, options.out)
+            min(begun + (options.seconds if options.quick else most), started + options.seconds),
+            save=lambda: write(results, options.out),
         )
         results["parts"][name] = part = {"cases": report.cases}
         print(f"\n{name}, {max(report.left, 0.0):.0f} s at most", flush=True)

@@ -44,7 +44,7 @@ def run(*arguments, flags=(), **environment):
 
 def test_every_part_runs_on_the_cpu(tmp_path):
     out = tmp_path / "gpu.json"
-    status, printed, errors = run("--device", "cpu", "--quick", "--out", out)
+    status, printed, errors = run("--device", "cpu", "--quick", "--seconds", 500, "--out", out)
     assert status == 0, printed + errors
     parts = json.loads(out.read_text())["parts"]
     assert list(parts) == ["solve", "rollouts", "training", "synchronization", "speed"]

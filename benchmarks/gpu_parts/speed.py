@@ -302,7 +302,7 @@ def jax_cases(report: Report, env_name: str, sizes: Sizes, device: torch.device,
         error = "JAX's process ended without a result"
         try:
             done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=limit + 30.0, check=False
+                command, env=environment, capture_output=True, text=True, timeout=limit + 15.0, check=False
             )
             error += "".join(f": {line}" for line in done.stderr.strip().splitlines()[-1:])
         except subprocess.TimeoutExpired:
