@@ -160,9 +160,10 @@ class Snapshot:
         """What has changed since; empty if nothing has."""
         if self._versions != self._now():
             return "changes a buffer"
-        return (
-            "" if torch.equal(self._state, torch.get_rng_state()) else "draws from torch's global generator"
-        )
+        drawn = not torch.equal(self._state, torch.get_rng_state())
+        if self._cuda is not None and self._device is not None:
+            drawn = drawn or not torch.equal(self._cuda, torch.cuda.get_rng_state(self._device))
+        return "draws from torch's global generator" if drawn else ""
 
     def put_back(self) -> None:
         torch.set_rng_state(self._state)
