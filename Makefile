@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test conformance compiler browser lint clean gpu gpu-wheels
+.PHONY: demo test conformance compiler browser lint docs clean gpu gpu-wheels
 
 demo: compiler $(VENV)/.installed-demo
 	@rm -rf $(DEMO)
@@ -41,8 +41,13 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation site, into site/; a warning is an error, and nothing is loaded from the network.
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "wrote site/index.html"
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist
+	rm -rf site $(VENV) .pytest_cache .mypy_cache .ruff_cache dist
 
 $(VENV)/.installed-demo: pyproject.toml | $(BIN)/pip
 	@echo "installing diffsim into $(VENV) (the first time takes some minutes)"
