@@ -231,7 +231,7 @@ def plot(runs: tuple[str, ...], out: str | None) -> None:
     show_default=True,
     help="gif, html or mp4; repeatable.",
 )
-@click.option("--rollouts", default=4, show_default=True, type=Whole(1), help="How many episodes.")
+@click.option("--rollouts", default=4, show_default=True, type=Whole(), help="How many episodes.")
 @click.option("--seed", default=1000, show_default=True, type=Whole(), help="Of the starting states.")
 @click.option("--steps", type=Whole(1), help="Control intervals.  [default: an episode]")
 @click.option("--checkpoint", default="last", show_default=True, help="last or best.")

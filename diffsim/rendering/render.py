@@ -34,6 +34,7 @@ from diffsim.values import shown, whole_number
 from diffsim.whole_files import write_whole
 from robotics_envs import ENVIRONMENTS
 from robotics_envs.base import Env
+from solvers.installation import install_command
 from solvers.registry import unknown
 
 _PILLOW = ("PIL", "Pillow")
@@ -158,7 +159,7 @@ def _check_formats(formats: tuple[str, ...]) -> None:
         for module, package in FORMATS[name]:
             if find_spec(module) is None:
                 raise ConfigError(
-                    f"format {name!r} needs {package}: pip install 'diffsim[render]' (html needs nothing)"
+                    f"format {name!r} needs {package}: {install_command('render')} (html needs nothing)"
                 )
 
 
