@@ -152,7 +152,7 @@ def test_newton_that_does_not_converge():
 
 
 def test_newton_options_are_checked():
-    with pytest.raises(ValueError, match="newton_iterations must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="newton_iterations must be at least 1 and an integer, got 0"):
         make_solver("sdirk3", newton_iterations=0)
     with pytest.raises(ValueError, match="newton_tolerance must be positive, got -1"):
         make_solver("sdirk3", newton_tolerance=-1)
