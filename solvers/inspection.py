@@ -168,7 +168,7 @@ class _Watch:
         self.generators: list[tuple[str, Callable[[], Tensor], Callable[[Tensor], Any]]] = [
             ("torch's random generator", torch.get_rng_state, torch.set_rng_state)
         ]
-        self.buffers: list[tuple[str, nn.Module, str, Tensor, int, Tensor]] = []
+        self.buffers: list[tuple[str, nn.Module, str, Tensor, Tensor]] = []
         device = problem.x0.device
         if device.type != "cpu":
             of = torch.get_device_module(device)
@@ -185,9 +185,7 @@ class _Watch:
                 for key, buffer in module._buffers.items():
                     if buffer is not None:
                         name = f"{prefix}.{key}" if prefix else key
-                        self.buffers.append(
-                            (name, module, key, buffer, _version(buffer), buffer.detach().clone())
-                        )
+                        self.buffers.append((name, module, key, buffer, buffer.detach().clone()))
         self.states = [get() for _, get, _ in self.generators]
         self.drawn: list[str] = []
         self.updated: list[str] = []
@@ -208,8 +206,9 @@ class _Watch:
                 if is_moved and not torch.equal(new, get()):
                     self.drawn.append(name)
                     put(old)
-        for name, module, key, buffer, version, old in self.buffers:
-            if module._buffers.get(key) is not buffer or _version(buffer) != version:
+        for name, module, key, buffer, old in self.buffers:
+            # By value: batch norm's own kernel does not count its updates as versions.
+            if module._buffers.get(key) is not buffer or not _same(buffer, old):
                 self.updated.append(name)
                 module._buffers[key] = buffer
                 with torch.no_grad():
@@ -222,8 +221,8 @@ class _Watch:
         return f"f or an event updates the buffer {self.updated[0]!r}" if self.updated else ""
 
 
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) or torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
 
 
 _DEEPEST = 6  # of references from f to a module or generator
