@@ -21,8 +21,8 @@ def capsule_gyration(radius: Any, length: Any) -> Any:
 
     For numbers or tensors.  The masses of cylinder and half balls are as ``length`` to ``4 radius / 3``.
     About that axis the cylinder has ``(3 radius² + length²) / 12`` and the half balls, whose centres of mass
-    lie ``3 radius / 8`` beyond the cylinder's ends, ``2 radius² / 5 + 3 radius length / 8 + length² / 4`` (Meriam and Kraige,
-    Engineering Mechanics: Statics, table D/4, and the parallel axis theorem).
+    lie ``3 radius / 8`` beyond the cylinder's ends, ``2 radius² / 5 + 3 radius length / 8 + length² / 4``
+    (Meriam and Kraige, Engineering Mechanics: Statics, table D/4, and the parallel axis theorem).
     """
     balls = 4 / 3 * radius
     rod = (3 * radius**2 + length**2) / 12

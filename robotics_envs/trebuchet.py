@@ -260,7 +260,7 @@ def in_sling(s: _Four, p: Params) -> _Four:
 
 
 def time_to_land(stone: _Four, p: Params) -> _Scalars:
-    """Time s until a flying stone is on the ground: the later root of ``y + vy t - g t²/2``; 0 for one at rest there."""
+    """Time s until a flying stone lands: the later root of ``y + vy t - g t²/2``; 0 for one at rest there."""
     _, y, _, vy = stone.unbind(-1)
     square = vy * vy + 2 * p["g"] * y.clamp_min(0.0)
     moving = square > 0
