@@ -227,7 +227,7 @@ class RunFile:
         """The file, open for reading."""
         if not self.path.exists():
             place = shlex.quote(shown(self.folder))
-            raise RunFileError(f"no run at {self.path}; 'diffsim train ENV --out {place}' makes one")
+            raise RunFileError(f"no run at {shown(self.path)}; 'diffsim train ENV --out {place}' makes one")
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(h5py.File(self.path, "r", locking=False))
