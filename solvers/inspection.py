@@ -46,7 +46,8 @@ def check_field(
     _check_slope(slope, t, x, per_rollout)
     captured = False
     if recomputed:
-        values, captured = _look_again(problem, t, x, leaves)
+        with torch.set_grad_enabled(torch.is_grad_enabled() or adjoint in ("checkpoint", "adjoint")):
+            values, captured = _look_again(problem, t, x, leaves)
     watch.settle(lambda: functions_at(problem, t, x.clone(), problem.held(0), problem.p))
     if recomputed:
         cause = watch.cause()
@@ -117,20 +118,19 @@ def _check_times_broadcast(problem: Problem, t: Tensor, x: Tensor) -> None:
 
 
 def _look_again(problem: Problem, t: Tensor, x: Tensor, leaves: Leaves) -> tuple[list[Tensor], bool]:
-    """The functions' values with a graph, and whether they depend on a tensor outside of the leaves.
+    """The values of f and the events, and whether they depend on a tensor outside of the leaves.
 
     A leaf that f makes itself (to differentiate an energy) is another one at every evaluation, one that existed before
     the call is the same.
     """
     index = problem.grid.controls[0] if problem.holds_controls else None
-    with torch.enable_grad():
-        u, p, own = leaves.detached(index)
-        known = {id(leaf) for leaf in own}
-        values = functions_at(problem, t, x.clone(), u, p)
-        unknown = _graph_leaves(values, known)
-        if unknown:
-            again = functions_at(problem, t, x.clone(), u, p)
-            unknown = {key: leaf for key, leaf in _graph_leaves(again, known).items() if key in unknown}
+    u, p, own = leaves.detached(index)
+    known = {id(leaf) for leaf in own}
+    values = functions_at(problem, t, x.clone(), u, p)
+    unknown = _graph_leaves(values, known)
+    if unknown:
+        again = functions_at(problem, t, x.clone(), u, p)
+        unknown = {key: leaf for key, leaf in _graph_leaves(again, known).items() if key in unknown}
     return values, bool(unknown)
 
 
