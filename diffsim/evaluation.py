@@ -57,7 +57,7 @@ class LoadedPolicy:
                 f"this policy takes [{expected}] or [B, {expected}] observations "
                 f"({', '.join(self.observation_names)}), got an array of shape {list(array.shape)}"
             )
-        with torch.no_grad():
+        with torch_defaults(), torch.no_grad():
             inputs = torch.as_tensor(array).to(self.module.mean)
             actions = self.module(inputs.reshape(-1, expected))
         return actions.cpu().numpy().astype(np.float32).reshape(*array.shape[:-1], self.actions)
@@ -321,7 +321,7 @@ def _make(gym_id: str) -> Any:
         gymnasium.register_envs(shimmy)
     try:
         env: Any = gymnasium.make(gym_id)
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
         raise EvaluationError(f"Gymnasium cannot make {gym_id!r}: {error}") from None
     if isinstance(env.observation_space, gymnasium.spaces.Dict):
         env = gymnasium.wrappers.FlattenObservation(env)

@@ -12,8 +12,8 @@
     /evaluations/<n>     dataset returns [episodes]; attributes where, seed, mean, low, high, ...
 
 Every change writes a whole new file beside the old one, flushes it to the disk and renames it over the
-old one, under a lock.  So a reader sees the old file or the new one, never half of either.  HDF5's own
-file locks are not used: another program that holds the file open neither blocks a run nor is blocked.
+old one, under a lock.  So a reader sees the old file or the new one, never half of either.  HDF5 itself
+only sees copies in memory: another program that holds the file open neither blocks a run nor is blocked.
 Reading executes nothing: there is no pickle, and sources are only texts.
 """
 
@@ -230,7 +230,8 @@ class RunFile:
             raise RunFileError(f"no run at {shown(self.path)}; 'diffsim train ENV --out {place}' makes one")
         with contextlib.ExitStack() as stack:
             try:
-                file = stack.enter_context(h5py.File(self.path, "r", locking=False))
+                # Read as a whole: HDF5 would refuse a file that this or another program holds open.
+                file = stack.enter_context(h5py.File(io.BytesIO(self.path.read_bytes()), "r"))
                 form, version = file.attrs.get("format"), file.attrs.get("format_version")
             except _UNREADABLE as error:
                 raise self._damaged(error) from error

@@ -400,8 +400,9 @@ def test_a_foreign_environment_that_is_no_twin_is_refused(tmp_path):
     with pytest.raises(
         diffsim.DiffsimError, match=r"not known to be the same task as pendulum, whose twin is Pendulum-v1"
     ):
-        diffsim.evaluate(run, gym="diffsim/Simulator-v0", episodes=1)
+        diffsim.evaluate(run, gym=other, episodes=1)
     assert run.evaluations() == []
+    assert diffsim.evaluate(run, gym=other, episodes=2, any_gym=True).lengths.tolist() == [7, 7]
     assert diffsim.evaluate(run, gym="diffsim/Pendulum-v0", episodes=1).lengths.tolist() == [200]
 
 

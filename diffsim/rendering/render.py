@@ -175,12 +175,14 @@ def _source(run: Any, checkpoint: str, actions: str | None, env: EnvLike | None,
     if isinstance(run, type):
         config = load_config({"env": env_section(run)})
         return _bare(build_env(config), config.env.name, actions)
+    if not isinstance(run, RunFile) and os.fspath(run).endswith(".py"):
+        run = env_section(run)["name"]
     file = RunFile(run)
     if file.exists():
         return _trained(LoadedRun(file, checkpoint, env=env, trust=trust), checkpoint, actions)
     name = os.fspath(run) if not isinstance(run, RunFile) else str(run.path)
-    if name in ENVIRONMENTS or ":" in name or name.endswith(".py"):
-        return _bare(build_env(load_config({"env": env_section(name)})), name, actions)
+    if name in ENVIRONMENTS or ":" in name:
+        return _bare(build_env(load_config({"env": name})), name, actions)
     raise RunFileError(f"no run at {shown(file.path)}, and " + unknown("simulator", name, ENVIRONMENTS))
 
 
