@@ -275,7 +275,7 @@ AT_ONCE = [
     ("tsit5", {"dt": 0.1}),
     ("rk4", {"dt": 0.1}),
     ("rk4", {"dt": 0.07}),
-    ("euler", {"dt": 0.01}),
+    ("euler", {"dt": 0.05}),
     ("sdirk3", {"dt": 0.1}),
     ("rkc", {"dt": 0.1}),
     ("tsit5", {"backend": "native"}),
