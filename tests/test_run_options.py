@@ -396,13 +396,21 @@ def test_settings_files_name_files_beside_them(tmp_path, monkeypatch):
 
 
 def test_a_foreign_environment_that_is_no_twin_is_refused(tmp_path):
+    import gymnasium
+
     run = train(tmp_path / "run", updates=1)
-    with pytest.raises(
-        diffsim.DiffsimError, match=r"not known to be the same task as pendulum, whose twin is Pendulum-v1"
-    ):
-        diffsim.evaluate(run, gym=other, episodes=1)
-    assert run.evaluations() == []
-    assert diffsim.evaluate(run, gym=other, episodes=2, any_gym=True).lengths.tolist() == [7, 7]
+    other = "OtherPendulum-v0"  # of the same spaces
+    entry = "gymnasium.envs.classic_control:PendulumEnv"
+    gymnasium.register(other, entry, max_episode_steps=7, disable_env_checker=True)
+    try:
+        with pytest.raises(
+            diffsim.DiffsimError, match=r"known to be the same task as pendulum, whose twin is Pen"
+        ):
+            diffsim.evaluate(run, gym=other, episodes=1)
+        assert run.evaluations() == []
+        assert diffsim.evaluate(run, gym=other, episodes=2, any_gym=True).lengths.tolist() == [7, 7]
+    finally:
+        del gymnasium.registry[other]
     assert diffsim.evaluate(run, gym="diffsim/Pendulum-v0", episodes=1).lengths.tolist() == [200]
 
 
