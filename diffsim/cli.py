@@ -258,14 +258,15 @@ def render(run: str, **options: Any) -> None:
 @main.command()
 @click.argument("env")
 def check(env: str) -> None:
-    """Tell what is wrong with the simulator ENV, a name or "my_env.py:MyEnv"."""
+    """Tell what is wrong with the simulator ENV, a name, "my_env.py:MyEnv" or a file that defines one."""
     from diffsim.config import load_class
+    from diffsim.references import env_section
     from robotics_envs import ENVIRONMENTS
     from robotics_envs.conformance import CHECKS, ConformanceError, check_env
     from robotics_envs.user_code import describe_failure
 
     try:
-        check_env(load_class(ENVIRONMENTS, env))
+        check_env(load_class(ENVIRONMENTS, env_section(env)["name"]))
     except ConformanceError as error:
         raise DiffsimError(str(error)) from None
     except DiffsimError:
