@@ -20,7 +20,6 @@ from diffsim.errors import ConfigError
 from diffsim.settings import Seed, Settings
 from robotics_envs import ENVIRONMENTS, JULIA
 from robotics_envs.julia.installation import JuliaError
-from solvers import user_files
 from solvers.registry import Registry, UnknownNameError, remember, unknown
 from solvers.user_files import file_of
 
@@ -183,11 +182,11 @@ def loading(kind: str, name: str) -> Iterator[None]:
     except (UnknownNameError, JuliaError) as error:
         raise ConfigError(str(error)) from None
     except Exception as error:
+        from robotics_envs.user_code import is_users_file
+
         frames = traceback.extract_tb(error.__traceback__)
-        # Below the user's line may stand Python's import machinery, and ours.
-        users = [
-            f for f in frames if not f.filename.startswith("<frozen") and f.filename != user_files.__file__
-        ]
+        # Below the user's line may stand Python's import machinery, and libraries.
+        users = [f for f in frames if is_users_file(f.filename)]
         file, line = (users or frames)[-1].filename, (users or frames)[-1].lineno
         if isinstance(error, SyntaxError):
             file, line = error.filename or file, error.lineno

@@ -72,7 +72,7 @@ def describe_failure(
     frames = [
         (frame, number)
         for frame, number in traceback.walk_tb(error.__traceback__)
-        if _is_users(frame.f_code.co_filename, frame.f_globals.get("__name__", ""))
+        if is_users_file(frame.f_code.co_filename, frame.f_globals.get("__name__", ""))
     ]
     if frames:
         frame, number = frames[-1]
@@ -90,10 +90,11 @@ def defined_at(function: object) -> str:
         file, line = inspect.getsourcefile(function), inspect.getsourcelines(function)[1]  # type: ignore[arg-type]
     except (OSError, TypeError):
         return ""
-    return f" ({_path(file)}:{line})" if file and _is_users(file) else ""
+    return f" ({_path(file)}:{line})" if file and is_users_file(file) else ""
 
 
-def _is_users(filename: str, module: str = "__main__") -> bool:
+def is_users_file(filename: str, module: str = "__main__") -> bool:
+    """Whether the code of a traceback's frame is the user's: not ours, not Python's, not an installed library's."""
     if filename.startswith("<"):
         # Dataclasses, too, make functions in a file "<string>", but not in the module __main__ of a prompt.
         return filename.startswith(_TYPED) and module == "__main__"

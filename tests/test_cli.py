@@ -315,7 +315,7 @@ def test_check_says_in_words_what_is_wrong(tmp_path, monkeypatch):
     ):
         assert what in result.output
     assert "missing 1 required positional argument: 'size'" in invoke("check", "my_env.py:Stubborn").output
-    assert "check_env takes an instance" in invoke("check", "my_env.py:RK4").output
+    assert "check_env takes a simulator" in invoke("check", "my_env.py:RK4").output
 
 
 def test_optimizers_are_listed_with_their_options():
