@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from diffsim.policy import MLP, NETWORKS, Policy, make_policy
     from diffsim.rendering.render import render
     from diffsim.rollouts.noise import Noise, randomised
-    from diffsim.rollouts.rollout import BACKENDS, Rollout, Trajectory
+    from diffsim.rollouts.rollout import BACKENDS, Rollout, RolloutError, Trajectory
     from diffsim.run import Run, train
     from diffsim.runfile import RunFile
 
@@ -81,6 +81,7 @@ __all__ = [
     "Policy",
     "Record",
     "Rollout",
+    "RolloutError",
     "Run",
     "RunConfig",
     "RunFile",
@@ -129,7 +130,7 @@ __getattr__, __dir__ = lazy_attributes(
         "policy": ("MLP", "NETWORKS", "Policy", "make_policy"),
         "rendering.render": ("render",),
         "rollouts.noise": ("Noise", "randomised"),
-        "rollouts.rollout": ("BACKENDS", "Rollout", "Trajectory"),
+        "rollouts.rollout": ("BACKENDS", "Rollout", "RolloutError", "Trajectory"),
         "run": ("Run", "train"),
         "runfile": ("RunFile",),
     },

@@ -34,12 +34,23 @@ from solvers.lazy_import import lazy_attributes  # noqa: E402
 from solvers.registry import Registry, UnknownNameError  # noqa: E402
 
 if TYPE_CHECKING:
-    from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+    from robotics_envs.base import (
+        Actions,
+        Box,
+        Costs,
+        Env,
+        Observations,
+        Parameter,
+        Params,
+        SizeError,
+        States,
+    )
     from robotics_envs.conformance import ConformanceError, check_env
     from robotics_envs.divergence import DivergenceError
     from robotics_envs.drawing import COLOURS, Circle, Floats, Line, Polygon, Shape, Text, View
     from robotics_envs.joint_limit import JointLimit
     from robotics_envs.julia.installation import JuliaError
+    from robotics_envs.user_code import UserCodeError
 
 __all__ = [
     "COLOURS",
@@ -60,8 +71,10 @@ __all__ = [
     "Params",
     "Polygon",
     "Shape",
+    "SizeError",
     "States",
     "Text",
+    "UserCodeError",
     "View",
     "check_env",
     "julia_sources",
@@ -142,11 +155,22 @@ def julia_sources() -> Path:
 __getattr__, __dir__ = lazy_attributes(
     __name__,
     {
-        "base": ("Actions", "Box", "Costs", "Env", "Observations", "Parameter", "Params", "States"),
+        "base": (
+            "Actions",
+            "Box",
+            "Costs",
+            "Env",
+            "Observations",
+            "Parameter",
+            "Params",
+            "SizeError",
+            "States",
+        ),
         "conformance": ("ConformanceError", "check_env"),
         "divergence": ("DivergenceError",),
         "drawing": ("COLOURS", "Circle", "Floats", "Line", "Polygon", "Shape", "Text", "View"),
         "joint_limit": ("JointLimit",),
         "julia.installation": ("JuliaError",),
+        "user_code": ("UserCodeError",),
     },
 )
