@@ -161,7 +161,7 @@ def _explain(model: type[BaseModel], error: Any, section: str) -> str:
         return unknown("key", key, [prefix + name for name in known])
     if error["type"] == "missing":
         return f"{key} is missing; set it, for example with --set {key}=VALUE"
-    return f"{key} = {error['input']!r}: {error['msg']}"
+    return f"{key} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def load_class(registry: Registry, name: str) -> Any:

@@ -157,15 +157,24 @@ WRITERS: dict[str, tuple[type[LogWriter], str]] = {
 """Writers by name, each with the name of its file or folder inside the folder of the run."""
 
 
+def check_writers(names: Sequence[str]) -> None:
+    """Refuse unknown names before anything is made.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    for name in names:
+        if name not in WRITERS:
+            raise ConfigError(unknown("writer", name, WRITERS))
+
+
 def make_writers(names: Sequence[str], folder: str | os.PathLike[str]) -> list[LogWriter]:
     """The writers called ``names``, which write into ``folder``.
 
     Raises:
         ConfigError: an unknown name, or a package that is not installed.
     """
-    for name in names:
-        if name not in WRITERS:
-            raise ConfigError(unknown("writer", name, WRITERS))
+    check_writers(names)
     return [kind(Path(folder) / place) for kind, place in (WRITERS[name] for name in dict.fromkeys(names))]
 
 

@@ -21,6 +21,7 @@ from diffsim.assembly import build_algorithm, resolve
 from diffsim.config import RunConfig, load_config, merge
 from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
 from diffsim.isolation import torch_defaults
+from diffsim.log_writers import check_writers, make_writers
 from diffsim.progress import Progress
 from diffsim.references import Callback, EnvLike, RunLike, env_section
 from diffsim.resuming import changed_on_resume, what_lengthening_means, with_moved_files
@@ -79,7 +80,8 @@ def train(
         Interrupted: Ctrl-C, SIGTERM or SIGHUP arrived; a checkpoint has been written.
     """
     values = settings if env is None else merge(settings, {"env": env_section(env)})
-    callbacks = [callback] if callable(callback) else list(callback)
+    callbacks = _callbacks(callback)
+    check_writers([log] if isinstance(log, str) else log)
     with Progress(quiet=quiet) as progress:
         progress.status("loading")
         if resume:
@@ -139,9 +141,17 @@ def _with_policy_of(init: RunLike | None, values: Mapping[str, Any], trust: bool
     return {**values, "policy": config.policy.model_dump()}
 
 
-def _writers(log: str | Sequence[str], file: RunFile) -> list[Any]:
-    from diffsim.log_writers import make_writers
+def _callbacks(callback: Callback | Sequence[Callback]) -> list[Callback]:
+    callbacks = list(callback) if isinstance(callback, (list, tuple)) else [callback]
+    for one in callbacks:
+        if not callable(one):
+            raise ConfigError(
+                f"callback = {one!r}: give a function of a row of the history, or a list of them"
+            )
+    return callbacks
 
+
+def _writers(log: str | Sequence[str], file: RunFile) -> list[Any]:
     return make_writers([log] if isinstance(log, str) else list(log), file.folder)
 
 

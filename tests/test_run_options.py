@@ -76,6 +76,9 @@ def test_logs_are_written_and_go_on(tmp_path):
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 7
     with pytest.raises(ConfigError, match=r"tensorbord.*did you mean 'tensorboard'"):
         train(tmp_path / "other", log=["tensorbord"])
+    with pytest.raises(ConfigError, match=r"callback = 3: give a function"):
+        train(tmp_path / "other", callback=3)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
