@@ -142,7 +142,7 @@ def _with_policy_of(init: RunLike | None, values: Mapping[str, Any], trust: bool
 
 
 def _callbacks(callback: Callback | Sequence[Callback]) -> list[Callback]:
-    callbacks = list(callback) if isinstance(callback, (list, tuple)) else [callback]
+    callbacks: list[Any] = list(callback) if isinstance(callback, (list, tuple)) else [callback]
     for one in callbacks:
         if not callable(one):
             raise ConfigError(
