@@ -183,7 +183,8 @@ def test_a_whole_population_is_one_batch():
     values = objective.values(
         start.repeat(500, 1) + torch.linspace(0, 0.1, 500, dtype=torch.float64)[:, None]
     )
-    assert sizes == [10_000] * 3
+    # A look at a few rollouts comes first.
+    assert [size for size in sizes if size > 3] == [10_000] * 3
     assert values.isfinite().all()
     assert objective.evaluations == 500
 
