@@ -105,9 +105,14 @@ def objective(last, costs, states, values):
 
 
 def worst(got, right):
-    """Largest difference in units of the largest number of the array that is right."""
+    """Largest difference in units of the largest number of the array that is right.
+
+    The unit is at least a millionth of the largest number of all arrays: sums that cancel to zero are rounding.
+    """
+    got, right = list(got), list(right)
+    least = 1e-6 * max(float(b.detach().abs().max()) for b in right) + 1e-30
     return max(
-        float((a - b).detach().abs().max() / (b.detach().abs().max() + 1e-30))
+        float((a - b).detach().abs().max()) / max(float(b.detach().abs().max()), least)
         for a, b in zip(got, right, strict=True)
     )
 
