@@ -101,7 +101,7 @@ def train(
             raise RunFileError(already_there(file.path))
         with torch_defaults(config.threads):
             config = resolve(config)
-            run = Run(file, config, build_algorithm(config), progress, user_code.sources(config))
+            run = Run(file, config, build_algorithm(config), progress)
             start = {} if init is None else run.start_from(RunFile(init))
             with file.training_lock():
                 run.create(start)
@@ -175,6 +175,7 @@ class Run:
         self._best: tuple[float, Writer | None] = (float("-inf"), None)
         self._dropped_in_a_row = 0
         self._facts: dict[str, Any] = {}
+        self._own = True
         self._saved = 0
         self._inside_update = False
 
@@ -198,7 +199,7 @@ class Run:
         run = cls(file, config, build_algorithm(runnable), progress, sources)
         run._load_checkpoint()
         run.history = {name: column.tolist() for name, column in file.history().items()}
-        run._saved, run._facts = run.updates_done, file.provenance()
+        run._saved, run._facts, run._own = run.updates_done, file.provenance(), file.is_own()
         best = file.checkpoints().get("best")
         if best is not None:
             run._best = (best["return"], None)
@@ -244,7 +245,7 @@ class Run:
         Raises:
             RunFileError: there is a run already.
         """
-        # Once more, now that everything was built: constructors may import too.
+        # Now that everything was built: constructors may import too.
         self.sources = user_code.sources(self.config)
         self._facts = {**provenance.describe(self.config.device), **start}
         self.file.create(self.config, self._facts, self._sections("running"), self.sources)
@@ -298,9 +299,9 @@ class Run:
         row, stop = self._row(), self.config.stop
         if self.updates_done >= self.config.updates:
             return f"all {self.config.updates} updates done"
-        for name, column in (("wall_seconds", "wall_seconds"), ("env_steps", "env_steps")):
+        for name in ("wall_seconds", "env_steps"):
             limit = getattr(stop, name)
-            if limit is not None and row[column] >= limit:
+            if limit is not None and row[name] >= limit:
                 return f"stop.{name} = {limit:g} reached after update {self.updates_done}"
         if stop.target_return is not None and row["return"] >= stop.target_return:
             return f"stop.target_return = {stop.target_return:g} reached after update {self.updates_done}"
@@ -318,7 +319,7 @@ class Run:
                 return
             elsewhere = RunFile(tempfile.mkdtemp(prefix="diffsim-"))
             try:
-                elsewhere.create(self.config, self._facts, sections, self.sources)
+                elsewhere.create(self.config, self._facts, sections, self.sources, own=self._own)
             except (OSError, RunFileError):
                 raise error from None
             raise RunFileError(

@@ -105,8 +105,9 @@ class RunFile:
         provenance: Mapping[str, Any],
         sections: Mapping[str, Writer],
         sources: Sequence[Source] = (),
+        own: bool = True,
     ) -> None:
-        """Write a new file with these sections.
+        """Write a new file with these sections, signed if configuration and sources are this user's ``own``.
 
         Raises:
             RunFileError: it exists already.
@@ -121,7 +122,7 @@ class RunFile:
         def write_sources(group: h5py.Group) -> None:
             user_code.write(group, sources)
 
-        made = {"format": FORMAT, "format_version": FORMAT_VERSION, **_signed(config, sources)}
+        made = {"format": FORMAT, "format_version": FORMAT_VERSION, **_signed(config, sources, own)}
         written = {"provenance": write_provenance, **({"sources": write_sources} if sources else {})}
         with self._writing():
             self._replace(made, {**written, **sections})
@@ -137,7 +138,7 @@ class RunFile:
                 raise RunFileError(
                     f"{self.path} has vanished since it was opened; nothing can be saved in it"
                 )
-            changed = {} if config is None else _signed(config, self.sources())
+            changed = {} if config is None else _signed(config, self.sources(), self.is_own())
             with self._open() as old:
                 kept = {}
                 for top in {name.split("/")[0] for name in (*old, *sections)}:
@@ -362,9 +363,10 @@ def checkpoint_writer(state: dict[str, Any], **attributes: float) -> Writer:
     return write
 
 
-def _signed(config: RunConfig, sources: Sequence[Source]) -> dict[str, str]:
+def _signed(config: RunConfig, sources: Sequence[Source], own: bool) -> dict[str, str]:
+    # Consent to run somebody else's code once does not make it this user's.
     text = config.to_json()
-    return {"config": text, "signature": user_code.signature(text, sources)}
+    return {"config": text, "signature": user_code.signature(text, sources) if own else ""}
 
 
 def already_there(path: Path) -> str:

@@ -111,6 +111,7 @@ def test_with_consent_the_stored_code_runs_anywhere(stranger, me, settings):
     diffsim.train(out=run.folder, resume=True, trust=True, updates=2, quiet=True)
     assert me.exists()
     assert len(run.history()["update"]) == 2
+    assert not run.is_own()  # consent for one command is no signature
 
 
 def test_a_simulator_of_one_s_own_needs_no_consent(stranger, me):
