@@ -33,7 +33,7 @@ import torch
 import torchdiffeq
 import torchode
 
-from diffsim.provenance import describe
+from diffsim.runs.provenance import describe
 from solvers import solve
 
 jax.config.update("jax_enable_x64", True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from diffsim.provenance import describe
+from diffsim.runs.provenance import describe
 from solvers import make_solver, solve
 
 BATCH, END = 2_000, 10.0

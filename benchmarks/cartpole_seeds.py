@@ -17,8 +17,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import diffsim
-from diffsim.evaluation import LoadedRun
 from diffsim.rollouts import Rollout
+from diffsim.runs.evaluation import LoadedRun
 
 
 @click.command()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from diffsim.critic import squared_error_gradient
+from diffsim.algorithms.critic import squared_error_gradient
 from diffsim.policy import MLP
 
 REPEATS, CALLS = 15, 200

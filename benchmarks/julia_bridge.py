@@ -31,11 +31,11 @@ from typing import Any
 
 import torch
 
-from diffsim.provenance import describe
 from diffsim.rollouts import Rollout
+from diffsim.runs.provenance import describe
 from robotics_envs import make_env
 from robotics_envs.julia import SIMULATORS, start
-from solvers.runge_kutta import Tsit5
+from solvers.methods.runge_kutta import Tsit5
 
 BATCH, ROUNDS, INTERVALS = 256, 15, 16
 TWINS = {

@@ -34,10 +34,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import diffsim
 from diffsim.config import PolicyConfig
-from diffsim.evaluation import LoadedRun
 from diffsim.policy import Policy, make_policy
-from diffsim.provenance import describe
 from diffsim.rollouts import Rollout
+from diffsim.runs.evaluation import LoadedRun
+from diffsim.runs.provenance import describe
 from robotics_envs import make_env
 from robotics_envs.base import Env
 from robotics_envs.julia import JuliaError, installation, start

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffsim.provenance import describe
-from diffsim.runfile import RunFile
+from diffsim.runs.provenance import describe
+from diffsim.runs.runfile import RunFile
 
 THREADS, RUNS, UPDATES = (1, 2, 4), 20, 60
 SETTINGS = ("algorithm.batch=64", "evaluation.every=0", "evaluation.episodes=1", "checkpoint_every=10")

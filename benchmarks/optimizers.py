@@ -82,7 +82,7 @@ def train(task: tuple[str, str, int, float, float]) -> dict[str, Any]:
 
     from diffsim.config import load_config
     from diffsim.errors import DiffsimError
-    from diffsim.run import MAX_DROPPED_IN_A_ROW, build_algorithm, resolve
+    from diffsim.runs.run import MAX_DROPPED_IN_A_ROW, build_algorithm, resolve
 
     torch.set_num_threads(1)
     done = {"optimizer": label, "simulator": env, "seed": seed}
@@ -212,7 +212,7 @@ def main(
     if out.exists():
         results = json.loads(out.read_text())
     if not print_table:
-        from diffsim.provenance import describe
+        from diffsim.runs.provenance import describe
 
         os.environ |= {"MUJOCO_GL": "disabled", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         stated = thresholds()

@@ -33,8 +33,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from diffsim.config import load_config
-from diffsim.evaluation import LoadedPolicy
-from diffsim.run import build_algorithm, resolve
+from diffsim.runs.evaluation import LoadedPolicy
+from diffsim.runs.run import build_algorithm, resolve
 
 EPISODES, FIRST_SEED, THRESHOLDS = 100, 1000, (-170.0, -190.0)
 ENVS = [gymnasium.make("Pendulum-v1") for _ in range(EPISODES)]

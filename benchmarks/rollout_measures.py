@@ -26,13 +26,13 @@ from rollout_peers import PEERS, Run, jax_population, make_env, make_policy, rel
 from torch import Tensor
 
 from diffsim.policy import Policy
-from diffsim.provenance import describe
 from diffsim.rollouts import native
 from diffsim.rollouts.rollout import BACKENDS, Rollout
+from diffsim.runs.provenance import describe
 from examples.cartpole import CartPole
 from robotics_envs.base import Actions, Box, Costs, Env, Parameter, Params, States
+from solvers.methods.runge_kutta import RK4
 from solvers.native import build
-from solvers.runge_kutta import RK4
 
 SLOW = ("eager", "torch loop", "diffrax", "torchdiffeq", "torchode", "brax")
 EVERY = 3

@@ -36,13 +36,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for the examples
 
 from diffsim.policy import MLP, Policy, initialised, observation_statistics
 from robotics_envs.base import Env
-from solvers.base import Solver
-from solvers.runge_kutta import RK4
+from solvers.methods.base import Solver
+from solvers.methods.runge_kutta import RK4
 
 ENVS = {
     "cartpole": "examples.cartpole:CartPole",
-    "quadrotor": "robotics_envs.quadrotor:Quadrotor",
-    "arm7": "robotics_envs.arm7_point:Arm7Point",  # the key of committed results
+    "quadrotor": "robotics_envs.simulators.quadrotor:Quadrotor",
+    "arm7": "robotics_envs.simulators.arm7_point:Arm7Point",  # the key of committed results
 }
 
 TOLERANCES = {"jax": 1e-4, "jax best": 1e-4, "torchdiffeq": 1e-4, "diffrax": 1e-3, "torchode": 1e-3}
@@ -250,7 +250,7 @@ class CartPoleTwin(Twin):
 
 
 class QuadrotorTwin(Twin):
-    """robotics_envs/quadrotor.py."""
+    """robotics_envs/simulators/quadrotor.py."""
 
     def unit(self, quaternion: Parts) -> Parts:
         a, b, c, d = quaternion
@@ -310,7 +310,7 @@ class QuadrotorTwin(Twin):
 
 
 class Arm7Twin(Twin):
-    """robotics_envs/arm7_point.py: arrays ``[7, ...]`` over the links, with matrix products and a Cholesky solve."""
+    """simulators/arm7_point.py: arrays ``[7, ...]`` over the links, with matrix products and a Cholesky solve."""
 
     rolled = True
     rank = 0
@@ -318,7 +318,7 @@ class Arm7Twin(Twin):
 
     def __init__(self, env: Env, jnp: Any, sincos: Callable[[Any], tuple[Any, Any]] | None = None) -> None:
         super().__init__(env, jnp, sincos)
-        import robotics_envs.arm7_point as source
+        import robotics_envs.simulators.arm7_point as source
 
         self.links, self.flange, self.rate_stop = source.LINKS, source.FLANGE, source.RATE_STOP
         self.joint_low, self.joint_high = source.JOINT_LOW, source.JOINT_HIGH

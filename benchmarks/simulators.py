@@ -23,9 +23,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import diffsim
-from diffsim.evaluation import LoadedRun
-from diffsim.provenance import describe
 from diffsim.rollouts import Rollout
+from diffsim.runs.evaluation import LoadedRun
+from diffsim.runs.provenance import describe
 from robotics_envs import ENVIRONMENTS, make_env
 
 EPISODES = 64

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from diffsim.provenance import describe
+from diffsim.runs.provenance import describe
 from solvers import solve
 
 METHODS = ("euler", "semi_implicit_euler", "stormer_verlet", "yoshida4", "implicit_midpoint")

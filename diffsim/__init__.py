@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 def _refuse_hidden_packages() -> None:
     """A script's own folder comes first on the import path: a file there can hide a package of this project."""
     root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-    for package in ("solvers", "robotics_envs"):
+    for package in ("lazy_registry", "solvers", "robotics_envs"):
         try:
             found = importlib.util.find_spec(package)
         except ValueError:  # somebody made the module by hand
@@ -32,13 +32,14 @@ def _refuse_hidden_packages() -> None:
 
 _refuse_hidden_packages()
 
-from solvers.lazy_import import lazy_attributes  # noqa: E402
+from diffsim._moved import MOVED  # noqa: E402
+from lazy_registry.lazy_import import lazy_attributes  # noqa: E402
+from lazy_registry.moved import serve_old_names  # noqa: E402
 
 if TYPE_CHECKING:
     from diffsim.algorithms import ALGORITHMS
     from diffsim.algorithms.base import Algorithm, Record
     from diffsim.config import RunConfig, Settings
-    from diffsim.curves import plot
     from diffsim.errors import (
         ConfigError,
         DiffsimError,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
         RunFileError,
         TrustError,
     )
-    from diffsim.evaluation import Evaluation, LoadedPolicy, evaluate, load_policy
     from diffsim.optimizers import OPTIMIZERS, make_optimizer, optimizer_class
     from diffsim.optimizers.base import Optimizer, Scenarios, StepReport
     from diffsim.optimizers.conformance import check_optimizer
@@ -57,8 +57,12 @@ if TYPE_CHECKING:
     from diffsim.rendering.render import render
     from diffsim.rollouts.noise import Noise, randomised
     from diffsim.rollouts.rollout import BACKENDS, Rollout, RolloutError, Trajectory
-    from diffsim.run import Run, train
-    from diffsim.runfile import RunFile
+    from diffsim.runs.curves import plot
+    from diffsim.runs.evaluation import Evaluation, LoadedPolicy, evaluate, load_policy
+    from diffsim.runs.run import Run, train
+    from diffsim.runs.runfile import RunFile
+
+serve_old_names(MOVED)
 
 __all__ = [
     "ALGORITHMS",
@@ -112,7 +116,7 @@ __getattr__, __dir__ = lazy_attributes(
         "algorithms": ("ALGORITHMS",),
         "algorithms.base": ("Algorithm", "Record"),
         "config": ("RunConfig", "Settings"),
-        "curves": ("plot",),
+        "runs.curves": ("plot",),
         "errors": (
             "ConfigError",
             "DiffsimError",
@@ -122,7 +126,7 @@ __getattr__, __dir__ = lazy_attributes(
             "RunFileError",
             "TrustError",
         ),
-        "evaluation": ("Evaluation", "LoadedPolicy", "evaluate", "load_policy"),
+        "runs.evaluation": ("Evaluation", "LoadedPolicy", "evaluate", "load_policy"),
         "optimizers": ("OPTIMIZERS", "make_optimizer", "optimizer_class"),
         "optimizers.base": ("Optimizer", "Scenarios", "StepReport"),
         "optimizers.conformance": ("check_optimizer",),
@@ -131,7 +135,7 @@ __getattr__, __dir__ = lazy_attributes(
         "rendering.render": ("render",),
         "rollouts.noise": ("Noise", "randomised"),
         "rollouts.rollout": ("BACKENDS", "Rollout", "RolloutError", "Trajectory"),
-        "run": ("Run", "train"),
-        "runfile": ("RunFile",),
+        "runs.run": ("Run", "train"),
+        "runs.runfile": ("RunFile",),
     },
 )

@@ -12,7 +12,7 @@ import click
 
 from diffsim import __version__
 from diffsim.errors import ConfigError, DiffsimError, Interrupted
-from solvers.registry import unknown
+from lazy_registry.registry import unknown
 
 
 class HelpfulCommand(click.Command):
@@ -137,7 +137,7 @@ def train(
     from pathlib import Path
 
     from diffsim.config import merge, parse_assignment, read_toml
-    from diffsim.run import train as run_training
+    from diffsim.runs.run import train as run_training
     from diffsim.values import shown
 
     layers = [read_toml(Path(config))] if config else []
@@ -158,7 +158,7 @@ def train(
 
 
 def _next_step(file: Any) -> str:
-    from diffsim.evaluation import LoadedRun
+    from diffsim.runs.evaluation import LoadedRun
     from diffsim.values import shown
 
     gym_id = LoadedRun(file, trust=True).env.gym_id  # its code has just run
@@ -186,7 +186,7 @@ def _next_step(file: Any) -> str:
 @_TRUST
 def evaluate(run: str, **options: Any) -> None:
     """Measure the policy of RUN and append the result to its file."""
-    from diffsim.evaluation import evaluate as run_evaluation
+    from diffsim.runs.evaluation import evaluate as run_evaluation
 
     click.echo(str(run_evaluation(run, **options)))
 
@@ -196,7 +196,7 @@ def evaluate(run: str, **options: Any) -> None:
 @click.option("--source", is_flag=True, help="Print the stored texts of the author's own files instead.")
 def show(runs: tuple[str, ...], source: bool) -> None:
     """Print what the file of a run holds; of several RUNS, a table."""
-    from diffsim.show import describe_run, describe_runs, describe_sources
+    from diffsim.runs.show import describe_run, describe_runs, describe_sources
 
     if source:
         click.echo("\n".join(describe_sources(run) for run in runs))
@@ -209,8 +209,8 @@ def show(runs: tuple[str, ...], source: bool) -> None:
 @click.option("--out", type=Run(), help="PNG, PDF or SVG to write.  [default: curves.png in the first run]")
 def plot(runs: tuple[str, ...], out: str | None) -> None:
     """Draw the learning curves of RUNS: of one, or the mean and its 95% interval over the seeds of several."""
-    from diffsim.curves import default_path
-    from diffsim.curves import plot as draw
+    from diffsim.runs.curves import default_path
+    from diffsim.runs.curves import plot as draw
     from diffsim.values import folder, shown
 
     target = folder(out) if out else default_path(runs)
@@ -260,7 +260,7 @@ def render(run: str, **options: Any) -> None:
 def check(env: str) -> None:
     """Tell what is wrong with the simulator ENV, a name, "my_env.py:MyEnv" or a file that defines one."""
     from diffsim.config import load_class
-    from diffsim.references import env_section
+    from diffsim.runs.references import env_section
     from robotics_envs import ENVIRONMENTS
     from robotics_envs.conformance import CHECKS, ConformanceError, check_env
     from robotics_envs.user_code import describe_failure

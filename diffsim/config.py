@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from diffsim.errors import ConfigError
 from diffsim.settings import Seed, Settings
+from lazy_registry.registry import Registry, UnknownNameError, remember, unknown
+from lazy_registry.user_files import file_of
 from robotics_envs import ENVIRONMENTS, JULIA
 from robotics_envs.julia.installation import JuliaError
-from solvers.registry import Registry, UnknownNameError, remember, unknown
-from solvers.user_files import file_of
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,9 +15,9 @@ from diffsim.config import PolicyConfig, load_class
 from diffsim.errors import ConfigError
 from diffsim.isolation import drawing_from, torch_defaults
 from diffsim.settings import whole_number
+from lazy_registry.registry import Registry, unknown
 from robotics_envs.base import Actions, Env, Observations
-from solvers.native.trace import tracing
-from solvers.registry import Registry, unknown
+from solvers.compiler.trace import tracing
 
 NETWORKS = Registry("policy", {"mlp": "diffsim.policy:MLP"})
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
-from solvers.runge_kutta import RK4
+from solvers.methods.runge_kutta import RK4
 
 _SOURCE = "Barto, Sutton, Anderson 1983, as in Gymnasium's CartPole; force in place of two pushes"
 

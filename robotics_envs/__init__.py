@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 def _refuse_hidden_packages() -> None:
     """A script's own folder comes first on the import path: a file there can hide a package of this project."""
     root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-    for package in ("solvers",):
+    for package in ("lazy_registry", "solvers"):
         try:
             found = importlib.util.find_spec(package)
         except ValueError:  # somebody made the module by hand
@@ -30,8 +30,10 @@ def _refuse_hidden_packages() -> None:
 
 _refuse_hidden_packages()
 
-from solvers.lazy_import import lazy_attributes  # noqa: E402
-from solvers.registry import Registry, UnknownNameError  # noqa: E402
+from lazy_registry.lazy_import import lazy_attributes  # noqa: E402
+from lazy_registry.moved import serve_old_names  # noqa: E402
+from lazy_registry.registry import Registry, UnknownNameError  # noqa: E402
+from robotics_envs._moved import MOVED  # noqa: E402
 
 if TYPE_CHECKING:
     from robotics_envs.base import (
@@ -48,9 +50,11 @@ if TYPE_CHECKING:
     from robotics_envs.conformance import ConformanceError, check_env
     from robotics_envs.divergence import DivergenceError
     from robotics_envs.drawing import COLOURS, Circle, Floats, Line, Polygon, Shape, Text, View
-    from robotics_envs.joint_limit import JointLimit
     from robotics_envs.julia.installation import JuliaError
+    from robotics_envs.mechanics.joint_limit import JointLimit
     from robotics_envs.user_code import UserCodeError
+
+serve_old_names(MOVED)
 
 __all__ = [
     "COLOURS",
@@ -108,25 +112,25 @@ class EnvironmentRegistry(Registry):
 ENVIRONMENTS = EnvironmentRegistry(
     "environment",
     {
-        "pendulum": "robotics_envs.pendulum:Pendulum",
-        "cartpole_swingup": "robotics_envs.cartpole_swingup:CartpoleSwingup",
-        "cartpole_balance": "robotics_envs.cartpole_balance:CartpoleBalance",
-        "acrobot": "robotics_envs.acrobot:Acrobot",
-        "double_pendulum": "robotics_envs.double_pendulum:DoublePendulum",
-        "reacher": "robotics_envs.reacher:Reacher",
-        "arm7": "robotics_envs.arm7:Arm7",
-        "arm7_point": "robotics_envs.arm7_point:Arm7Point",
-        "quadrotor_planar": "robotics_envs.quadrotor_planar:QuadrotorPlanar",
-        "quadrotor": "robotics_envs.quadrotor:Quadrotor",
-        "quadrotor_eight": "robotics_envs.quadrotor_eight:QuadrotorEight",
-        "car": "robotics_envs.car:Car",
-        "rocket_landing": "robotics_envs.rocket_landing:RocketLanding",
-        "satellite": "robotics_envs.satellite:Satellite",
-        "orbit_transfer": "robotics_envs.orbit_transfer:OrbitTransfer",
-        "hopper": "robotics_envs.hopper:Hopper",
-        "trebuchet": "robotics_envs.trebuchet:Trebuchet",
-        "reactor": "robotics_envs.reactor:Reactor",
-        "heat_rod": "robotics_envs.heat_rod:HeatRod",
+        "pendulum": "robotics_envs.simulators.pendulum:Pendulum",
+        "cartpole_swingup": "robotics_envs.simulators.cartpole_swingup:CartpoleSwingup",
+        "cartpole_balance": "robotics_envs.simulators.cartpole_balance:CartpoleBalance",
+        "acrobot": "robotics_envs.simulators.acrobot:Acrobot",
+        "double_pendulum": "robotics_envs.simulators.double_pendulum:DoublePendulum",
+        "reacher": "robotics_envs.simulators.reacher:Reacher",
+        "arm7": "robotics_envs.simulators.arm7:Arm7",
+        "arm7_point": "robotics_envs.simulators.arm7_point:Arm7Point",
+        "quadrotor_planar": "robotics_envs.simulators.quadrotor_planar:QuadrotorPlanar",
+        "quadrotor": "robotics_envs.simulators.quadrotor:Quadrotor",
+        "quadrotor_eight": "robotics_envs.simulators.quadrotor_eight:QuadrotorEight",
+        "car": "robotics_envs.simulators.car:Car",
+        "rocket_landing": "robotics_envs.simulators.rocket_landing:RocketLanding",
+        "satellite": "robotics_envs.simulators.satellite:Satellite",
+        "orbit_transfer": "robotics_envs.simulators.orbit_transfer:OrbitTransfer",
+        "hopper": "robotics_envs.simulators.hopper:Hopper",
+        "trebuchet": "robotics_envs.simulators.trebuchet:Trebuchet",
+        "reactor": "robotics_envs.simulators.reactor:Reactor",
+        "heat_rod": "robotics_envs.simulators.heat_rod:HeatRod",
     },
 )
 
@@ -169,7 +173,7 @@ __getattr__, __dir__ = lazy_attributes(
         "conformance": ("ConformanceError", "check_env"),
         "divergence": ("DivergenceError",),
         "drawing": ("COLOURS", "Circle", "Floats", "Line", "Polygon", "Shape", "Text", "View"),
-        "joint_limit": ("JointLimit",),
+        "mechanics.joint_limit": ("JointLimit",),
         "julia.installation": ("JuliaError",),
         "user_code": ("UserCodeError",),
     },

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lazy_registry.registry import UnknownNameError, unknown
 from robotics_envs.drawing import Floats, Shape, View, state_bars
-from solvers.base import Solver
-from solvers.registry import UnknownNameError, unknown
+from solvers.methods.base import Solver
 from solvers.validation import whole_number
 
 States = Float[Tensor, "batch n"]

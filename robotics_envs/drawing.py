@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.installation import install_command
+from lazy_registry.installation import install_command
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Point: TypeAlias = Sequence[float] | Floats

@@ -57,8 +57,8 @@ def register_envs() -> None:
         if environment_id not in gymnasium.registry:
             gymnasium.register(
                 id=environment_id,
-                entry_point=f"robotics_envs.gym_adapter:{'GymEnv' if steps is None else 'RegisteredEnv'}",
-                vector_entry_point="robotics_envs.gym_adapter:GymVectorEnv",
+                entry_point=f"robotics_envs.adapters.gym_adapter:{'GymEnv' if steps is None else 'RegisteredEnv'}",
+                vector_entry_point="robotics_envs.adapters.gym_adapter:GymVectorEnv",
                 kwargs=arguments,
                 max_episode_steps=steps,
                 # Gymnasium's checker on every step costs more than the step; check_env serves that purpose.

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 
+from lazy_registry.registry import UnknownNameError
 from robotics_envs import make_env
 from robotics_envs.base import NEEDED, Env
-from solvers.registry import UnknownNameError
 
 _PACKAGES = Path(__file__).resolve().parent.parent
 _OURS = tuple(f"{_PACKAGES / name}{os.sep}" for name in ("diffsim", "robotics_envs", "solvers"))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from solvers.base import Solver
-from solvers.step_size import StepSizeController
-from solvers.torchdiffeq_methods import TorchdiffeqSolver
+from solvers.engines.torchdiffeq_methods import TorchdiffeqSolver
+from solvers.marching.step_size import StepSizeController
+from solvers.methods.base import Solver
 
 
 def check_signature(f: Any) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers.adjoints.checkpoint import CheckpointedMarch, CheckpointedSteps
+from solvers.adjoints.continuous import ContinuousAdjoint, discard
+from solvers.adjoints.replay import replay, without_failed
 from solvers.arguments import (
     check_signature,
     checked_controller,
@@ -16,23 +19,20 @@ from solvers.arguments import (
     checked_state,
     checked_times,
 )
-from solvers.base import Solver, VectorField
-from solvers.checkpoint import CheckpointedMarch, CheckpointedSteps
-from solvers.continuous import ContinuousAdjoint, discard
-from solvers.events import Event
+from solvers.compiler.trace import NativeUnsupportedError
+from solvers.engines.torchdiffeq_methods import TorchdiffeqSolver, integrate_legs
 from solvers.failure import SolveError, describe
-from solvers.grid import make_grid
-from solvers.inspection import check_field
-from solvers.march import Track, march
+from solvers.marching.events import Event
+from solvers.marching.grid import make_grid
+from solvers.marching.inspection import check_field
+from solvers.marching.march import Track, march
+from solvers.marching.problem import Counted, Leaves, Problem, states_at_outputs
+from solvers.marching.step_size import StepSizeController
+from solvers.methods.base import Solver, VectorField
+from solvers.methods.runge_kutta import ExplicitRungeKutta
 from solvers.modes import normal_tensors, outside_inference_mode, without_autocast_cache
 from solvers.native.adaptive import NativeMarch, Run, kernel_for, logger
-from solvers.native.trace import NativeUnsupportedError
-from solvers.problem import Counted, Leaves, Problem, states_at_outputs
-from solvers.replay import replay, without_failed
-from solvers.runge_kutta import ExplicitRungeKutta
 from solvers.solution import EventLog, Solution, Statistics, no_steps
-from solvers.step_size import StepSizeController
-from solvers.torchdiffeq_methods import TorchdiffeqSolver, integrate_legs
 from solvers.validation import real_number, whole_number
 
 
@@ -70,7 +70,7 @@ def solve(
         u: controls, passed to f.  With ``control_times`` a tensor (or a tree of tensors) ``[K, ...]``, of which
             ``u[k]`` is held from ``control_times[k]`` to the next; no step crosses a switch.
         p: parameters, passed to f: a tensor, any tree of tensors, modules.
-        solver: a name of :data:`solvers.SOLVERS`, ``"module:Class"`` or a :class:`~solvers.base.Solver`.
+        solver: a name of :data:`solvers.SOLVERS`, ``"module:Class"`` or a :class:`~solvers.methods.base.Solver`.
         adjoint: how gradients are computed, one of the method's ``adjoints``; the default is the first of them.
             ``backprop`` and ``implicit`` record the steps (memory: a graph per step); ``checkpoint`` keeps the states
             and repeats the steps, with the same gradient; ``adjoint`` solves the continuous adjoint equation
@@ -78,12 +78,12 @@ def solve(
         dt: the longest step, for steps of fixed length.  Adaptive methods choose their own without it.
         rtol, atol: tolerances of an adaptive step; 1e-6 each by default, 1e-4 in float32.
         control_times: ``[K]``, strictly increasing; the first must not be after the start.
-        events: see :mod:`solvers.events`.
+        events: see :mod:`solvers.marching.events`.
         on_failure: "raise" a :class:`~solvers.failure.SolveError`, or "mark" failed rollouts in ``status``: their
             states are NaN from the failure on and do not enter a gradient; the other rollouts are kept.  ``ok`` is the
             mask of those (states of a failed rollout before its failure are finite, and constants).
         max_steps: limit of the attempted steps of a rollout; 100,000 by default, no limit with dt.
-        controller: a :class:`~solvers.step_size.StepSizeController`, instead of rtol and atol.
+        controller: a :class:`~solvers.marching.step_size.StepSizeController`, instead of rtol and atol.
         event_samples: number of points in a step at which events are looked for.
         max_events: limit of the events of one rollout.
         backend: "eager", or "native": tsit5 and dopri5 on a CPU run in C++ made from f (see

@@ -3,7 +3,7 @@
 import numpy as np
 
 from diffsim.config import load_config
-from diffsim.runfile import COLUMNS, RunFile, checkpoint_writer, history_writer, status_writer
+from diffsim.runs.runfile import COLUMNS, RunFile, checkpoint_writer, history_writer, status_writer
 
 NAN = float("nan")
 

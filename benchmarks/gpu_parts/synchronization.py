@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffsim.config import load_config
 from diffsim.rollouts import Noise, Rollout
-from diffsim.run import build_algorithm, resolve
+from diffsim.runs.run import build_algorithm, resolve
 from gpu_parts.report import Report, SkippedError
 from gpu_parts.rollouts import COMPILING, make, nothing_said
 from robotics_envs import ENVIRONMENTS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffsim.settings import Settings
-from solvers.registry import Registry
+from lazy_registry.registry import Registry
 
 ALGORITHMS = Registry(
     "algorithm",

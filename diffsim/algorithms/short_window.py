@@ -32,9 +32,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffsim.algorithms.base import Algorithm, Record
+from diffsim.algorithms.critic import Critic, Value
 from diffsim.algorithms.policy_objective import PolicyObjective
 from diffsim.config import RunConfig
-from diffsim.critic import Critic, Value
 from diffsim.policy import MLP, Policy, initialised
 from diffsim.rollouts import Rollout, Trajectory
 from diffsim.settings import Settings

@@ -15,7 +15,7 @@ from diffsim.optimizers.base import Optimizer, Scenarios, StepReport
 from diffsim.optimizers.first_order import any_first_order, optimizer_classes
 from diffsim.optimizers.objective import Gradient, Objective, Samples, Vector
 from diffsim.settings import Settings
-from solvers.registry import Registry, unknown
+from lazy_registry.registry import Registry, unknown
 
 __all__ = [
     "OPTIMIZERS",

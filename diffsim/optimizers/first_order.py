@@ -21,7 +21,7 @@ from diffsim.optimizers.alpha_order import blend
 from diffsim.optimizers.base import Optimizer
 from diffsim.optimizers.objective import Gradient, Objective
 from diffsim.settings import Settings, plain
-from solvers.registry import unknown
+from lazy_registry.registry import unknown
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 SCHEDULES = ("linear", "cosine", "constant")

@@ -21,21 +21,21 @@ from diffsim import __version__
 from diffsim.assembly import build_env
 from diffsim.config import load_config
 from diffsim.errors import ConfigError, RunFileError
-from diffsim.evaluation import LoadedRun
 from diffsim.isolation import torch_defaults
-from diffsim.progress import Progress
-from diffsim.references import EnvLike, RunLike, env_section
 from diffsim.rendering.page import page_data, write_html
 from diffsim.rendering.recording import MOST_FRAMES, Act, record
 from diffsim.rendering.video import write_gif, write_mp4
-from diffsim.runfile import RunFile
+from diffsim.runs.evaluation import LoadedRun
+from diffsim.runs.progress import Progress
+from diffsim.runs.references import EnvLike, RunLike, env_section
+from diffsim.runs.runfile import RunFile
+from diffsim.runs.whole_files import write_whole
 from diffsim.values import folder as absolute_folder
 from diffsim.values import shown, whole_number
-from diffsim.whole_files import write_whole
+from lazy_registry.installation import install_command
+from lazy_registry.registry import unknown
 from robotics_envs import ENVIRONMENTS
 from robotics_envs.base import Env
-from solvers.installation import install_command
-from solvers.registry import unknown
 
 _PILLOW = ("PIL", "Pillow")
 FORMATS = {"gif": (_PILLOW,), "html": (), "mp4": (_PILLOW, ("imageio_ffmpeg", "imageio-ffmpeg"))}

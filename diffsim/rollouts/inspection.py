@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffsim.rollouts.inputs import Inputs
 from robotics_envs.base import Box, Env, Parameter
-from solvers.native.identity import Identity
+from solvers.compiler.identity import Identity
 
 
 def fingerprint(*values: Any) -> tuple[Any, ...]:
@@ -130,7 +130,7 @@ class _Watch(TorchDispatchMode):
             generator.set_state(state)
 
 
-_Watch.__torch_dispatch__ = _Watch.dispatch  # type: ignore[assignment, method-assign]  # as in solvers/native/trace.py
+_Watch.__torch_dispatch__ = _Watch.dispatch  # type: ignore[assignment, method-assign]  # as in solvers/compiler/trace.py
 
 
 @torch.no_grad()

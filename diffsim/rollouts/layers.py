@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from solvers.native.expressions import Graph, Node, in_order, to_cpp
-from solvers.native.rules import ELEMENTWISE, RULES, NoRuleError
+from solvers.compiler.expressions import Graph, Node, in_order, to_cpp
+from solvers.compiler.rules import ELEMENTWISE, RULES, NoRuleError
 
 aten = torch.ops.aten
 
@@ -108,7 +108,7 @@ class Network:
     name: str
     graph: Graph
     more_rules: Mapping[Any, Callable[..., Any]]
-    """Of scalar expressions, beside those of ``solvers.native.rules``."""
+    """Of scalar expressions, beside those of ``solvers.compiler.rules``."""
     operations: list[Linear | Map | Norm] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)
     raw: dict[tuple[int, int], Node] = field(default_factory=dict)

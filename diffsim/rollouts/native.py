@@ -19,8 +19,8 @@ from diffsim.rollouts.inputs import Engine, Inputs, Outcome, UnsupportedError
 from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Stepwise
 from diffsim.rollouts.translation import Translation
+from solvers.compiler.trace import NativeUnsupportedError
 from solvers.native import build
-from solvers.native.trace import NativeUnsupportedError
 
 _GROUPS = 32
 """Number of groups of blocks; gradients are summed within a group first, then over groups in order."""

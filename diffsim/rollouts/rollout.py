@@ -27,11 +27,11 @@ from diffsim.rollouts.inputs import (
 from diffsim.rollouts.inspection import Findings, fingerprint, look, operations
 from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Unrolled, backward_without, finite
+from lazy_registry.registry import Registry, unknown
 from robotics_envs.base import Costs, Env, Params, States
 from robotics_envs.divergence import check_rollouts
 from robotics_envs.user_code import UserCodeError, construct_env, defined_at, describe_failure
 from solvers.native import build
-from solvers.registry import Registry, unknown
 from solvers.validation import whole_number
 
 logger = logging.getLogger("diffsim")

@@ -18,10 +18,10 @@ from diffsim.rollouts.inputs import Inputs
 from diffsim.rollouts.layers import Held, Linear, Network, shared_input
 from diffsim.rollouts.noise import Noise
 from robotics_envs.base import Env
+from solvers.compiler.expressions import Graph, Node, in_order, to_cpp
+from solvers.compiler.rules import elementwise
+from solvers.compiler.trace import NativeUnsupportedError, Tracer
 from solvers.native import build
-from solvers.native.expressions import Graph, Node, in_order, to_cpp
-from solvers.native.rules import elementwise
-from solvers.native.trace import NativeUnsupportedError, Tracer
 
 _MOST_NODES = 40_000  # beyond, the C++ compiler takes minutes
 _INLINE = 400

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
 from robotics_envs.julia.runtime import JuliaError, Runtime, start
-from solvers.base import Solver, State, VectorField
+from solvers.methods.base import Solver, State, VectorField
 
 logger = logging.getLogger("diffsim")
 

@@ -3,7 +3,7 @@
 // LANES rollouts share a block, one in each lane of a vector; blocks share nothing, so a rollout's numbers depend on
 // nothing but itself. Above this text stand: T, N, STAGES, ERROR_ORDER, the tableau, the leaves (controls and
 // parameters) and, below the vector functions, field() and field_vjp() made from the user's function.
-// The algorithm is that of solvers/march.py and solvers/step_size.py, line by line.
+// The algorithm is that of solvers/marching/march.py and solvers/marching/step_size.py, line by line.
 
 // VECTORS
 

@@ -25,16 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
+from solvers.compiler.expressions import EXPENSIVE, Graph, Node, in_order, to_cpp
+from solvers.compiler.identity import Identity
+from solvers.compiler.trace import NativeUnsupportedError, trace
 from solvers.first_order import first_derivatives_only
-from solvers.inspection import check_field
+from solvers.marching.inspection import check_field
+from solvers.marching.problem import Leaves, Problem
+from solvers.methods.runge_kutta import ExplicitRungeKutta
+from solvers.methods.tableau import ButcherTableau
 from solvers.modes import AutocastState
 from solvers.native import build
-from solvers.native.expressions import EXPENSIVE, Graph, Node, in_order, to_cpp
-from solvers.native.identity import Identity
-from solvers.native.trace import NativeUnsupportedError, trace
-from solvers.problem import Leaves, Problem
-from solvers.runge_kutta import ExplicitRungeKutta
-from solvers.tableau import ButcherTableau
 
 logger = logging.getLogger("solvers")
 

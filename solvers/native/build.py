@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from solvers.native.trace import NativeUnsupportedError
+from solvers.compiler.trace import NativeUnsupportedError
 
 logger = logging.getLogger("solvers")
 

@@ -1,7 +1,7 @@
 // Vectors of T, one rollout to a lane, and the elementary functions on them. T is defined above this text.
 //
 // float: sine, cosine, exponential and hyperbolic tangent are written out here, so that they need no call and work on
-// every processor; tests/test_vector_functions.py holds their errors over all floats. Everything else is the C library's:
+// every processor; tests/solvers/methods/test_vector_functions.py holds their errors over all floats. Everything else is the C library's:
 // its vector functions (errors up to 4 units in the last place) where it has them, or its scalar ones lane by lane.
 
 #include <algorithm>

@@ -19,7 +19,7 @@ from diffsim.errors import ConfigError
 from diffsim.optimizers.base import Optimizer
 from diffsim.optimizers.objective import Objective
 from diffsim.settings import Settings
-from solvers.installation import install_command
+from lazy_registry.installation import install_command
 
 
 class PopulationSettings(Settings):

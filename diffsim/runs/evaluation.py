@@ -1,0 +1,343 @@
+"""Driving simulators with a trained policy, and stating the return with an interval."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffsim.runs import user_code
+from diffsim.assembly import build_env, resolve_device
+from diffsim.config import RunConfig
+from diffsim.errors import EvaluationError, RunFileError
+from diffsim.isolation import torch_defaults
+from diffsim.policy import Policy, make_policy
+from diffsim.runs.references import EnvLike, RunLike, env_section
+from diffsim.rollouts import Rollout
+from diffsim.runs.runfile import RunFile
+from diffsim.values import shown, whole_number
+from robotics_envs import ENVIRONMENTS
+from robotics_envs.base import Env
+from lazy_registry.installation import install_command
+
+logger = logging.getLogger("diffsim")
+
+LONGEST_EPISODE = 100_000
+"""Steps after which an environment counts as one whose episodes never end."""
+
+
+class LoadedPolicy:
+    """A trained policy as a function from NumPy observations to NumPy actions, without exploration noise.
+
+    ``policy(observation)``: ``[o] -> [m]`` or ``[B, o] -> [B, m]``, float32 whatever the policy computes
+    in, which is what Gymnasium's boxes hold.
+    """
+
+    def __init__(self, module: Policy, observation_names: tuple[str, ...], name: str) -> None:
+        self.module = module
+        self.observation_names = observation_names
+        self.name = name
+        self.actions = module.centre.numel()
+
+    def __call__(self, observation: Any) -> np.ndarray:
+        """The actions for one observation or a batch.
+
+        Raises:
+            ValueError: the last axis is not the number of observations the policy was trained on.
+        """
+        array = np.asarray(observation)
+        expected = len(self.observation_names)
+        if array.ndim not in (1, 2) or array.shape[-1] != expected:
+            raise EvaluationError(
+                f"this policy takes [{expected}] or [B, {expected}] observations "
+                f"({', '.join(self.observation_names)}), got an array of shape {list(array.shape)}"
+            )
+        with torch_defaults(), torch.no_grad():
+            inputs = torch.as_tensor(array).to(self.module.mean)
+            actions = self.module(inputs.reshape(-1, expected))
+        return actions.cpu().numpy().astype(np.float32).reshape(*array.shape[:-1], self.actions)
+
+    def __repr__(self) -> str:
+        return f"LoadedPolicy({self.name!r}, {len(self.observation_names)} -> {self.actions})"
+
+
+def load_policy(
+    run: RunLike,
+    checkpoint: str = "last",
+    device: str = "cpu",
+    *,
+    env: EnvLike | None = None,
+    trust: bool = False,
+) -> LoadedPolicy:
+    """The policy of a run, in its folder, file or RunFile.
+
+    Args:
+        run: the run.
+        checkpoint: ``"last"`` or ``"best"`` (by return in its own simulator).
+        device: torch device that computes the actions.
+        env: a simulator to use instead of the run's, for example of a file that was moved.
+        trust: run the code stored in a run of somebody else.
+
+    Raises:
+        RunFileError: no run there, or one that cannot be read.
+        TrustError: a run of somebody else names code of its own.
+    """
+    return LoadedRun(run, checkpoint, device, env, trust).policy
+
+
+class LoadedRun:
+    """A run's policy together with the simulator it was trained in, or with ``env`` instead."""
+
+    def __init__(
+        self,
+        run: RunLike,
+        checkpoint: str = "last",
+        device: str = "cpu",
+        env: EnvLike | None = None,
+        trust: bool = False,
+    ) -> None:
+        self.file = RunFile(run)
+        self.config = _runnable(self.file, env, trust)
+        self.checkpoint = checkpoint
+        self.update = int(self.file.checkpoints().get(checkpoint, {}).get("update", 0))
+        with torch_defaults(self.config.threads):
+            self.env: Env = build_env(self.config)
+            self.device = resolve_device(device)
+            dtype = getattr(torch, self.config.dtype)
+            module = make_policy(self.config.policy, self.env, 0, self.device, dtype)
+            try:
+                module.load_state_dict(self.file.checkpoint(checkpoint)["policy"])
+            except RuntimeError as error:
+                raise RunFileError(
+                    f"the policy in {shown(self.file.path)} does not fit the simulator {self.config.env.name} and the "
+                    f"network {self.config.policy.name}: {' '.join(str(error).split())}"
+                ) from None
+        module.eval()
+        self.policy = LoadedPolicy(module, self.env.observation_names, shown(self.file.path))
+
+
+def _runnable(file: RunFile, env: EnvLike | None, trust: bool) -> RunConfig:
+    """The configuration of a run with names that lead to code which may be executed, and can be, here."""
+    config = file.config()
+    sections: tuple[str, ...] = ("env", "policy")
+    if env is not None:
+        given = env_section(env)
+        constants = {**config.env.options, **given} if len(given) == 1 else given
+        config = config.model_copy(update={"env": type(config.env)(**constants)})
+        sections = ("policy",)
+    return user_code.consented(config, file.sources(), file.is_own(), trust, file.path, sections)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns ``[episodes]`` of a policy in a simulator."""
+
+    where: str
+    seed: int
+    returns: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        return float(self.returns.mean())
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Student's t interval of the mean; NaN for a single episode."""
+        from scipy import stats
+
+        n = len(self.returns)
+        if n < 2:
+            return math.nan, math.nan
+        half = stats.t.ppf((1 + confidence) / 2, n - 1) * self.returns.std(ddof=1) / math.sqrt(n)
+        return self.mean - float(half), self.mean + float(half)
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        interval = "no interval from one episode"
+        if len(self.returns) > 1:
+            interval = f"95% interval [{low:.1f}, {high:.1f}]"
+        return (
+            f"mean return {self.mean:.1f}, {interval}, worst {self.returns.min():.1f}, "
+            f"best {self.returns.max():.1f} over {len(self.returns)} episodes of {self.where} "
+            f"from seed {self.seed}"
+        )
+
+
+def evaluate(
+    run: RunLike,
+    gym: str | None = None,
+    episodes: int = 100,
+    seed: int = 1000,
+    checkpoint: str = "last",
+    *,
+    env: EnvLike | None = None,
+    trust: bool = False,
+    any_gym: bool = False,
+) -> Evaluation:
+    """Measure a run's policy and append the result to its file.
+
+    Args:
+        run: the run's folder, file or RunFile.
+        gym: id of a Gymnasium environment to drive; episode i starts from ``reset(seed=seed + i)``.
+            ``None`` measures in the run's own simulator.
+        episodes: how many episodes.
+        seed: of the starting states.
+        checkpoint: ``"last"`` or ``"best"``.
+        env: a simulator to measure in instead of the run's.
+        trust: run the code stored in a run of somebody else.
+        any_gym: drive ``gym`` also where it is not the simulator's twin.
+
+    Raises:
+        RunFileError: no run there, or one that cannot be read.
+        TrustError: a run of somebody else names code of its own.
+        EvaluationError: the environment does not exist or does not fit the policy.
+    """
+    episodes = whole_number("episodes", episodes, least=1, error=EvaluationError)
+    seed = whole_number("seed", seed, error=EvaluationError)
+    loaded = LoadedRun(run, checkpoint, env=env, trust=trust)
+    with torch_defaults(loaded.config.threads):
+        if gym is None:
+            result = evaluate_in_simulator(loaded, episodes, seed)
+        else:
+            result = evaluate_in_gym(loaded, gym, episodes, seed, any_gym)
+    low, high = result.interval()
+    facts = {
+        "where": result.where,
+        "checkpoint": checkpoint,
+        "update": loaded.update,
+        "episodes": episodes,
+        "seed": seed,
+        "mean": result.mean,
+        "low": low,
+        "high": high,
+    }
+    try:
+        loaded.file.append_evaluation(result.returns, facts)
+    except RunFileError as error:
+        logger.warning(f"the result is not stored: {error}")
+    return result
+
+
+def evaluate_in_simulator(loaded: LoadedRun, episodes: int, seed: int) -> Evaluation:
+    """Whole episodes in the simulator the run was trained in, all in one batch."""
+    env, module = loaded.env, loaded.policy.module
+    generator = torch.Generator().manual_seed(seed)
+    x = env.reset(episodes, generator, module.mean.dtype).to(loaded.device)
+    rollout = Rollout(env, module, expected_steps=env.episode_steps)
+    returns, lengths = rollout.episodes(x)
+    return Evaluation(f"diffsim:{env.name}", seed, returns.double().cpu().numpy(), lengths.cpu().numpy())
+
+
+def evaluate_in_gym(
+    loaded: LoadedRun, gym_id: str, episodes: int, seed: int, any_gym: bool = False
+) -> Evaluation:
+    """Whole episodes in another environment of Gymnasium's, stepped side by side so the policy sees a batch.
+
+    Ids that begin with ``dm_control/`` are those of dm_control's suite, through shimmy.  In the simulator's
+    foreign twin, observations pass through ``Env.observation_from_twin``.
+
+    Raises:
+        EvaluationError: Gymnasium is not installed, or has no such environment, or it is not the simulator's
+            twin and ``any_gym`` is not set, or its spaces differ from what the policy was trained on, or an
+            episode does not end.
+    """
+    policy = loaded.policy
+    returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
+    together = min(episodes, 128)
+    envs = [_make(gym_id) for _ in range(together)]
+    translate = loaded.env.observation_from_twin if gym_id == loaded.env.gym_id else lambda o: o
+    try:
+        _check_spaces(policy, envs[0], gym_id, translate)
+        if not any_gym:
+            _check_twin(loaded, gym_id)
+        for first in range(0, episodes, together):
+            live = list(range(first, min(first + together, episodes)))
+            observations = {i: envs[i - first].reset(seed=seed + i)[0] for i in live}
+            while live:
+                actions = policy(translate(np.stack([observations[i] for i in live])))
+                still = []
+                for i, action in zip(live, actions, strict=True):
+                    observations[i], reward, terminated, truncated, _ = envs[i - first].step(action)
+                    returns[i] += float(reward)
+                    lengths[i] += 1
+                    if not (terminated or truncated):
+                        still.append(i)
+                live = still
+                if lengths.max() > LONGEST_EPISODE:
+                    raise EvaluationError(
+                        f"an episode of {gym_id} has not ended after {LONGEST_EPISODE:,} steps"
+                    )
+    finally:
+        for env in envs:
+            env.close()
+    return Evaluation(gym_id, seed, returns, lengths)
+
+
+def _check_twin(loaded: LoadedRun, gym_id: str) -> None:
+    if _is_twin(loaded, gym_id):
+        return
+    twin = loaded.env.gym_id
+    raise EvaluationError(
+        f"{gym_id} is not known to be the same task as {loaded.env.name}"
+        + (f", whose twin is {twin}" if twin else ", which has no twin in Gymnasium")
+        + ": what it observes and rewards may mean something else. "
+        "To drive it all the same: --any-gym (in Python any_gym=True)"
+    )
+
+
+def _is_twin(loaded: LoadedRun, gym_id: str) -> bool:
+    """Whether a Gymnasium id is declared to be the run's simulator, or is made from it."""
+    if gym_id == loaded.env.gym_id:
+        return True
+    name, own = loaded.config.env.name, gym_id.rpartition(":")[2]
+    if name not in ENVIRONMENTS or not own.startswith("diffsim/"):
+        return False
+    from robotics_envs.gym import gym_id as id_of
+
+    return own == id_of(name)
+
+
+def _make(gym_id: str) -> Any:
+    """A Gymnasium environment with a flat observation."""
+    try:
+        import gymnasium
+    except ModuleNotFoundError:
+        raise EvaluationError(f"evaluating with --gym needs Gymnasium: {install_command('gym')}") from None
+    if gym_id.startswith("diffsim/"):
+        import robotics_envs.gym  # noqa: F401, registers them
+    if gym_id.startswith("dm_control/"):
+        # dm_control looks for a screen when it is imported, of which stepping has no need.
+        os.environ.setdefault("MUJOCO_GL", "disabled")
+        try:
+            import dm_control  # noqa: F401
+            import shimmy
+        except ModuleNotFoundError as error:
+            raise EvaluationError(f"{gym_id} needs more ({error}): {install_command('twins')}") from None
+        gymnasium.register_envs(shimmy)
+    try:
+        env: Any = gymnasium.make(gym_id)
+    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
+        raise EvaluationError(f"Gymnasium cannot make {gym_id!r}: {error}") from None
+    if isinstance(env.observation_space, gymnasium.spaces.Dict):
+        env = gymnasium.wrappers.FlattenObservation(env)
+    return env
+
+
+def _check_spaces(policy: LoadedPolicy, env: Any, gym_id: str, translate: Any) -> None:
+    from gymnasium.spaces import Box
+
+    if not isinstance(env.action_space, Box) or env.action_space.shape != (policy.actions,):
+        raise EvaluationError(
+            f"{gym_id} takes actions {env.action_space}; this policy gives {policy.actions} real numbers"
+        )
+    wanted, space = (len(policy.observation_names),), env.observation_space
+    if not isinstance(space, Box) or translate(np.zeros(space.shape)).shape != wanted:
+        raise EvaluationError(
+            f"{gym_id} gives observations {space}; this policy takes {wanted[0]} "
+            f"({', '.join(policy.observation_names)})"
+        )

@@ -1,0 +1,61 @@
+"""What may be given where a simulator or a run is meant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from diffsim.config import name_of_class
+from diffsim.errors import ConfigError
+from diffsim.runs.runfile import RunFile
+from robotics_envs.base import Env
+from lazy_registry.user_files import load_file
+
+EnvLike: TypeAlias = "str | os.PathLike[str] | type[Env] | Env | Mapping[str, Any]"
+"""A name, the path of a file with one simulator, a class, an instance, or a section with name and parameters."""
+RunLike: TypeAlias = "str | os.PathLike[str] | RunFile"
+"""A run's folder, its file, or a RunFile."""
+Callback: TypeAlias = Callable[[Mapping[str, float]], object]
+"""Gets the new row of the history after each update."""
+
+
+def env_section(env: EnvLike) -> dict[str, Any]:
+    """The section ``env`` of a configuration: name and physical parameters.
+
+    Raises:
+        ConfigError: no simulator is meant by it.
+    """
+    if isinstance(env, Mapping):
+        section = dict(env)
+        return {**section, **env_section(section["name"])} if "name" in section else section
+    if isinstance(env, Env):
+        return {"name": name_of_class(type(env)), **{name: c.value for name, c in env.constants.items()}}
+    if isinstance(env, type):
+        if not issubclass(env, Env):
+            raise ConfigError(f"env = {env!r}: a simulator is a subclass of robotics_envs.Env")
+        return {"name": name_of_class(env)}
+    if not isinstance(env, (str, os.PathLike)):
+        raise ConfigError(
+            f"env = {env!r}: give a simulator's name, 'my_env.py:MyEnv', a file, a class or an instance"
+        )
+    name = os.fspath(env)
+    return {"name": _only_simulator(name) if str(name).endswith(".py") else name}
+
+
+def _only_simulator(file: str) -> str:
+    """``"my_env.py:MyEnv"`` for a file that defines one simulator."""
+    from diffsim.config import loading
+
+    with loading("simulator", file):
+        module = load_file(file)
+    found = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Env) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        what = f"several simulators: {', '.join(found)}" if found else "no subclass of robotics_envs.Env"
+        raise ConfigError(f"{file} defines {what}; name one as '{Path(file).name}:MyEnv'")
+    return f"{Path(file).expanduser().resolve()}:{found[0]}"

@@ -1,0 +1,433 @@
+"""One run: a configuration and a seed, the training loop, its checkpoints, one HDF5 file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffsim.runs import provenance, user_code
+from diffsim.algorithms.base import Algorithm, Record
+from diffsim.assembly import build_algorithm, resolve
+from diffsim.config import RunConfig, load_config, merge
+from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
+from diffsim.isolation import torch_defaults
+from diffsim.runs.log_writers import check_writers, make_writers
+from diffsim.runs.progress import Progress
+from diffsim.runs.references import Callback, EnvLike, RunLike, env_section
+from diffsim.runs.resuming import changed_on_resume, what_lengthening_means, with_moved_files
+from diffsim.runs.runfile import (
+    COLUMNS,
+    RunFile,
+    Writer,
+    already_there,
+    checkpoint_writer,
+    history_writer,
+    status_writer,
+)
+from diffsim.runs.signals import stop_on_signals
+from diffsim.runs.user_code import Source
+from diffsim.values import folder, shown
+from robotics_envs import JULIA
+
+_ALL_SECTIONS = ("env", "policy", "algorithm", "optimizer")
+MAX_DROPPED_IN_A_ROW = 10
+
+
+def train(
+    env: EnvLike | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    resume: bool = False,
+    init: RunLike | None = None,
+    callback: Callback | Sequence[Callback] = (),
+    log: str | Sequence[str] = (),
+    trust: bool = False,
+    quiet: bool = False,
+    **settings: Any,
+) -> RunFile:
+    """Train a policy and return its run file.
+
+    Args:
+        env: a simulator: its name, ``"my_env.py:MyEnv"``, ``"module:MyEnv"``, the path of a file with one simulator, a
+            class or an instance; not needed with ``resume``.
+        out: the run's folder; ``runs/<env>`` if not given.  A folder that holds a run is refused.
+        resume: go on with the run in ``out``, bit for bit as if it had never stopped.  With ``updates`` or ``stop``
+            it can be lengthened.
+        init: a run whose policy this one starts from, instead of a random one: its folder, file or RunFile.
+        callback: called after every update with the new row of the history, a dict by the names of
+            :data:`diffsim.runs.runfile.COLUMNS`; or several such functions.
+        log: writers of :data:`diffsim.runs.log_writers.WRITERS`, such as ``"csv"`` or ``["tensorboard", "csv"]``.
+        trust: with ``resume`` and ``init``, run the code stored in a run of somebody else.
+        quiet: print no progress.
+        **settings: anything of :class:`diffsim.config.RunConfig`, sections as dicts:
+            ``train("pendulum", seed=1, algorithm={"window": 8})``.
+
+    Raises:
+        ConfigError: an unknown name or key, or an impossible value.
+        RunFileError: ``out`` holds a run already, or with ``resume`` none that can be read.
+        TrustError: a run of somebody else names code of its own.
+        DivergenceError: training produced non-finite numbers and cannot go on.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP arrived; a checkpoint has been written.
+    """
+    values = settings if env is None else merge(settings, {"env": env_section(env)})
+    callbacks = _callbacks(callback)
+    check_writers([log] if isinstance(log, str) else log)
+    with Progress(quiet=quiet) as progress:
+        progress.status("loading")
+        if resume:
+            if out is None:
+                raise ConfigError("resume needs the folder of the run: out=..., or --out on the command line")
+            if init is not None:
+                raise ConfigError("init starts a new run, resume goes on with an old one; give one of them")
+            file = RunFile(out)
+            config = file.config()  # refuse a missing or foreign file before locking its folder
+            with torch_defaults(config.threads), file.training_lock():
+                run = Run.resume(file, values, trust, progress)
+                run.train([*callbacks, *_writers(log, file)])
+            return file
+        config = load_config(_with_policy_of(init, values, trust))
+        file = RunFile(_default_folder(config) if out is None else checked_folder(out))
+        if file.exists():
+            raise RunFileError(already_there(file.path))
+        with torch_defaults(config.threads):
+            config = resolve(config)
+            run = Run(file, config, build_algorithm(config), progress)
+            start = {} if init is None else run.start_from(RunFile(init))
+            with file.training_lock():
+                run.create(start)
+                run.train([*callbacks, *_writers(log, file)])
+    return file
+
+
+def checked_folder(out: str | os.PathLike[str]) -> Path:
+    """The folder of a new run.
+
+    Raises:
+        ConfigError: it is a file, or named like one.
+    """
+    place = folder(out)
+    if place.is_file() or place.suffix == ".h5":
+        raise ConfigError(f"out = {os.fspath(out)!r}: give a folder; the run becomes run.h5 in it")
+    return place
+
+
+def _default_folder(config: RunConfig) -> Path:
+    """``runs/pendulum``; of a simulator in a file ``my_env.py``, ``runs/my_env.MyEnv``."""
+    start, _, name = config.env.name.rpartition(":")
+    stem = Path(start.removeprefix(JULIA)).stem if start.endswith((".py", ".jl")) else start
+    return Path("runs", f"{stem}.{name}".replace(":", ".").strip("."))
+
+
+def _with_policy_of(init: RunLike | None, values: Mapping[str, Any], trust: bool) -> Mapping[str, Any]:
+    """The settings of a new run; its network is that of the run it starts from, unless another is asked for.
+
+    Raises:
+        TrustError: that network is somebody else's code.
+    """
+    if init is None or "policy" in values:
+        return values
+    file = RunFile(init)
+    config = user_code.consented(file.config(), file.sources(), file.is_own(), trust, file.path, ("policy",))
+    return {**values, "policy": config.policy.model_dump()}
+
+
+def _callbacks(callback: Callback | Sequence[Callback]) -> list[Callback]:
+    callbacks: list[Any] = list(callback) if isinstance(callback, (list, tuple)) else [callback]
+    for one in callbacks:
+        if not callable(one):
+            raise ConfigError(
+                f"callback = {one!r}: give a function of a row of the history, or a list of them"
+            )
+    return callbacks
+
+
+def _writers(log: str | Sequence[str], file: RunFile) -> list[Any]:
+    return make_writers([log] if isinstance(log, str) else list(log), file.folder)
+
+
+class Run:
+    """A configuration being trained into a file, whose training lock the caller holds."""
+
+    def __init__(
+        self,
+        file: RunFile,
+        config: RunConfig,
+        algorithm: Algorithm,
+        progress: Progress,
+        sources: Sequence[Source] = (),
+    ) -> None:
+        self.file = file
+        self.config = config
+        self.algorithm = algorithm
+        self.progress = progress
+        self.sources = sources
+        self.history: dict[str, list[float]] = {name: [] for name in COLUMNS}
+        self._best: tuple[float, Writer | None] = (float("-inf"), None)
+        self._dropped_in_a_row = 0
+        self._facts: dict[str, Any] = {}
+        self._own = True
+        self._saved = 0
+        self._inside_update = False
+
+    @classmethod
+    def resume(cls, file: RunFile, values: Mapping[str, Any], trust: bool, progress: Progress) -> Run:
+        """The run in ``file``, as it was at its last checkpoint.
+
+        ``values`` may repeat its settings, lengthen it, and name a file that was moved.
+        """
+        stored, status = file.config(), file.status()
+        if status["state"] == "diverged":
+            raise ConfigError(
+                f"{shown(file.folder)} diverged and would again: {status['reason']}. Start a new run with that "
+                f"change; --init {shlex.quote(shown(file.folder))} starts it from this one's policy"
+            )
+        config = changed_on_resume(stored, values, len(file.history()["update"]))
+        sources = file.sources()
+        runnable = user_code.consented(
+            with_moved_files(config, values), sources, file.is_own(), trust, file.path, _ALL_SECTIONS
+        )
+        run = cls(file, config, build_algorithm(runnable), progress, sources)
+        run._load_checkpoint()
+        run.history = {name: column.tolist() for name, column in file.history().items()}
+        run._saved, run._facts, run._own = run.updates_done, file.provenance(), file.is_own()
+        best = file.checkpoints().get("best")
+        if best is not None:
+            run._best = (best["return"], None)
+        if config != stored:
+            run.progress.say(what_lengthening_means(stored, config, run.updates_done))
+            run.file.update({}, config)
+        return run
+
+    def _load_checkpoint(self) -> None:
+        try:
+            self.algorithm.load_state_dict(self.file.checkpoint("last"))
+        except (KeyError, ConfigError) as error:
+            raise RunFileError(
+                f"the checkpoint in {self.file.path} does not fit ({error}): another version of diffsim wrote it. Its "
+                "policy can be evaluated, but the run cannot go on; start a new one"
+            ) from error
+
+    @property
+    def updates_done(self) -> int:
+        return len(self.history["update"])
+
+    def start_from(self, other: RunFile) -> dict[str, Any]:
+        """Take over the policy of another run, normalizer included; returns where it came from.
+
+        Raises:
+            ConfigError: it has other observations, actions or layers.
+        """
+        config = other.config()
+        facts = other.checkpoints()["last"]
+        try:
+            self.algorithm.policy.load_state_dict(other.checkpoint("last")["policy"])
+        except RuntimeError as error:
+            raise ConfigError(
+                f"init = {shown(other.folder)}: its policy ({config.env.name}, {config.policy.name}) does not fit "
+                f"the one of this run ({self.config.env.name}, {self.config.policy.name}): "
+                f"{' '.join(str(error).split())}"
+            ) from None
+        return {"initial_policy": str(other.path), "initial_policy_update": facts["update"]}
+
+    def create(self, start: Mapping[str, Any]) -> None:
+        """Write the file with the untrained policy, so that a run can be resumed from its first moment.
+
+        Raises:
+            RunFileError: there is a run already.
+        """
+        # Now that everything was built: constructors may import too.
+        self.sources = user_code.sources(self.config)
+        self._facts = {**provenance.describe(self.config.device), **start}
+        self.file.create(self.config, self._facts, self._sections("running"), self.sources)
+
+    def train(self, callbacks: Sequence[Callback] = ()) -> None:
+        """Train to the end of the budget, or until someone asks to stop.
+
+        An exception out of an update, or out of a callback, leaves a checkpoint of the last whole update.
+        """
+        config = self.config
+        self.progress.begin(config.updates, self.updates_done)
+        self.progress.status("first update, which may compile")
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(stop_on_signals())
+            for callback in callbacks:
+                if hasattr(callback, "close"):
+                    stack.callback(callback.close)
+            try:
+                while not self._end():
+                    record = self._update()
+                    for callback in callbacks:
+                        callback(self._row())
+                    if self._dropped_in_a_row == MAX_DROPPED_IN_A_ROW:
+                        reason = self._why_it_diverged(record)
+                        self._save("diverged", reason, final=True)
+                        raise DivergenceError(
+                            f"{reason} The policy before them is in {shown(self.file.path)}"
+                        )
+                    end = self._end()
+                    if end:
+                        self._save("finished", end, final=True)
+                    elif stop.signal is not None:
+                        name = signal.Signals(stop.signal).name
+                        self._save("stopped", f"{name} after update {self.updates_done}", final=True)
+                        raise Interrupted(self._how_to_go_on(), stop.signal)
+                    elif self.updates_done % config.checkpoint_every == 0:
+                        self._save("running")
+            except (DivergenceError, Interrupted, RunFileError):
+                raise
+            except Exception as error:
+                self._leave_checkpoint(error)
+                raise
+
+    def _row(self) -> dict[str, float]:
+        return {name: column[-1] for name, column in self.history.items()}
+
+    def _end(self) -> str:
+        """Why training has come to its end; ``""`` if it has not."""
+        if not self.updates_done:
+            return ""
+        row, stop = self._row(), self.config.stop
+        if self.updates_done >= self.config.updates:
+            return f"all {self.config.updates} updates done"
+        for name in ("wall_seconds", "env_steps"):
+            limit = getattr(stop, name)
+            if limit is not None and row[name] >= limit:
+                return f"stop.{name} = {limit:g} reached after update {self.updates_done}"
+        if stop.target_return is not None and row["return"] >= stop.target_return:
+            return f"stop.target_return = {stop.target_return:g} reached after update {self.updates_done}"
+        return ""
+
+    def _save(self, state: str, reason: str = "", final: bool = False) -> None:
+        """Write a checkpoint.  One that fails is tried again at the next; the last one goes elsewhere if need be."""
+        sections = self._sections(state, reason)
+        try:
+            self.file.update(sections)
+            self._saved = self.updates_done
+        except RunFileError as error:
+            if not final:
+                self.progress.say(f"{error}; training goes on, the next checkpoint tries again")
+                return
+            elsewhere = RunFile(tempfile.mkdtemp(prefix="diffsim-"))
+            try:
+                elsewhere.create(self.config, self._facts, sections, self.sources, own=self._own)
+            except (OSError, RunFileError):
+                raise error from None
+            raise RunFileError(
+                f"{error}. The run as it is now was written to {elsewhere.path} instead"
+            ) from None
+
+    def _leave_checkpoint(self, error: Exception) -> None:
+        """Save the last whole update after an exception, without hiding it."""
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+        try:
+            if self._inside_update:
+                # The update may have changed half of the state.  Updates repeat bit for bit from a checkpoint.
+                self.progress.say(
+                    f"{reason}; repeating updates from the last checkpoint to save the last whole one"
+                )
+                self._load_checkpoint()
+                while self.algorithm.updates_done < self.updates_done:
+                    self.algorithm.step()
+            self._save("crashed", reason, final=True)
+        except Exception as second:
+            self.progress.say(
+                f"the update in progress could not be saved ({second}); the last checkpoint, after update "
+                f"{self._saved}, is in {shown(self.file.path)}"
+            )
+
+    def _update(self) -> Record:
+        """One update of the algorithm, into the history and before the user's eyes."""
+        self._inside_update = True
+        started = time.perf_counter()
+        record = self.algorithm.step()
+        seconds = time.perf_counter() - started - record.compile_seconds
+        row = self._account(record, seconds)
+        for name, column in self.history.items():
+            column.append(row[name])
+        self._inside_update = False
+        self.progress.show(row)
+        if record.dropped:
+            self.progress.say(
+                f"update {self.updates_done}: step dropped, {record.dropped}; the policy is unchanged"
+            )
+        self._dropped_in_a_row = self._dropped_in_a_row + 1 if record.dropped else 0
+        return record
+
+    def _account(self, record: Record, seconds: float) -> dict[str, float]:
+        """The next row of the history."""
+        previous = {name: column[-1] if column else 0 for name, column in self.history.items()}
+        update = self.updates_done + 1
+        row = {
+            "update": update,
+            "loss": record.loss,
+            "return": float("nan"),
+            "env_steps": previous["env_steps"] + record.env_steps,
+            "gradient_evaluations": previous["gradient_evaluations"] + record.gradient_evaluations,
+            "evaluation_steps": previous["evaluation_steps"],
+            "wall_seconds": previous["wall_seconds"] + seconds,
+            "compile_seconds": previous["compile_seconds"] + record.compile_seconds,
+            "grad_norm": record.grad_norm,
+            "step_dropped": int(bool(record.dropped)),
+        }
+        every, stop = self.config.evaluation.every, self.config.stop
+        last = (
+            update == self.config.updates
+            or (stop.env_steps is not None and row["env_steps"] >= stop.env_steps)
+            or (stop.wall_seconds is not None and row["wall_seconds"] >= stop.wall_seconds)
+        )
+        if last or (every > 0 and update % every == 0):
+            row["return"], steps = self._evaluate(update)
+            row["evaluation_steps"] += steps
+        return row
+
+    def _evaluate(self, update: int) -> tuple[float, int]:
+        """The mean return from fixed starting states, so that two evaluations differ by the policy alone."""
+        algorithm, episodes = self.algorithm, self.config.evaluation.episodes
+        generator = torch.Generator().manual_seed(self.config.seed)
+        x = algorithm.env.reset(episodes, generator, algorithm.dtype).to(algorithm.device)
+        algorithm.policy.eval()  # measuring must not move the statistics of a batch norm
+        measured = float(algorithm.returns(x).mean())
+        algorithm.policy.train()
+        if measured > self._best[0]:
+            state = {"policy": {k: v.clone() for k, v in algorithm.policy.state_dict().items()}}
+            writer = checkpoint_writer(state, **{"update": update, "return": measured})
+            self._best = (measured, writer)
+        return measured, episodes * algorithm.env.episode_steps
+
+    def _sections(self, state: str, reason: str = "") -> dict[str, Writer]:
+        sections = {
+            "history": history_writer(self.history),
+            "status": status_writer(state, reason),
+            "checkpoints/last": checkpoint_writer(self.algorithm.state_dict(), update=self.updates_done),
+        }
+        if self._best[1] is not None:
+            sections["checkpoints/best"] = self._best[1]
+        return sections
+
+    def _why_it_diverged(self, record: Record) -> str:
+        options = resolve(self.config).optimizer.options
+        hints = [f"a smaller optimizer.{name}" for name in ("lr", "sigma", "radius") if options.get(name)]
+        hints += ["optimizer.max_grad_norm=1"] if "max_grad_norm" in options else []
+        return (
+            f"{MAX_DROPPED_IN_A_ROW} updates in a row were dropped, the last at update "
+            f"{self.updates_done}: {record.dropped}. Try {', '.join([*hints, 'dtype=float64'])}; if it happens from "
+            "the first update on, check the simulator with diffsim check."
+        )
+
+    def _how_to_go_on(self) -> str:
+        return (
+            f"stopped after update {self.updates_done} of {self.config.updates}; checkpoint in "
+            f"{shown(self.file.path)}. Go on with: "
+            f"diffsim train --out {shlex.quote(shown(self.file.folder))} --resume"
+        )

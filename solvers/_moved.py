@@ -1,0 +1,35 @@
+"""Where modules of this package were in version 0.1.0, and where they are."""
+
+MOVED = {
+    "solvers": {
+        "base": "solvers.methods.base",
+        "catalogue": "lazy_registry.registry",
+        "chebyshev": "solvers.methods.chebyshev",
+        "checkpoint": "solvers.adjoints.checkpoint",
+        "continuous": "solvers.adjoints.continuous",
+        "events": "solvers.marching.events",
+        "grid": "solvers.marching.grid",
+        "implicit": "solvers.methods.implicit",
+        "inspection": "solvers.marching.inspection",
+        "installation": "lazy_registry.installation",
+        "jacobian": "solvers.methods.jacobian",
+        "lazy_import": "lazy_registry.lazy_import",
+        "march": "solvers.marching.march",
+        "native.expressions": "solvers.compiler.expressions",
+        "native.identity": "solvers.compiler.identity",
+        "native.rules": "solvers.compiler.rules",
+        "native.trace": "solvers.compiler.trace",
+        "outputs": "solvers.marching.outputs",
+        "paced": "solvers.methods.paced",
+        "problem": "solvers.marching.problem",
+        "registry": "lazy_registry.registry",
+        "replay": "solvers.adjoints.replay",
+        "rosenbrock": "solvers.methods.rosenbrock",
+        "runge_kutta": "solvers.methods.runge_kutta",
+        "step_size": "solvers.marching.step_size",
+        "symplectic": "solvers.methods.symplectic",
+        "tableau": "solvers.methods.tableau",
+        "torchdiffeq_methods": "solvers.engines.torchdiffeq_methods",
+        "user_files": "lazy_registry.user_files",
+    }
+}

@@ -1,0 +1,210 @@
+"""An initial-value problem: all that is fixed before the first step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from solvers.marching.events import Event
+from solvers.marching.grid import Grid
+from solvers.marching.step_size import StepSizeController
+from solvers.methods.base import Solver, VectorField
+from solvers.modes import NormalTensors
+
+
+class Counted:
+    """A vector field that counts its calls.
+
+    It also evaluates, in whatever mode of torch the caller is, a field that differentiates an energy of its own, and
+    names the place in the user's file where a field fails.
+    """
+
+    def __init__(self, f: VectorField) -> None:
+        self.f = f
+        self.calls = 0
+        self.needs_graph = False
+        self.needs_normal_tensors = False
+
+    def __call__(self, t: Any, x: Tensor, u: Any, p: Any) -> Tensor:
+        self.calls += 1
+        try:
+            adapted = self.needs_graph or self.needs_normal_tensors
+            slope = self._adapted(t, x, u, p) if adapted else self.f(t, x, u, p)
+        except Exception as error:
+            if not self._adapt(error):
+                add_location(error, p)
+                raise
+            self.calls -= 1
+            return self(t, x, u, p)
+        if getattr(slope, "requires_grad", False) and not torch.is_grad_enabled():
+            return slope.detach()  # f enabled gradients for itself
+        return slope
+
+    def _adapt(self, error: Exception) -> bool:
+        """Whether the field may succeed in another mode, which is used from now on."""
+        message = str(error) if isinstance(error, RuntimeError) else ""
+        if not self.needs_graph and "does not require grad" in message:
+            self.needs_graph = True
+            return True
+        if not self.needs_normal_tensors and "nference tensor" in message:
+            self.needs_normal_tensors = True
+            return True
+        return False
+
+    def _adapted(self, t: Any, x: Tensor, u: Any, p: Any) -> Tensor:
+        with contextlib.ExitStack() as stack:
+            if self.needs_normal_tensors:
+                stack.enter_context(NormalTensors())
+            if self.needs_graph:
+                stack.enter_context(torch.enable_grad())
+                x = x if x.requires_grad else x.detach().requires_grad_(True)
+            return self.f(t, x, u, p)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is solved, on which grid and how.
+
+    ``u`` has a leading index of controls where ``holds_controls``, otherwise it is passed on as it is.
+    ``controller`` is None for steps of fixed length.
+    """
+
+    f: Counted
+    method: Solver
+    x0: Tensor
+    u: Any
+    p: Any
+    ts: Tensor
+    grid: Grid
+    holds_controls: bool
+    controller: StepSizeController | None
+    events: tuple[Event, ...]
+    event_samples: int
+    max_events: int
+    max_steps: int
+
+    def held(self, leg: int, u: Any = None) -> Any:
+        """The control that acts on a leg."""
+        u = self.u if u is None else u
+        if not self.holds_controls:
+            return u
+        index = self.grid.controls[leg]
+        return tree_map(lambda leaf: leaf[index], u)
+
+    def equal_steps(self) -> Iterator[tuple[int, Tensor]]:
+        """Every leg of the grid as one step of all rollouts together: its number and the state at its end."""
+        t, x = self.grid.start, self.x0
+        for leg, target in enumerate(self.grid.targets):
+            x = self.method.step(self.f, t, x, self.held(leg), self.p, target - t)
+            t = target
+            yield leg, x
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """The tensors a solve is differentiated by, besides the initial state and the times.
+
+    They are the tensors in u and p that require gradients, and the parameters of modules in f, u and p.
+    """
+
+    u_leaves: list[Any]
+    u_spec: Any
+    p_leaves: list[Any]
+    p_spec: Any
+    parameters: tuple[nn.Parameter, ...]
+
+    @staticmethod
+    def of(f: Callable[..., Any], u: Any, p: Any) -> Leaves:
+        """Collect them."""
+        u_leaves, u_spec = tree_flatten(u)
+        p_leaves, p_spec = tree_flatten(p)
+        owners = [f, getattr(f, "__self__", None), *u_leaves, *p_leaves]
+        parameters: dict[int, nn.Parameter] = {}
+        for owner in owners:
+            if isinstance(owner, nn.Module):
+                parameters |= {id(q): q for q in owner.parameters() if q.requires_grad}
+        return Leaves(u_leaves, u_spec, p_leaves, p_spec, tuple(parameters.values()))
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in order: of u, of p, of the modules."""
+        return [*self._differentiable(self.u_leaves), *self._differentiable(self.p_leaves), *self.parameters]
+
+    @staticmethod
+    def _differentiable(leaves: list[Any]) -> list[Tensor]:
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+    def detached(self, index: int | None = None) -> tuple[Any, Any, list[Tensor]]:
+        """u (its ``index``-th held control, if given) and p on leaves of their own, and those leaves.
+
+        The leaves correspond to :meth:`tensors`, module parameters included.
+        """
+        found: list[Tensor] = []
+
+        def own(leaf: Any, held: bool) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            value = leaf.detach()[index] if held and index is not None else leaf.detach()
+            if leaf.requires_grad:
+                value = value.requires_grad_(True)
+                found.append(value)
+            return value
+
+        u = tree_unflatten([own(leaf, True) for leaf in self.u_leaves], self.u_spec)
+        p = tree_unflatten([own(leaf, False) for leaf in self.p_leaves], self.p_spec)
+        return u, p, [*found, *self.parameters]
+
+    def zeros(self) -> list[Tensor]:
+        """A gradient of zero for each of :meth:`tensors`."""
+        return [torch.zeros_like(leaf) for leaf in self.tensors()]
+
+    def add(self, totals: list[Tensor], gradients: list[Tensor | None], index: int | None) -> None:
+        """Add the gradients of :meth:`detached` leaves to ``totals``, in place."""
+        controls = len(self._differentiable(self.u_leaves))
+        for k, (total, gradient) in enumerate(zip(totals, gradients, strict=True)):
+            if gradient is None:
+                continue
+            if index is not None and k < controls:
+                total[index] += gradient
+            else:
+                total += gradient
+
+
+def states_at_outputs(problem: Problem) -> Tensor:
+    """The outputs of a solve in steps of fixed length, ``[T, *batch, n]``."""
+    outputs = [x for leg, x in problem.equal_steps() if problem.grid.at_target[leg] >= 0]
+    return torch.stack((problem.x0, *outputs))
+
+
+def functions_at(problem: Problem, t: Tensor, x: Tensor, u: Any, p: Any) -> list[Tensor]:
+    """The vector field, and the events' functions and jumps, at one point."""
+    values = [problem.f(t, x, u, p)]
+    for event in problem.events:
+        values += [event.value(t, x, u, p), event.after(t, x, u, p)]
+    return values
+
+
+def add_location(error: Exception, p: Any) -> None:
+    """Note on an error out of f where in the user's file it was raised, and the names in p if one is missing there."""
+    note = getattr(error, "add_note", None)  # from Python 3.11 on
+    if note is None or getattr(error, "__notes__", None):
+        return
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+    if frames:
+        note(f"raised by the vector field f, in {frames[-1].filename}:{frames[-1].lineno}")
+    if isinstance(error, KeyError) and isinstance(p, Mapping):
+        note(f"p has the names: {', '.join(map(str, p)) or 'none'}")
+
+
+def _is_library(filename: str) -> bool:
+    return filename.startswith((_TORCH, _HERE))
+
+
+_TORCH, _HERE = (os.path.dirname(os.path.abspath(file)) + os.sep for file in (torch.__file__, __file__))
