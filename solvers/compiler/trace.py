@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from solvers.compiler.expressions import Graph, Node
+from solvers.compiler.ir import Graph, Node
 from solvers.compiler.rules import RULES, NoRuleError
 
 _ASKS_FOR_VALUES = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select")

@@ -49,13 +49,14 @@ def instruction_set() -> str:
 
 
 @functools.cache
-def _vectors() -> str:
-    return importlib.resources.files("solvers.native").joinpath("vectors.h").read_text()
+def _header(name: str) -> str:
+    return importlib.resources.files("solvers.native").joinpath(name).read_text()
 
 
-def with_vectors(template: str) -> str:
-    """The template with the vector functions where it asks for them."""
-    return template.replace("// VECTORS", _vectors(), 1)
+def with_headers(template: str) -> str:
+    """The template with the vector functions, and those of layers, where it asks for them."""
+    with_vectors = template.replace("// VECTORS", _header("vectors.h"), 1)
+    return with_vectors.replace("// LAYERS", _header("layers.h"), 1)
 
 
 def cache_folder() -> Path:
