@@ -27,30 +27,31 @@ from solvers.compiler.structs import Struct
 from solvers.compiler.trace import NativeUnsupportedError, Tracer
 from solvers.native import build
 
-_PRINTER = Printer(
-    {
-        **LAYER_SPACES,
-        # What functions read, of one vector of rollouts.
-        "x": "in.x[{index}]",
-        "timed": "in.timed[{index}]",
-        "own": "in.own[{index}]",
-        "shared": "splat(in.shared[{slot}][{index}])",
-        "raw": "in.raw[{index}]",
-        "dt": "splat(in.dt)",
-        "by_next": "lambda[{index}]",
-        "by_cost": "bar_cost",
-        "by_value": "bar_value",
-        # What they write.
-        "next": "next[{index}]",
-        "cost": "cost",
-        "value": "result",
-        "by_x": "by_x[{index}]",
-        "by_raw": "by_raw[{index}]",
-        "by_timed": "by_timed[{index}]",
-        "by_own": "in.by_own[{index}]",
-        "by_shared": "in.by_shared[{index}]",
-    }
-)
+_SPACES = {
+    **LAYER_SPACES,
+    # What functions read, of one vector of rollouts.
+    "x": "in.x[{index}]",
+    "timed": "in.timed[{index}]",
+    "own": "in.own[{index}]",
+    "shared": "splat(in.shared[{slot}][{index}])",
+    "raw": "in.raw[{index}]",
+    "dt": "splat(in.dt)",
+    "by_next": "lambda[{index}]",
+    "by_cost": "bar_cost",
+    "by_value": "bar_value",
+    # What they write.
+    "next": "next[{index}]",
+    "cost": "cost",
+    "value": "result",
+    "by_x": "by_x[{index}]",
+    "by_raw": "by_raw[{index}]",
+    "by_timed": "by_timed[{index}]",
+    "by_own": "in.by_own[{index}]",
+    "by_shared": "in.by_shared[{index}]",
+}
+
+
+Parameters = tuple[tuple[str, str], ...]
 
 
 @functools.cache
@@ -255,8 +256,9 @@ class Translation:
         """The kernel's C++; ``arguments`` are the structs that it is passed."""
         offsets = self._offsets()
         gathered = self._gathered(offsets)
+        printer = Printer(self.graph, _SPACES)
         networks = [
-            NetworkPrinter(network, _PRINTER, offsets, self.gradient) for network in (self.policy, self.value)
+            NetworkPrinter(network, printer, offsets, self.gradient) for network in (self.policy, self.value)
         ]
         # The number of vectors of a matrix's gradient depends on LANES: C++ computes it.
         at = [f"constexpr int GATHERED_0 = {sum(self.slots.slots[k].size for k in offsets)};"]
@@ -278,24 +280,25 @@ class Translation:
             pulled = self._pull(stored, bars, by_x, gathered, adds=True) if self.gradient else []
             structs.append(network.to_cpp(pulled))
         places = [*(Place("next", i) for i in range(self.n)), Place("cost")]
-        bodies = {
-            "step(const In& in, V* next, V& cost)": list(map(Store, places, self.results)),
-            "value(const In& in, V& result)": [Store(Place("value"), self.value_result or 0.0)],
-        }
+        to_next = (("V*", "next"), ("V&", "cost"))
+        bodies: list[tuple[str, Parameters, list[Store]]] = [
+            ("step", to_next, list(map(Store, places, self.results))),
+            ("value", (("V&", "result"),), [Store(Place("value"), self.value_result or 0.0)]),
+        ]
         if self.gradient:
-            head = "step_vjp(const In& in, const V* lambda, V bar_cost, V* by_x, V* by_raw, V* by_timed)"
-            bodies[head] = self._step_vjp(by_x, gathered)
-            head = "value_vjp(const In& in, V bar_value, V* by_x, V* by_raw)"
-            bodies[head] = self._value_vjp(by_x, gathered)
+            given, back = (("const V*", "lambda"), ("V", "bar_cost")), (("V*", "by_x"), ("V*", "by_raw"))
+            bodies += [
+                ("step_vjp", (*given, *back, ("V*", "by_timed")), self._step_vjp(by_x, gathered)),
+                ("value_vjp", (("V", "bar_value"), *back), self._value_vjp(by_x, gathered)),
+            ]
         parts = [
             *at,
-            *_PRINTER.functions(store.value for stores in bodies.values() for store in stores),
+            *printer.functions(store.value for _, _, stores in bodies for store in stores),
             *structs,
-            _function("void spread_weights(const V* gathered, T* const* by, int64_t g)", "\n".join(spread)),
-            *(
-                _function(f"inline void {head}", _PRINTER.statements(stores))
-                for head, stores in bodies.items()
-            ),
+            "static void spread_weights(const V* gathered, T* const* by, int64_t g) {",
+            *spread,
+            "}",
+            *(printer.function(name, parameters, stores) for name, parameters, stores in bodies),
         ]
         check_lines(parts)
         text = _template().replace("// EMITTED", "\n".join(parts), 1)
@@ -336,10 +339,6 @@ class Translation:
             f"#define GRADIENT {int(self.gradient)}",
         ]
         return "\n".join(lines) + "\n"
-
-
-def _function(head: str, body: str) -> str:
-    return f"static {head} {{\n{body}\n}}"
 
 
 def _by_raw(network: Network) -> list[tuple[Place, Node]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from solvers.compiler.ir import Function, Graph, Loop, Node, Operand, Place, Store, in_order
+from solvers.compiler.ir import Function, Graph, Loop, Node, Operand, Place, Store, in_order, width
 from solvers.compiler.operations import OPERATIONS
 
 
@@ -48,7 +48,7 @@ def gradient(
         elif node.op == "result":
             (source,) = node.args
             assert isinstance(source, Node)
-            calls.setdefault(source, [0.0] * _width(source))[node.data] = bar
+            calls.setdefault(source, [0.0] * width(source))[node.data] = bar
             continue
         elif (derivative := OPERATIONS[node.op].derivative) is None:
             continue
@@ -74,13 +74,6 @@ def vjp_of(graph: Graph, function: Function, gathered: Mapping[Node, Place]) -> 
     return function.vjp
 
 
-def _width(node: Node) -> int:
-    """The number of results of a call or loop."""
-    if node.op == "call":
-        return len(node.data.results)
-    return node.data.count * len(node.data.function.results)
-
-
 def _of_call(
     graph: Graph, node: Node, bars: Sequence[Operand], gathered: Mapping[Node, Place]
 ) -> tuple[list[Operand], list[Store]]:
@@ -96,15 +89,15 @@ def _of_loop(
     loop: Loop = node.data
     function, count, carried = loop.function, loop.count, loop.carried
     vjp = vjp_of(graph, function, gathered)
-    taken, width = len(function.parameters) - carried, len(function.results)
+    taken, made = len(function.parameters) - carried, len(function.results)
     backward = _backward(graph, loop, vjp)
     states = [node.args[:carried]]
-    flat = [graph._intern("result", (node,), k) for k in range(width * (count - 1))]
-    states += [tuple(flat[i * width : i * width + carried]) for i in range(count - 1)]
+    flat = graph.results(node)
+    states += [tuple(flat[i * made : i * made + carried]) for i in range(count - 1)]
     items = []
     for i in reversed(range(count)):
         own = node.args[carried + i * taken : carried + (i + 1) * taken]
-        items.append([*states[i], *own, *bars[i * width : (i + 1) * width]])
+        items.append([*states[i], *own, *bars[i * made : (i + 1) * made]])
     results = graph.loop(backward, [0.0] * carried, items)
     terms: list[Operand] = list(results[-1][:carried])
     for i in range(count):

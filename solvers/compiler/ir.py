@@ -125,7 +125,7 @@ class Graph:
             raise ValueError(
                 f"{function.name} takes {len(function.parameters)} arguments, {len(args)} are given"
             )
-        return self._results(self._intern("call", tuple(args), function), len(function.results))
+        return self.results(self._intern("call", tuple(args), function))
 
     def loop(
         self,
@@ -147,12 +147,12 @@ class Graph:
             )
         data = Loop(function, len(items), len(state))
         node = self._intern("loop", (*state, *(arg for item in items for arg in item)), data)
-        width = len(function.results)
-        flat = self._results(node, width * len(items))
-        return [flat[k * width : (k + 1) * width] for k in range(len(items))]
+        flat, each = self.results(node), len(function.results)
+        return [flat[k * each : (k + 1) * each] for k in range(len(items))]
 
-    def _results(self, node: Node, count: int) -> list[Operand]:
-        return [self._intern("result", (node,), k) for k in range(count)]
+    def results(self, node: Node) -> list[Operand]:
+        """The results of a call or loop."""
+        return [self._intern("result", (node,), k) for k in range(width(node))]
 
     def apply(self, op: str, *args: Operand) -> Operand:
         """The operation's result, simplified where that changes no value."""
@@ -208,6 +208,13 @@ class Graph:
                 other = node if args == node.args else self._intern(node.op, args, node.data)
             made[node] = other
         return [made[root] if isinstance(root, Node) else root for root in roots]
+
+
+def width(node: Node) -> int:
+    """The number of results of a call or loop."""
+    if node.op == "call":
+        return len(node.data.results)
+    return node.data.count * len(node.data.function.results)
 
 
 def in_order(roots: Iterable[Operand], stop: Container[Node] = ()) -> list[Node]:

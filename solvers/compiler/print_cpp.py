@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
-from solvers.compiler.ir import Affine, Function, Loop, Node, Operand, Place, Store, in_order
+from solvers.compiler.ir import Affine, Function, Graph, Loop, Node, Operand, Place, Store, in_order, width
 from solvers.compiler.operations import OPERATIONS
+from solvers.compiler.roll import rolled
 
 _PARAMETERS = {"parameter": "a[{index}]", "returned": "r[{index}]"}
+
+
+PART = 600
+"""Bodies of more than three times as many lines are split into functions of about so many: the registers of one very
+long function take g++ most of its time."""
 
 
 @dataclass(frozen=True)
@@ -17,19 +25,23 @@ class Printer:
     """Prints for one kernel.
 
     Attributes:
+        graph: where nodes are made.
         spaces: the C++ of a place by its space, with ``{index}`` and ``{slot}``.
-        environment: the declaration of what every function of the kernel is passed, and its name: what places are
-            read from.
+        environment: type and name of what every function of the kernel is passed, which places are read from.
         variable: the name of the loop variable that an :class:`Affine` index refers to.
     """
 
+    graph: Graph
     spaces: Mapping[str, str]
-    environment: tuple[str, str] = ("const In& in", "in")
+    environment: tuple[str, str] = ("const In&", "in")
     variable: str = "j"
 
-    def place(self, place: Place, variable: str = "") -> str:
+    def place(self, place: Place) -> str:
         """The C++ of a place."""
-        index = "" if place.index is None else affine(place.index, variable or self.variable)
+        return self.indexed(place, "" if place.index is None else affine(place.index, self.variable))
+
+    def indexed(self, place: Place, index: str) -> str:
+        """The C++ of the entry ``index`` of a place's array."""
         text = self.spaces.get(place.space) or _PARAMETERS[place.space]
         return text.format(slot=place.slot, index=index)
 
@@ -39,7 +51,29 @@ class Printer:
         block = _Block(self, names)
         block.compute(in_order([store.value for store in stores], stop=names))
         block.store([store for store in stores if not store.idle])
-        return "\n".join("    " + line for line in block.lines)
+        return _indented(block.lines)
+
+    def function(
+        self,
+        name: str,
+        parameters: Sequence[tuple[str, str]],
+        stores: Sequence[Store],
+        known: Mapping[Node, Place] | None = None,
+        inline: bool = True,
+    ) -> str:
+        """A C++ function that does ``stores``, with loops for similar rows, in several parts if it is long.
+
+        Args:
+            parameters: type and name of each, without the environment's.
+        """
+        stores, known = rolled(self.graph, [store for store in stores if not store.idle], known)
+        names = {node: self.place(place) for node, place in known.items()}
+        nodes = in_order([store.value for store in stores], stop=names)
+        given = [self.environment, *parameters]
+        if sum(map(_weight, nodes)) > 3 * PART:
+            return _Parts(self, name, given, nodes, stores, names).text()
+        head = f"static {'inline ' if inline else ''}void {name}({_declared(given)})"
+        return f"{head} {{\n{self.statements(stores, known)}\n}}"
 
     def functions(self, roots: Iterable[Operand]) -> list[str]:
         """C++ of the functions that are called below the roots, a function after those that it calls."""
@@ -55,91 +89,194 @@ class Printer:
                 function = node.data
                 self._print(function.roots(), printed)
                 results = [Store(Place("returned", k), value) for k, value in enumerate(function.results)]
-                body = self.statements([*results, *function.stores])
-                head = f"static void {function.name}({self.environment[0]}, const V* a, V* r)"
-                printed[function] = f"{head} {{\n{body}\n}}"
+                parameters = [("const V*", "a"), ("V*", "r")]
+                stores = [*results, *function.stores]
+                printed[function] = self.function(function.name, parameters, stores, inline=False)
+
+
+def _declared(parameters: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{kind} {name}" for kind, name in parameters)
+
+
+def _indented(lines: Iterable[str]) -> str:
+    return "\n".join("    " + line for line in lines)
+
+
+def _weight(node: Node) -> int:
+    """About how many lines a node becomes."""
+    if node.op == "loop":
+        return 4 + len(node.data.function.parameters) + len(in_order(node.data.function.roots()))
+    return 0 if node.op in ("input", "result") else 1
+
+
+def _maker(node: Node) -> Node:
+    """What a value is in the array of: its call or loop, or itself."""
+    if node.op != "result":
+        return node
+    (source,) = node.args
+    assert isinstance(source, Node)
+    return source
+
+
+class _Parts:
+    """A long body as several functions; what a later one needs goes through an array ``s``."""
+
+    def __init__(
+        self,
+        printer: Printer,
+        name: str,
+        given: list[tuple[str, str]],
+        nodes: list[Node],
+        stores: Sequence[Store],
+        names: dict[Node, str],
+    ) -> None:
+        self.printer, self.name, self.given, self.names = printer, name, given, names
+        self.nodes: list[list[Node]] = []
+        part_of: dict[Node, int] = {}
+        size = PART
+        for node in nodes:
+            if size >= PART:
+                self.nodes.append([])
+                size = 0
+            self.nodes[-1].append(node)
+            part_of[node] = len(self.nodes) - 1
+            size += _weight(node)
+        self.stores: list[list[Store]] = [[] for _ in self.nodes]
+        for store in stores:
+            # Where the value is known; a constant anywhere.
+            part = part_of.get(_maker(store.value), 0) if isinstance(store.value, Node) else 0
+            self.stores[part].append(store)
+        self.scratch: dict[Node, int] = {}
+        self.room = 0
+        for node in nodes:
+            if node not in names and node.op != "result":
+                for arg in node.args:
+                    made = _maker(arg) if isinstance(arg, Node) else None
+                    if made is not None and made.op != "input" and part_of.get(made, -1) != part_of[node]:
+                        self._keep(made)
+
+    def _keep(self, node: Node) -> None:
+        if node in self.scratch or node in self.names:
+            return
+        self.scratch[node] = self.room
+        self.room += width(node) if node.op in ("call", "loop") else 1
+
+    def text(self) -> str:
+        inner = [*self.given, ("V*", "s")]
+        functions, calls = [], []
+        before: dict[Node, str] = dict(self.names)
+        for k, (nodes, stores) in enumerate(zip(self.nodes, self.stores, strict=True)):
+            block = _Block(self.printer, dict(before), scratch=self.scratch)
+            block.compute(nodes)
+            block.store(stores)
+            for node in nodes:
+                if (at := self.scratch.get(node)) is not None:
+                    before[node] = self._kept(node, at)
+                    if node.op not in ("call", "loop"):
+                        block.lines.append(f"s[{at}] = (V){block.names[node]};")
+            head = f"static __attribute__((noinline)) void {self.name}_part{k}({_declared(inner)})"
+            functions.append(f"{head} {{\n{_indented(block.lines)}\n}}")
+            arguments = ", ".join([*(name for _, name in self.given), "s"])
+            calls.append(f"{self.name}_part{k}({arguments});")
+        main = f"static void {self.name}({_declared(self.given)})"
+        lines = _indented([f"V s[{max(1, self.room)}];", *calls])
+        return "\n".join([*functions, f"{main} {{\n{lines}\n}}"])
+
+    @staticmethod
+    def _kept(node: Node, at: int) -> str:
+        if node.op in ("call", "loop"):
+            return f"(s + {at})"
+        known = OPERATIONS.get(node.op)
+        return f"(M)s[{at}]" if known and known.boolean else f"s[{at}]"
 
 
 class _Block:
     """The lines of one C++ block and the names of the nodes that are computed in it."""
 
-    def __init__(self, printer: Printer, names: dict[Node, str], prefix: str = "n") -> None:
+    def __init__(
+        self,
+        printer: Printer,
+        names: dict[Node, str],
+        prefix: str = "n",
+        scratch: Mapping[Node, int] | None = None,
+    ) -> None:
         self.printer = printer
+        self.scratch = scratch or {}
+        """Where in the array ``s`` the results of a call or loop go; others have an array of their own."""
         self.names = names
+        self.given = frozenset(names)
         self.prefix = prefix
         self.lines: list[str] = []
 
     def text(self, value: Operand) -> str:
-        return self.names[value] if isinstance(value, Node) else literal(value)
+        """The C++ of a value; what is an entry of an array needs no line of its own."""
+        if not isinstance(value, Node):
+            return literal(value)
+        if value not in self.names:
+            entry = _entry(value)
+            self.names[value] = (
+                self._indexed(value, str(entry[1])) if entry else self.printer.place(value.place)
+            )
+        return self.names[value]
 
     def compute(self, nodes: Sequence[Node]) -> None:
         both = {(n.op, n.args[0]): n for n in nodes if n.op in ("sin", "cos") and n not in self.names}
         for node in nodes:
-            if node in self.names:
+            if node in self.names or node.op in ("input", "result"):
                 continue
-            name = f"{self.prefix}{len(self.lines)}"
-            match node.op:
-                case "input":
-                    self.names[node] = self.printer.place(node.place)
-                case "result":
-                    self.names[node] = self._result(node)
-                case "call":
-                    self.names[node] = name
-                    arguments = ", ".join(map(self.text, node.args))
-                    function: Function = node.data
-                    self.lines.append(
-                        f"const V {name}a[] = {{{arguments}}}; V {name}[{len(function.results)}]; "
-                        f"{function.name}({self.printer.environment[1]}, {name}a, {name});"
-                    )
-                case "loop":
-                    self.names[node] = name
-                    self._loop(node, name)
-                case "sin" | "cos" if (
-                    other := both.get(("cos" if node.op == "sin" else "sin", node.args[0]))
-                ) is not None:
-                    # The two together cost little more than one.
-                    self.names[node], self.names[other] = name, f"{name}o"
-                    sine, cosine = (name, f"{name}o") if node.op == "sin" else (f"{name}o", name)
-                    self.lines.append(
-                        f"V {sine}, {cosine}; v_sincos({self.text(node.args[0])}, {sine}, {cosine});"
-                    )
-                case op:
-                    self.names[node] = name
-                    self.lines.append(
-                        f"const auto {name} = {OPERATIONS[op].cpp(*map(self.text, node.args))};"
-                    )
+            name = self.names[node] = f"{self.prefix}{len(self.lines)}"
+            if node.op == "call":
+                arguments = ", ".join(map(self.text, node.args))
+                called = f"{node.data.name}({self.printer.environment[1]}, {name}a, {name})"
+                self.lines.append(f"const V {name}a[] = {{{arguments}}}; {self._array(node, name)} {called};")
+            elif node.op == "loop":
+                self._loop(node, name)
+            elif (
+                other := both.get(({"sin": "cos", "cos": "sin"}.get(node.op, ""), node.args[0]))
+            ) is not None:
+                # The two together cost little more than one.
+                self.names[other] = f"{name}o"
+                sine, cosine = (name, f"{name}o") if node.op == "sin" else (f"{name}o", name)
+                self.lines.append(
+                    f"V {sine}, {cosine}; v_sincos({self.text(node.args[0])}, {sine}, {cosine});"
+                )
+            else:
+                self.lines.append(
+                    f"const auto {name} = {OPERATIONS[node.op].cpp(*map(self.text, node.args))};"
+                )
 
     def store(self, stores: Sequence[Store]) -> None:
+        """Results of one loop that go to one array by a loop, all others by a statement each."""
         for run in _runs(stores):
-            first = run[0]
+            first, sign = run[0], "+=" if run[0].adds else "="
             if first.place is None:
-                continue
-            sign = "+=" if first.adds else "="
+                continue  # it was called where it was computed
             if len(run) == 1:
-                target = self.printer.place(first.place)
-                # A single value may be what the block returns.
-                assign = target if first.place.space == "returning" else f"{target} {sign}"
+                # A block may also return a value.
+                assign = (
+                    "return"
+                    if first.place.space == "returning"
+                    else f"{self.printer.place(first.place)} {sign}"
+                )
                 self.lines.append(f"{assign} {self.text(first.value)};")
                 continue
-            place = replace(first.place, index=Affine(_index(first.place)))
-            values = self._column([store.value for store in run], "k", f"{self.prefix}{len(self.lines)}s")
-            self.lines.append(
-                f"for (int k = 0; k < {len(run)}; k++) {self.printer.place(place, 'k')} {sign} {values};"
-            )
+            table = f"{self.prefix}{len(self.lines)}"
+            values = self._column([store.value for store in run], "k", f"{table}s")
+            indices = [store.place.index for store in run if store.place]
+            target = self.printer.indexed(first.place, self._index(indices, "k", f"{table}d"))
+            self.lines.append(f"for (int k = 0; k < {len(run)}; k++) {target} {sign} {values};")
 
-    def _result(self, node: Node) -> str:
-        source = node.args[0]
-        assert isinstance(source, Node)
-        if source.op == "call":
-            return f"{self.names[source]}[{node.data}]"
-        call, k = divmod(node.data, len(source.data.function.results))
-        return f"{self.names[source]}[{k * source.data.count + call}]"
+    def _array(self, node: Node, name: str) -> str:
+        """The declaration of the array of a call's or loop's results."""
+        if node in self.scratch:
+            return f"V* const {name} = s + {self.scratch[node]};"
+        return f"V {name}[{width(node)}];"
 
     def _loop(self, node: Node, name: str) -> None:
         """Result k of call i is ``name[k * count + i]``."""
         loop: Loop = node.data
         function, count, carried = loop.function, loop.count, loop.carried
-        taken, width = len(function.parameters) - carried, len(function.results)
+        taken = len(function.parameters) - carried
         i = f"{name}i"
         read: dict[Node, str] = {}
         for k in range(carried):
@@ -150,11 +287,11 @@ class _Block:
             read[function.parameters[carried + k]] = self._column(column, i, f"{name}t{k}")
         body = _Block(self.printer, read, f"{name}_")
         body.compute(in_order(function.roots(), stop=read))
-        targets = [f"{name}[{k * count} + {i}] = {body.text(v)};" for k, v in enumerate(function.results)]
-        body.lines += targets
+        for k, value in enumerate(function.results):
+            body.lines.append(f"{name}[{k * count} + {i}] = {body.text(value)};")
         body.store(function.stores)
         body.lines += [f"{name}c{k} = {name}[{k * count} + {i}];" for k in range(carried)]
-        self.lines.append(f"V {name}[{width * count}];")
+        self.lines.append(self._array(node, name))
         self.lines.append(f"for (int {i} = 0; {i} < {count}; {i}++) {{")
         self.lines += ["  " + line for line in body.lines]
         self.lines.append("}")
@@ -168,29 +305,31 @@ class _Block:
             numbers = ", ".join(_number(value) for value in column if not isinstance(value, Node))
             self.lines.append(f"static const T {table}[] = {{{numbers}}};")
             return f"splat({table}[{i}])"
-        found = [_entry(value) for value in column]
-        arrays = {entry and entry[0] for entry in found}
-        if len(arrays) == 1 and None not in arrays:
-            indices = [entry[1] for entry in found if entry]
-            step = indices[1] - indices[0]
-            if indices == [indices[0] + step * k for k in range(len(indices))]:
-                index = affine(Affine(indices[0], step), i)
-            else:
-                self.lines.append(f"static const int {table}[] = {{{', '.join(map(str, indices))}}};")
-                index = f"{table}[{i}]"
-            return self._indexed(first, index)
+        if isinstance(first, Node) and (indices := self._one_array(column)):
+            return self._indexed(first, self._index(indices, i, table))
         self.lines.append(f"const V {table}[] = {{{', '.join(map(self.text, column))}}};")
         return f"{table}[{i}]"
 
-    def _indexed(self, value: Operand, index: str) -> str:
-        assert isinstance(value, Node)
+    def _one_array(self, column: Sequence[Operand]) -> list[int]:
+        """The indices of the values of a column in the one array that they are in; empty if it is not one."""
+        entries = [None if value in self.given else _entry(value) for value in column]
+        first = entries[0]
+        if first is None or any(entry is None or entry[0] != first[0] for entry in entries):
+            return []
+        return [entry[1] for entry in entries if entry]
+
+    def _index(self, indices: Sequence[Any], i: str, table: str) -> str:
+        """The C++ of entry ``i`` of a list of indices."""
+        step = indices[1] - indices[0]
+        if all(b - a == step for a, b in pairwise(indices)):
+            return affine(Affine(indices[0], step), i)
+        self.lines.append(f"static const int {table}[] = {{{', '.join(map(str, indices))}}};")
+        return f"{table}[{i}]"
+
+    def _indexed(self, value: Node, index: str) -> str:
         if value.op == "result":
-            source = value.args[0]
-            assert isinstance(source, Node)
-            return f"{self.names[source]}[{index}]"
-        place = value.place
-        text = self.printer.spaces.get(place.space) or _PARAMETERS[place.space]
-        return text.format(slot=place.slot, index=index)
+            return f"{self.names[_maker(value)]}[{index}]"
+        return self.printer.indexed(value.place, index)
 
 
 def _entry(value: Operand) -> tuple[object, int] | None:
@@ -200,8 +339,7 @@ def _entry(value: Operand) -> tuple[object, int] | None:
     if value.op == "input" and isinstance(value.place.index, int):
         return (value.place.space, value.place.slot), value.place.index
     if value.op == "result":
-        (source,) = value.args
-        assert isinstance(source, Node)
+        source = _maker(value)
         if source.op == "call":
             return source, value.data
         call, k = divmod(value.data, len(source.data.function.results))
@@ -210,33 +348,29 @@ def _entry(value: Operand) -> tuple[object, int] | None:
 
 
 _RUN = 8
-"""At least so many results of a loop that go to neighbouring places are copied by a C++ loop."""
+"""At least so many results of a loop that go to one array are copied by a C++ loop."""
 
 
 def _runs(stores: Sequence[Store]) -> list[list[Store]]:
-    """Neighbouring stores of results of one loop to neighbouring places together; all others by themselves."""
-    runs: list[list[Store]] = []
-    for store in stores:
-        if runs and _follows(runs[-1][-1], store):
-            runs[-1].append(store)
-        else:
-            runs.append([store])
-    return [part for run in runs for part in ([run] if len(run) >= _RUN else [[store] for store in run])]
-
-
-def _follows(before: Store, after: Store) -> bool:
-    a, b = before.value, after.value
-    if before.place is None or after.place is None or before.adds != after.adds:
-        return False
-    if not (isinstance(a, Node) and isinstance(b, Node) and a.op == b.op == "result"):
-        return False
-    if a.args[0] is not b.args[0] or not isinstance(a.args[0], Node) or a.args[0].op != "loop":
-        return False
-    return after.place == replace(before.place, index=_index(before.place) + 1)
-
-
-def _index(place: Place) -> int:
-    return place.index if isinstance(place.index, int) else -1
+    """Stores of one result of the calls of a loop to one array together; all others by themselves."""
+    runs: dict[object, list[Store]] = {}
+    for number, store in enumerate(stores):
+        value, place = store.value, store.place
+        key: object = number
+        if isinstance(value, Node) and value.op == "result" and place and isinstance(place.index, int):
+            source = _maker(value)
+            if source.op == "loop":
+                key = (
+                    source,
+                    value.data % len(source.data.function.results),
+                    place.space,
+                    place.slot,
+                    store.adds,
+                )
+        runs.setdefault(key, []).append(store)
+    return [
+        part for run in runs.values() for part in ([run] if len(run) >= _RUN else [[store] for store in run])
+    ]
 
 
 def affine(index: int | Affine, variable: str) -> str:

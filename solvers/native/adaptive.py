@@ -45,24 +45,21 @@ from solvers.native import build
 
 logger = logging.getLogger("solvers")
 
-_PRINTER = Printer(
-    {
-        # What the field and its gradient read, of a vector of rollouts.
-        "t": "t",
-        "x": "x[{index}]",
-        "own": "values.own[{index}]",
-        "shared": "splat(values.shared[{slot}][{index}])",
-        "bar": "bar[{index}]",
-        # What they write.
-        "dx": "dx[{index}]",
-        "saved": "saved[{index}]",
-        "by_t": "gt",
-        "by_x": "gx[{index}]",
-        "by_own": "own[{index}]",
-        "by_shared": "shared[{index}]",
-    },
-    ("const Values& values", "values"),
-)
+_SPACES = {
+    # What the field and its gradient read, of a vector of rollouts.
+    "t": "t",
+    "x": "x[{index}]",
+    "own": "values.own[{index}]",
+    "shared": "splat(values.shared[{slot}][{index}])",
+    "bar": "bar[{index}]",
+    # What they write.
+    "dx": "dx[{index}]",
+    "saved": "saved[{index}]",
+    "by_t": "gt",
+    "by_x": "gx[{index}]",
+    "by_own": "own[{index}]",
+    "by_shared": "shared[{index}]",
+}
 
 
 @dataclass(frozen=True)
@@ -250,7 +247,7 @@ def _source(
                 places |= {node: Place(space, at + j) for j, node in enumerate(slots.nodes(k))}
             at += slot.size if slot.own or slot.wanted else 0
     bars = [graph.input("bar", i) for i in range(n)]
-    found, effects = gradient(graph, slopes, bars, [clock, *state, *places], places)
+    found, _ = gradient(graph, slopes, bars, [clock, *state, *places])
     targets = [Place("by_t"), *(Place("by_x", i) for i in range(n))]
     pulled = [Store(place, term) for place, term in zip(targets, found, strict=False)]
     pulled += [Store(place, term, True) for place, term in zip(places.values(), found[n + 1 :], strict=True)]
@@ -258,15 +255,14 @@ def _source(
     costly = [q for q in in_order(slopes) if q.op in OPERATIONS and OPERATIONS[q.op].costly]
     kept = {node: Place("saved", k) for k, node in enumerate(costly)}
     keeping = [*forward, *(Store(place, node) for node, place in kept.items())]
-    called = _PRINTER.functions(store.value for store in (*keeping, *pulled, *effects))
+    printer = Printer(graph, _SPACES, ("const Values&", "values"))
+    state_of = (("V", "t"), ("const V*", "x"))
+    given = (*state_of, ("const V*", "saved"), ("const V*", "bar"))
+    pulled_to = (("V*", "gx"), ("V&", "gt"), ("V*", "own"), ("V*", "shared"))
     parts = [
-        *called,
-        "static inline void field(const Values& values, V t, const V* x, V* dx) {\n"
-        f"{_PRINTER.statements(forward)}\n}}",
-        "static inline void field_keeping(const Values& values, V t, const V* x, V* dx, V* saved) {\n"
-        f"{_PRINTER.statements(keeping)}\n}}",
-        "static inline void field_vjp(const Values& values, V t, const V* x, const V* saved, const V* bar, V* gx,"
-        f" V& gt, V* own, V* shared) {{\n{_PRINTER.statements([*pulled, *effects], kept)}\n}}",
+        printer.function("field", (*state_of, ("V*", "dx")), forward),
+        printer.function("field_keeping", (*state_of, ("V*", "dx"), ("V*", "saved")), keeping),
+        printer.function("field_vjp", (*given, *pulled_to), pulled, kept),
     ]
     check_lines(parts)
     wanted = ["true" if slot.wanted else "false" for slot in slots.slots] or ["false"]
