@@ -10,7 +10,7 @@ from typing import Any
 
 from solvers.compiler.ir import Affine, Function, Graph, Loop, Node, Operand, Place, Store, in_order, width
 from solvers.compiler.operations import OPERATIONS
-from solvers.compiler.roll import rolled
+from solvers.compiler.roll import lines, rolled
 
 _PARAMETERS = {"parameter": "a[{index}]", "returned": "r[{index}]"}
 
@@ -70,7 +70,7 @@ class Printer:
         names = {node: self.place(place) for node, place in known.items()}
         nodes = in_order([store.value for store in stores], stop=names)
         given = [self.environment, *parameters]
-        if sum(map(_weight, nodes)) > 3 * PART:
+        if lines(nodes) > 3 * PART:
             return _Parts(self, name, given, nodes, stores, names).text()
         head = f"static {'inline ' if inline else ''}void {name}({_declared(given)})"
         return f"{head} {{\n{self.statements(stores, known)}\n}}"
@@ -100,13 +100,6 @@ def _declared(parameters: Sequence[tuple[str, str]]) -> str:
 
 def _indented(lines: Iterable[str]) -> str:
     return "\n".join("    " + line for line in lines)
-
-
-def _weight(node: Node) -> int:
-    """About how many lines a node becomes."""
-    if node.op == "loop":
-        return 4 + len(node.data.function.parameters) + len(in_order(node.data.function.roots()))
-    return 0 if node.op in ("input", "result") else 1
 
 
 def _maker(node: Node) -> Node:
@@ -140,7 +133,7 @@ class _Parts:
                 size = 0
             self.nodes[-1].append(node)
             part_of[node] = len(self.nodes) - 1
-            size += _weight(node)
+            size += lines([node])
         self.stores: list[list[Store]] = [[] for _ in self.nodes]
         for store in stores:
             # Where the value is known; a constant anywhere.
@@ -226,9 +219,9 @@ class _Block:
                 continue
             name = self.names[node] = f"{self.prefix}{len(self.lines)}"
             if node.op == "call":
-                arguments = ", ".join(map(self.text, node.args))
+                self._arguments(node.args, f"{name}a")
                 called = f"{node.data.name}({self.printer.environment[1]}, {name}a, {name})"
-                self.lines.append(f"const V {name}a[] = {{{arguments}}}; {self._array(node, name)} {called};")
+                self.lines.append(f"{self._array(node, name)} {called};")
             elif node.op == "loop":
                 self._loop(node, name)
             elif (
@@ -271,6 +264,27 @@ class _Block:
         if node in self.scratch:
             return f"V* const {name} = s + {self.scratch[node]};"
         return f"V {name}[{width(node)}];"
+
+    def _arguments(self, args: Sequence[Operand], name: str) -> None:
+        """An array of the arguments of a call; neighbours in another array are copied by a loop."""
+        runs: list[list[Operand]] = []
+        for arg in args:
+            if runs and self._one_array([runs[-1][-1], arg]):
+                runs[-1].append(arg)
+            else:
+                runs.append([arg])
+        if all(len(run) < _RUN for run in runs):
+            self.lines.append(f"const V {name}[] = {{{', '.join(map(self.text, args))}}};")
+            return
+        self.lines.append(f"V {name}[{len(args)}];")
+        at = 0
+        for run in runs:
+            if len(run) < _RUN:
+                self.lines += [f"{name}[{at + k}] = {self.text(arg)};" for k, arg in enumerate(run)]
+            else:
+                values = self._column(run, "k", f"{name}{at}t")
+                self.lines.append(f"for (int k = 0; k < {len(run)}; k++) {name}[{at} + k] = {values};")
+            at += len(run)
 
     def _loop(self, node: Node, name: str) -> None:
         """Result k of call i is ``name[k * count + i]``."""
