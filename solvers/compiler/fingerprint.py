@@ -56,19 +56,29 @@ class _Collected:
         self._by_value, self._opaque = by_value, opaque
 
     def add(self, value: Any) -> None:
-        parts = self.parts
-        if value is None or isinstance(value, (int, float, complex, str, bytes)):
-            parts += (type(value), str(value))
+        parts, kind = self.parts, type(value)
+        if kind is types.FunctionType:  # first, as most are
+            if id(value) in self._seen:
+                parts.append(self._seen[id(value)])
+            else:
+                self._seen[id(value)] = len(self._seen)
+                self._add_function(value)
+        elif value is None or kind in (str, bool, int):
+            parts += (kind, value)
+        elif isinstance(value, (int, float, complex, str, bytes)):
+            parts += (kind, str(value))  # a NaN equals itself, 0.0 is not -0.0
         elif isinstance(value, Tensor):
             parts += (Identity(value), value.shape, value.dtype)
             if not value.is_floating_point() and not value.is_inference():
                 parts.append(value._version)
         elif isinstance(value, (np.ndarray, np.generic)):
             array = np.asarray(value)
-            parts += (type(value), array.dtype, array.shape, array.tobytes())
+            # An array of objects holds addresses.
+            parts += (kind, array.dtype, array.shape)
+            self.add(array.tolist() if array.dtype.hasobject else array.tobytes())
         elif id(value) in self._seen:
             parts.append(self._seen[id(value)])
-        elif isinstance(value, (types.ModuleType, type)) or self._opaque(value):
+        elif isinstance(value, (types.ModuleType, type)):
             parts.append(Identity(value))
         elif self._by_value and isinstance(value, self._by_value):
             parts.append(value)
@@ -76,30 +86,31 @@ class _Collected:
             self._seen[id(value)] = len(self._seen)
             self._add_parts(value)
 
+    def _add_function(self, value: types.FunctionType) -> None:
+        self.parts.append(Identity(value.__code__))
+        for held in (value.__defaults__, value.__kwdefaults__, value.__dict__):
+            if held:
+                self.add(held)
+        for cell in value.__closure__ or ():
+            self._add_cell(cell)
+
     def _add_all(self, *values: Any) -> None:
         for value in values:
             self.add(value)
 
     def _add_parts(self, value: Any) -> None:
         parts = self.parts
-        if isinstance(value, Mapping):
+        if isinstance(value, (list, tuple, set, frozenset)):
+            parts += (type(value), len(value))
+            self._add_all(*value)
+        elif isinstance(value, (dict, Mapping)):
             parts += (dict, len(value))
             for key, entry in value.items():
                 parts.append(str(key))
                 self.add(entry)
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            parts += (type(value), len(value))
-            self._add_all(*value)
         elif isinstance(value, types.MethodType):
             parts.append(types.MethodType)
             self._add_all(value.__func__, value.__self__)
-        elif isinstance(value, types.FunctionType):
-            parts.append(Identity(value.__code__))
-            for held in (value.__defaults__, value.__kwdefaults__, value.__dict__):
-                if held:
-                    self.add(held)
-            for cell in value.__closure__ or ():
-                self._add_cell(cell)
         elif isinstance(value, (staticmethod, classmethod)):
             self.add(value.__func__)
         elif isinstance(value, functools.partial):
@@ -123,18 +134,34 @@ class _Collected:
             self.parts.append("empty")
 
     def _add_attributes(self, value: Any) -> None:
-        self.parts.append(type(value))
-        if type(value).__module__.partition(".")[0] in _FOREIGN:
-            self.parts.append(Identity(value))  # its state is not in attributes
-        held = [getattr(value, "__dict__", {})]
-        for kind in type(value).__mro__:
-            if kind.__module__.partition(".")[0] in _FOREIGN:
-                break
-            slots = kind.__dict__.get("__slots__", ())
-            slots = (slots,) if isinstance(slots, str) else slots
-            held += [{name: getattr(value, name) for name in slots if hasattr(value, name)}, vars(kind)]
+        if self._opaque(value):
+            self.parts.append(Identity(value))
+            return
+        parts, kind = self.parts, type(value)
+        own, slots, is_foreign = _written_by_users(kind)
+        parts.append(kind)
+        if is_foreign:
+            parts.append(Identity(value))  # its state is not in attributes
+        held = [getattr(value, "__dict__", {}), *map(vars, own)]
+        if slots:
+            held.append({name: getattr(value, name) for name in slots if hasattr(value, name)})
         for names in held:
             for name, entry in names.items():
                 if name[:2] != "__" and name != "_abc_impl":
-                    self.parts.append(name)
+                    parts.append(name)
                     self.add(entry)
+
+
+@functools.lru_cache(maxsize=512)
+def _written_by_users(kind: type) -> tuple[tuple[type, ...], tuple[str, ...], bool]:
+    """The classes of ``kind`` up to the first that Python or a large library defines, their slots, whether none is."""
+    own: list[type] = []
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] in _FOREIGN:
+            break
+        own.append(base)
+    slots: list[str] = []
+    for base in own:
+        named = base.__dict__.get("__slots__", ())
+        slots += [named] if isinstance(named, str) else named
+    return tuple(own), tuple(slots), not own

@@ -15,7 +15,7 @@ from solvers.compiler.roll import lines, rolled
 _PARAMETERS = {"parameter": "a[{index}]", "returned": "r[{index}]"}
 
 
-PART = 600
+PART = 1_500
 """Bodies of more than three times as many lines are split into functions of about so many: the registers of one very
 long function take g++ most of its time."""
 
@@ -155,7 +155,7 @@ class _Parts:
         self.room += width(node) if node.op in ("call", "loop") else 1
 
     def text(self) -> str:
-        inner = [*self.given, ("V*", "s")]
+        inner = [*self.given, ("V* __restrict", "s")]
         functions, calls = [], []
         before: dict[Node, str] = dict(self.names)
         for k, (nodes, stores) in enumerate(zip(self.nodes, self.stores, strict=True)):
@@ -306,7 +306,7 @@ class _Block:
         body.store(function.stores)
         body.lines += [f"{name}c{k} = {name}[{k * count} + {i}];" for k in range(carried)]
         self.lines.append(self._array(node, name))
-        self.lines.append(f"for (int {i} = 0; {i} < {count}; {i}++) {{")
+        self.lines.append(f'_Pragma("GCC unroll 4") for (int {i} = 0; {i} < {count}; {i}++) {{')
         self.lines += ["  " + line for line in body.lines]
         self.lines.append("}")
 

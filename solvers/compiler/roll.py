@@ -2,8 +2,8 @@
 
 A field of many states (a discretised partial differential equation, a chain of masses) computes the same expression
 for every state but those at the ends.  Nodes are *alike* if they are the same expression of entries of the same
-arrays and of constants, whatever the indices and the constants.  Alike nodes are equally deep in the graph, so none depends on another: each group of
-them becomes a loop, whose arguments come from groups that are less deep.
+arrays and of constants, whatever the indices and the constants.  Alike nodes are equally deep in the graph, so none
+depends on another: each group of them becomes a loop, whose arguments come from groups that are less deep.
 """
 
 from __future__ import annotations

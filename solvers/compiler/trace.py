@@ -136,7 +136,11 @@ class Tracer(TorchDispatchMode):
             raise NativeUnsupportedError(f"no C++ for the operation {func}{detail}{_where()}") from None
         out = func(*args, **kwargs)
         if in_place:
-            self.array(args[0])[...] = result
+            array = self.array(args[0])
+            if result.shape == array.shape:
+                array[...] = result
+            else:
+                self.bind(args[0], result)  # squeeze_ and the like
             return out
         leaves, spec = tree_flatten(out)
         for tensor, array in zip(leaves, result if isinstance(result, list) else [result], strict=True):

@@ -50,6 +50,9 @@ FUNCTIONS = {
     ),
     "triangular": lambda x: torch.linalg.solve_triangular(torch.linalg.cholesky(spd(x)), x, upper=False),
     "einsum": lambda x: torch.einsum("ij,kj->ik", x, x) + torch.outer(x[0], x[1]) + x.diagonal(),
+    "in place with another shape": lambda x: (
+        (x[0] @ x) + x.clone().t_() + x.clone().unsqueeze_(0).squeeze_(0)
+    ),
     "index": lambda x: x[:, [2, 0, 1]] + x.index_select(0, torch.tensor([1, 1, 0])) + x[[0, 1, 2], [2, 1, 0]],
     "pad": lambda x: nn.functional.pad(x, (1, 0))[:, :3] + torch.tril(torch.ones(3, 3, dtype=F64)) * x,
     "shapes": lambda x: (
