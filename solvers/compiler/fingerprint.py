@@ -138,7 +138,7 @@ class _Collected:
             self.parts.append(Identity(value))
             return
         parts, kind = self.parts, type(value)
-        own, slots, is_foreign = _written_by_users(kind)
+        own, slots, is_foreign = _written_by_users(kind)  # type: ignore[arg-type]  # classes are hashable
         parts.append(kind)
         if is_foreign:
             parts.append(Identity(value))  # its state is not in attributes

@@ -46,7 +46,10 @@ def rolled(
         return graph.input(known[node].space, known[node].index, known[node].slot) if node in known else None
 
     values = graph.rebuild(values, read)
-    made = _Rolling(graph, values).result()
+    rolling = _Rolling(graph, values)
+    if rolling.share() < 1 - _WORTH:
+        return list(stores), known
+    made = rolling.result()
     if lines(in_order(made)) > _WORTH * lines(in_order(values)):
         return list(stores), known
     return [store._replace(value=value) for store, value in zip(stores, made, strict=True)], {}
@@ -165,6 +168,11 @@ class _Rolling:
                 args = tuple(self._new(a) for a in node.args)
                 self.made[node] = node if args == node.args else self.graph._intern(node.op, args, node.data)
         return [self._new(root) for root in self.roots]
+
+    def share(self) -> float:
+        """How much of the graph could be in loops."""
+        rows = sum(len(members) for members in self.members.values() if len(members) >= ROWS)
+        return (rows + sum(map(len, self.chains.values()))) / len(self.order)
 
     def _inside_of_chains(self) -> set[Node]:
         """The nodes of long sums but the last ones."""

@@ -84,7 +84,7 @@ def test_weights_are_read_at_run_time():
 
 
 def rate(c, *, scale=1.0):
-    return lambda t, x, u, p, power=[1.0]: -c * scale * x  # noqa: B006, a default that is changed
+    return lambda t, x, u, p, power=[1.0]: -c * scale * x  # a default that is changed
 
 
 def test_functions_by_their_code_and_what_they_hold():
