@@ -27,7 +27,7 @@ from solvers.compiler.roll import lines, rolled
 _PARAMETERS = {"parameter": "a[{index}]", "returned": "r[{index}]", "kept": "k[{index}]"}
 
 
-PART = 600
+PART = 3_000
 """Bodies of more than three times as many lines are split into functions of about so many: the registers of one very
 long function take g++ most of its time."""
 
