@@ -182,7 +182,7 @@ def loading(kind: str, name: str) -> Iterator[None]:
     except (UnknownNameError, JuliaError) as error:
         raise ConfigError(str(error)) from None
     except Exception as error:
-        from robotics_envs.user_code import is_users_file
+        from lazy_registry.source_places import is_users_file
 
         frames = traceback.extract_tb(error.__traceback__)
         # Below the user's line may stand Python's import machinery, and libraries.
