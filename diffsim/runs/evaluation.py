@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffsim.runs import user_code
 from diffsim.assembly import build_env, resolve_device
 from diffsim.config import RunConfig
 from diffsim.errors import EvaluationError, RunFileError
 from diffsim.isolation import torch_defaults
 from diffsim.policy import Policy, make_policy
-from diffsim.runs.references import EnvLike, RunLike, env_section
 from diffsim.rollouts import Rollout
+from diffsim.runs import user_code
+from diffsim.runs.references import EnvLike, RunLike, env_section
 from diffsim.runs.runfile import RunFile
 from diffsim.values import shown, whole_number
+from lazy_registry.installation import install_command
 from robotics_envs import ENVIRONMENTS
 from robotics_envs.base import Env
-from lazy_registry.installation import install_command
 
 logger = logging.getLogger("diffsim")
 

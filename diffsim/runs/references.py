@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 from diffsim.config import name_of_class
 from diffsim.errors import ConfigError
 from diffsim.runs.runfile import RunFile
-from robotics_envs.base import Env
 from lazy_registry.user_files import load_file
+from robotics_envs.base import Env
 
 EnvLike: TypeAlias = "str | os.PathLike[str] | type[Env] | Env | Mapping[str, Any]"
 """A name, the path of a file with one simulator, a class, an instance, or a section with name and parameters."""

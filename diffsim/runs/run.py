@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from diffsim.runs import provenance, user_code
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.assembly import build_algorithm, resolve
 from diffsim.config import RunConfig, load_config, merge
 from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
 from diffsim.isolation import torch_defaults
+from diffsim.runs import provenance, user_code
 from diffsim.runs.log_writers import check_writers, make_writers
 from diffsim.runs.progress import Progress
 from diffsim.runs.references import Callback, EnvLike, RunLike, env_section

@@ -22,15 +22,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from diffsim.runs import authorship
 from diffsim.config import Named, RunConfig
 from diffsim.errors import TrustError
-from diffsim.values import printable, shown
+from diffsim.runs import authorship
 from diffsim.runs.whole_files import write_whole
+from diffsim.values import printable, shown
+from lazy_registry.user_files import definitions, file_of, imported_files
 from robotics_envs import ENVIRONMENTS, JULIA
 from robotics_envs.julia import SIMULATORS
 from solvers.native.build import cache_folder
-from lazy_registry.user_files import definitions, file_of, imported_files
 
 logger = logging.getLogger("diffsim")
 
