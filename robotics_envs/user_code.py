@@ -10,8 +10,8 @@ from types import FrameType
 
 from lazy_registry.registry import UnknownNameError
 from lazy_registry.source_places import defined_at, is_users_file, shown_path
-from robotics_envs import make_env
 from robotics_envs.base import NEEDED, Env
+from robotics_envs.environments import make_env
 
 _MOST_NAMES = 15
 
@@ -82,7 +82,7 @@ def _shown(env: type | str | Env) -> str:
 
 def _class_named(name: str) -> object:
     """The class behind a name, if it can be had: the error may be one of loading it."""
-    from robotics_envs import ENVIRONMENTS
+    from robotics_envs.environments import ENVIRONMENTS
 
     try:
         return ENVIRONMENTS.load(name)

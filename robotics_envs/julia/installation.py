@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from robotics_envs import julia_sources
-
 PACKAGE = "DiffSimEnvs"
 ADJOINTS = ("SciMLSensitivity", "1ed8b502-d754-442c-8d5d-10ac956f44a1")
 OLDEST = (1, 10)
@@ -24,6 +22,13 @@ TWO_WAYS = (
 
 class JuliaError(RuntimeError):
     """Julia is missing, cannot do what was asked, or reports an error of its own."""
+
+
+def julia_sources() -> Path:
+    """The folder of ``DiffSimEnvs``, the Julia package with the Julia simulators (it holds ``Project.toml``)."""
+    here = Path(__file__).resolve().parents[1]
+    # In a wheel the sources lie inside this package; in a checkout, in the folder julia/.
+    return next(p for p in (here / "DiffSimEnvs", here.parent / "julia" / "DiffSimEnvs") if p.is_dir())
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def declared(package):
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
             for line in node.body:
                 lazy |= {alias.name: line.module for alias in line.names}
-        elif isinstance(node, ast.ImportFrom) and node.module in ("lazy_registry", f"{package}.registry"):
+        elif isinstance(node, ast.ImportFrom):
             here |= {alias.name for alias in node.names}
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             here.add(node.name)
