@@ -13,6 +13,8 @@ import click
 from diffsim import __version__
 from diffsim.errors import ConfigError, DiffsimError, Interrupted
 from lazy_registry.registry import unknown
+from robotics_envs.julia.commands import setup, status
+from robotics_envs.julia.installation import JuliaError
 
 
 class HelpfulCommand(click.Command):
@@ -42,7 +44,7 @@ class HelpfulGroup(click.Group):
         except Interrupted as stop:
             click.echo(str(stop), err=True)
             ctx.exit(128 + stop.signal)
-        except DiffsimError as error:
+        except (DiffsimError, JuliaError) as error:
             click.echo(f"diffsim: {error}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
 
@@ -320,47 +322,5 @@ def julia() -> None:
     """The Julia that simulators named julia:… run in."""
 
 
-@julia.command()
-def status() -> None:
-    """Tell what Julia there is, which packages it has, and what is missing.
-
-    Exit code 1 if simulators in Julia cannot run as it stands.
-    """
-    from robotics_envs.julia.installation import JuliaError, find, report, threads
-
-    try:
-        found = report(find())
-    except JuliaError as error:
-        raise DiffsimError(str(error)) from None
-    installation = found.installation
-    click.echo(f"Julia {found.version}: {installation.executable} (named by {installation.source})")
-    click.echo(f"project: {installation.project}")
-    for name, version in found.packages.items():
-        click.echo(f"  {name} {version}")
-    click.echo(f"threads: {threads()}")
-    complaints = found.complaints()
-    if complaints:
-        raise DiffsimError("; ".join(complaints))
-    click.echo("simulators in Julia can run: diffsim train julia:Pendulum")
-
-
-@julia.command()
-@click.option("--adjoints", is_flag=True, help="SciMLSensitivity too, for simulators with many parameters.")
-def setup(adjoints: bool) -> None:
-    """Install and precompile what simulators in Julia need; the first time takes minutes.
-
-    Without PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT a Julia is looked for, and downloaded if there is none;
-    with them, the packages are installed into that project.
-    """
-    from robotics_envs.julia.installation import JuliaError, report
-    from robotics_envs.julia.installation import setup as install
-
-    try:
-        complaints = report(install(adjoints)).complaints()
-    except JuliaError as error:
-        raise DiffsimError(str(error)) from None
-    if complaints:
-        raise DiffsimError("; ".join(complaints))
-    click.echo(
-        "set up. Next: diffsim julia status, or diffsim train julia:Pendulum --out runs/julia-pendulum"
-    )
+julia.add_command(status)
+julia.add_command(setup)
