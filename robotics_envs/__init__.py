@@ -22,7 +22,8 @@ def _refuse_hidden_packages() -> None:
         if file and os.path.dirname(os.path.realpath(file)) != os.path.join(root, package):
             what = "folder" if os.path.basename(file).startswith("__init__.") else "file"
             raise ImportError(
-                f"{file} hides the package {package} of diffsim; rename the {what}", name=package
+                f"{file} hides the package {package}, which robotics_envs needs; rename the {what}",
+                name=package,
             )
 
 

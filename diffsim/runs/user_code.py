@@ -27,10 +27,10 @@ from diffsim.errors import TrustError
 from diffsim.runs import authorship
 from diffsim.runs.whole_files import write_whole
 from diffsim.values import printable, shown
+from lazy_registry.installation import cache_folder
 from lazy_registry.user_files import definitions, file_of, imported_files
 from robotics_envs import ENVIRONMENTS, JULIA
 from robotics_envs.julia import SIMULATORS
-from solvers.native.build import cache_folder
 
 logger = logging.getLogger("diffsim")
 
