@@ -1,8 +1,9 @@
-"""Checks of the arguments of a solve before its first step."""
+"""The arguments of a solve, checked before its first step and made into a :class:`Problem`."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,127 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from solvers.engines.torchdiffeq_methods import TorchdiffeqSolver
-from solvers.marching.step_size import StepSizeController
+from solvers.marching.events import Event
+from solvers.marching.grid import make_grid
+from solvers.marching.problem import Counted, Leaves, Problem
+from solvers.marching.step_size import Controller, StepSizeController
 from solvers.methods.base import Solver
+from solvers.methods.registry import make_solver
+from solvers.methods.torchdiffeq_methods import TorchdiffeqSolver
+from solvers.modes import normal_tensors
+from solvers.validation import real_number, whole_number
 
 
-def check_signature(f: Any) -> None:
+def checked_problem(
+    f: Any,
+    x0: Any,
+    ts: Any,
+    u: Any,
+    p: Any,
+    *,
+    solver: Any,
+    dt: Any,
+    rtol: Any,
+    atol: Any,
+    control_times: Any,
+    events: Any,
+    on_failure: str,
+    max_steps: Any,
+    controller: Any,
+    event_samples: Any,
+    max_events: Any,
+) -> Problem:
+    """The problem that the arguments of :func:`solvers.solve` state, defaults filled in; outside of inference mode.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; the message says which and why.
+    """
+    method = make_solver(solver) if isinstance(solver, str) else solver
+    if not isinstance(method, Solver):
+        raise TypeError(f"solver must be a name or a Solver, got {type(method).__name__}")
+    name = solver if isinstance(solver, str) else type(method).__name__
+    foreign = method if isinstance(method, TorchdiffeqSolver) else None
+    x0, ts, u, p, control_times = normal_tensors((x0, ts, u, p, control_times))
+    _check_signature(f)
+    x0 = _checked_state(x0)
+    ts = _checked_times("ts", ts, x0, minimum=2)
+    if on_failure not in ("raise", "mark"):
+        raise ValueError(f"on_failure must be 'raise' or 'mark', got {on_failure!r}")
+    events = _checked_events(events)
+    if foreign:
+        _refuse(name, events=events, controller=controller, max_steps=max_steps)
+    if control_times is not None:
+        control_times = _checked_controls(control_times, u, ts, x0)
+    dt = None if dt is None else real_number("dt", dt, positive=True, wanted="be a positive number")
+    tolerances = {"rtol": rtol, "atol": atol}
+    tolerances = {key: real_number(key, value) for key, value in tolerances.items() if value is not None}
+    controller = _checked_controller(name, method, x0, ts, dt, tolerances, controller)
+    if ts.ndim > 1 and foreign:
+        raise ValueError("torchdiffeq's methods share their times; use one of our adaptive methods")
+    if max_steps is None:
+        max_steps = 100_000 if controller is not None else torch.iinfo(torch.int64).max
+    leaves = Leaves.of(f, u, p)
+    sign, requested = 1.0, ts
+    if bool((ts[-1] < ts[0]).any()):
+        # Backwards in time: the same equation in -t.
+        sign, ts, forward = -1.0, -ts, f
+        control_times = None if control_times is None else -control_times
+        f = lambda t, x, u, p: -forward(-t, x, u, p)
+        events = tuple(_reversed(event) for event in events)
+    return Problem(
+        f=Counted(f),
+        method=method,
+        name=name,
+        x0=x0,
+        u=u,
+        p=p,
+        ts=ts,
+        requested=requested,
+        sign=sign,
+        control_times=control_times,
+        grid=make_grid(ts, control_times, dt if controller is None and not foreign else None, sign),
+        leaves=leaves,
+        controller=controller,
+        tolerances=_with_defaults(tolerances, x0) if foreign and foreign.takes_tolerances else {},
+        dt=dt,
+        events=events,
+        event_samples=whole_number("event_samples", event_samples, least=1),
+        max_events=whole_number("max_events", max_events, least=1),
+        on_failure=on_failure,
+        max_steps=whole_number("max_steps", max_steps, least=1),
+    )
+
+
+def _checked_events(events: Event | Sequence[Event]) -> tuple[Event, ...]:
+    """The events as a tuple."""
+    listed = events if isinstance(events, (list, tuple)) else (events,)
+    if any(not isinstance(event, Event) for event in listed):
+        raise TypeError("events must be solvers.Event objects")
+    return tuple(listed)
+
+
+def _refuse(name: str, **arguments: Any) -> None:
+    """Raise ValueError if one of these arguments is given to a method of torchdiffeq."""
+    given = [key for key, value in arguments.items() if value not in (None, ())]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} do not apply to torchdiffeq's methods; pass torchdiffeq's own options "
+            f"through make_solver({name!r}, ...), or take one of our methods"
+        )
+
+
+def _reversed(event: Event) -> Event:
+    """The event in the time -t."""
+    jump = event.jump
+    return Event(
+        lambda t, x, u, p: event.function(-t, x, u, p),
+        None if jump is None else lambda t, x, u, p: jump(-t, x, u, p),
+        event.terminal,
+        event.direction,
+    )
+
+
+def _check_signature(f: Any) -> None:
     """Raise TypeError unless f can be called with (t, x, u, p)."""
     if not callable(f):
         raise TypeError(f"f must be a function (t, x, u, p) -> dx/dt, got {type(f).__name__}")
@@ -27,7 +143,7 @@ def check_signature(f: Any) -> None:
         pass  # a builtin without a signature
 
 
-def checked_state(x0: Tensor) -> Tensor:
+def _checked_state(x0: Tensor) -> Tensor:
     """The initial states, if their type, shape and values are right."""
     if not isinstance(x0, Tensor):
         raise TypeError(
@@ -42,7 +158,7 @@ def checked_state(x0: Tensor) -> Tensor:
     return x0
 
 
-def checked_times(name: str, ts: Any, x0: Tensor, minimum: int) -> Tensor:
+def _checked_times(name: str, ts: Any, x0: Tensor, minimum: int) -> Tensor:
     """Increasing or decreasing times in the states' dtype and on their device."""
     try:
         # Python's numbers are doubles: as_tensor alone would round them to float32.
@@ -75,9 +191,9 @@ def _few(times: Tensor) -> str:
     return "[" + ", ".join(f"{v:.6g}" for v in values) + (", …]" if times.numel() > 6 else "]")
 
 
-def checked_controls(control_times: Any, u: Any, ts: Tensor, x0: Tensor) -> Tensor:
+def _checked_controls(control_times: Any, u: Any, ts: Tensor, x0: Tensor) -> Tensor:
     """The control times, if they fit the controls and the times."""
-    times = checked_times("control_times", control_times, x0, minimum=1)
+    times = _checked_times("control_times", control_times, x0, minimum=1)
     if ts.ndim > 1:
         raise ValueError("control_times are shared by all rollouts and cannot be used with times per rollout")
     earliest = float(ts.detach().min())
@@ -96,20 +212,18 @@ def checked_controls(control_times: Any, u: Any, ts: Tensor, x0: Tensor) -> Tens
     return times
 
 
-def checked_controller(
+def _checked_controller(
     name: str,
     method: Solver,
     x0: Tensor,
     ts: Tensor,
     dt: float | None,
-    rtol: float | None,
-    atol: float | None,
-    controller: StepSizeController | None,
-) -> StepSizeController | None:
+    tolerances: dict[str, float],
+    controller: Any,
+) -> Controller | None:
     """The step-size controller; None for steps of fixed length and for torchdiffeq's methods."""
     foreign = isinstance(method, TorchdiffeqSolver)
-    tolerances = {"rtol": rtol, "atol": atol, "controller": controller}
-    given = [key for key, value in tolerances.items() if value is not None]
+    given = [*tolerances, *([] if controller is None else ["controller"])]
     if dt is not None:
         if foreign and method.adaptive:
             raise ValueError(f"solver {name!r} chooses its own steps: give rtol and atol instead of dt")
@@ -127,9 +241,20 @@ def checked_controller(
         raise ValueError(f"solver {name!r} takes steps of fixed length: give dt")
     if foreign:
         return None
-    if controller is not None:
-        if len(given) > 1:
-            raise ValueError("rtol and atol belong to the controller when one is given")
-        return controller
+    if controller is None:
+        return StepSizeController(**_with_defaults(tolerances, x0))
+    if tolerances:
+        raise ValueError("rtol and atol belong to the controller when one is given")
+    needed = ("first", "scaled_error", "factor")
+    missing = [key for key in needed if not callable(getattr(controller, key, None))]
+    if isinstance(controller, type) or missing:
+        raise TypeError(
+            f"controller must be an object with the methods {', '.join(needed)} (see solvers.Controller), got "
+            + (f"the class {controller.__name__}" if isinstance(controller, type) else repr(controller))
+        )
+    return controller
+
+
+def _with_defaults(tolerances: dict[str, float], x0: Tensor) -> dict[str, float]:
     default = 1e-6 if x0.dtype == torch.float64 else 1e-4
-    return StepSizeController(rtol=default if rtol is None else rtol, atol=default if atol is None else atol)
+    return {"rtol": default, "atol": default, **tolerances}

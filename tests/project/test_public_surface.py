@@ -109,7 +109,7 @@ def test_every_own_method_class_is_public_under_its_own_name():
 
     for name, path in SOLVERS.items():
         module, _, class_name = path.partition(":")
-        if module != "solvers.engines.torchdiffeq_methods":
+        if module != "solvers.methods.torchdiffeq_methods":
             assert class_name in solvers.__all__, name
             assert getattr(solvers, class_name) is SOLVERS.load(name)
 
