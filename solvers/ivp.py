@@ -111,8 +111,8 @@ def solve(
 
 
 def adjoint_for(problem: Problem, adjoint: str | Adjoint | None, backend: str) -> Adjoint:
-    """The adjoint that is asked for, or the method's first."""
-    known = problem.method.adjoints
+    """The adjoint that is asked for, by name or as an object; by default the method's first."""
+    known = [name for name in problem.method.adjoints if name in ADJOINTS]
     if backend not in ("eager", "native"):
         raise ValueError(f"backend must be 'eager' or 'native', got {backend!r}")
     if isinstance(adjoint, Adjoint) and type(adjoint) is type(ADJOINTS.get(adjoint.name)):

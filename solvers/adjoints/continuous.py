@@ -63,10 +63,11 @@ def _backward(
     problem = replace(problem, f=Counted(autocast.wrap(problem.f)))
     xs = kept[0].detach()
     grid, ts = problem.grid, problem.ts.detach()
-    frozen = None if track is None else track.status != 0
-    if track is not None and frozen is not None and bool(frozen.any()):
-        mask = frozen.unsqueeze(-1)
-        xs, by_xs = torch.where(mask, track.safe, xs), torch.where(mask, 0.0, by_xs)
+    frozen = None
+    if track is not None:
+        frozen = track.status != 0
+        lost = frozen.unsqueeze(-1)
+        xs, by_xs = torch.where(lost, track.safe, xs), torch.where(lost, 0.0, by_xs)
     by_ts, by_start = torch.zeros_like(ts), torch.zeros_like(grid.start)
     by_targets = torch.zeros_like(grid.targets)
     totals = leaves.zeros()

@@ -76,7 +76,12 @@ def functions(value):
             function = inspect.unwrap(
                 member.__func__ if isinstance(member, classmethod | staticmethod) else member
             )
-            written = inspect.isfunction(function) and not function.__code__.co_filename.startswith("<")
+            own = (
+                getattr(function, "__module__", None) == value.__module__
+            )  # typing gives a Protocol an __init__
+            written = (
+                inspect.isfunction(function) and not function.__code__.co_filename.startswith("<") and own
+            )
             if written and (not name.startswith("_") or name == "__init__"):
                 yield function
 
