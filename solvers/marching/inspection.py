@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solvers.marching.problem import Problem, functions_at
+from solvers.marching.problem import Problem
 from solvers.modes import AutocastState
 
 
@@ -50,7 +50,7 @@ def check_field(
     if recomputed:
         with torch.set_grad_enabled(torch.is_grad_enabled() or not sees_captured):
             values, captured = _look_again(problem, t, x)
-    watch.settle(lambda: functions_at(problem, t, x.clone(), problem.held(0), problem.p))
+    watch.settle(lambda: _functions_at(problem, t, x.clone(), problem.held(0), problem.p))
     if recomputed:
         cause = watch.cause()
         if not cause and _differs(slope, values[0].detach()):
@@ -128,12 +128,20 @@ def _look_again(problem: Problem, t: Tensor, x: Tensor) -> tuple[list[Tensor], b
     index = problem.grid.controls[0] if problem.holds_controls else None
     u, p, own = problem.leaves.detached(index)
     known = {id(leaf) for leaf in own}
-    values = functions_at(problem, t, x.clone(), u, p)
+    values = _functions_at(problem, t, x.clone(), u, p)
     unknown = _graph_leaves(values, known)
     if unknown:
-        again = functions_at(problem, t, x.clone(), u, p)
+        again = _functions_at(problem, t, x.clone(), u, p)
         unknown = {key: leaf for key, leaf in _graph_leaves(again, known).items() if key in unknown}
     return values, bool(unknown)
+
+
+def _functions_at(problem: Problem, t: Tensor, x: Tensor, u: Any, p: Any) -> list[Tensor]:
+    """The vector field, and the events' functions and jumps, at one point."""
+    values = [problem.f(t, x, u, p)]
+    for event in problem.events:
+        values += [event.value(t, x, u, p), event.after(t, x, u, p)]
+    return values
 
 
 def _graph_leaves(values: list[Tensor], known: set[int]) -> dict[int, Tensor]:

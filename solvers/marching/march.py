@@ -151,7 +151,11 @@ class _Rollouts:
         inside = _outputs_inside(problem, self.leg, t, self.seen, seen, accepted)
         self.seen = seen
         if inside is not None:
-            assert attempt.dense is not None
+            if attempt.dense is None:
+                raise TypeError(
+                    f"solver {problem.name!r} has no dense output for the requested times between its steps: let its "
+                    "attempt return one (Attempt.dense), or give dt"
+                )
             self.recorder.inside(inside, t, h, attempt.dense)
         self.accepted = self.accepted + accepted
         self.rejected = self.rejected + (active & ~accepted)
@@ -203,7 +207,11 @@ class _Rollouts:
                 )
             accepted, failed = active & good, active & ~good
         else:
-            assert attempt.error is not None
+            if attempt.error is None:
+                raise TypeError(
+                    f"solver {problem.name!r} calls itself adaptive, but its attempt returns no error estimate "
+                    "(Attempt.error)"
+                )
             assert self.proposal is not None
             error = controller.scaled_error(attempt.error, self.x, attempt.x)
             good = good & torch.isfinite(error)

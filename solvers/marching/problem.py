@@ -40,7 +40,7 @@ class Counted:
             slope = self._adapted(t, x, u, p) if adapted else self.f(t, x, u, p)
         except Exception as error:
             if not self._adapt(error):
-                add_location(error, p)
+                _add_location(error, p)
                 raise
             self.calls -= 1
             return self(t, x, u, p)
@@ -211,15 +211,7 @@ class Problem:
             yield leg, x
 
 
-def functions_at(problem: Problem, t: Tensor, x: Tensor, u: Any, p: Any) -> list[Tensor]:
-    """The vector field, and the events' functions and jumps, at one point."""
-    values = [problem.f(t, x, u, p)]
-    for event in problem.events:
-        values += [event.value(t, x, u, p), event.after(t, x, u, p)]
-    return values
-
-
-def add_location(error: Exception, p: Any) -> None:
+def _add_location(error: Exception, p: Any) -> None:
     """Note on an error out of f where in the user's file it was raised, and the names in p if one is missing there."""
     note = getattr(error, "add_note", None)  # from Python 3.11 on
     if note is None or getattr(error, "__notes__", None):
