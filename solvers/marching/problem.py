@@ -154,7 +154,8 @@ class Problem:
         grid: the legs of the solve, whose ends no step crosses.
         leaves: the tensors in f, u and p to differentiate by.
         controller: what chooses the step sizes; None for steps of fixed length.
-        tolerances, dt: those of a method that chooses its own steps (torchdiffeq's).
+        tolerances: ``rtol`` and ``atol`` of a method of torchdiffeq; of our methods the controller has them.
+        dt: the longest step of steps of fixed length, else None.
         events, event_samples, max_events: the events, and how they are looked for.
         on_failure: "raise" or "mark".
         max_steps: limit of the attempted steps of a rollout.
@@ -224,7 +225,8 @@ def _add_location(error: Exception, p: Any) -> None:
 
 
 def _is_library(filename: str) -> bool:
-    return filename.startswith((_TORCH, _HERE))
+    return filename.startswith((_TORCH, _SOLVERS))
 
 
-_TORCH, _HERE = (os.path.dirname(os.path.abspath(file)) + os.sep for file in (torch.__file__, __file__))
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_SOLVERS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
