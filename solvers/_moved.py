@@ -2,12 +2,14 @@
 
 MOVED = {
     "solvers": {
+        "arguments": "solvers.marching.arguments",
         "base": "solvers.methods.base",
         "catalogue": "lazy_registry.registry",
         "chebyshev": "solvers.methods.chebyshev",
         "checkpoint": "solvers.adjoints.checkpoint",
         "continuous": "solvers.adjoints.continuous",
         "events": "solvers.marching.events",
+        "first_order": "solvers.modes",
         "grid": "solvers.marching.grid",
         "implicit": "solvers.methods.implicit",
         "inspection": "solvers.marching.inspection",

@@ -12,12 +12,12 @@ from solvers.adjoints.backprop import Backprop, Implicit
 from solvers.adjoints.base import Adjoint
 from solvers.adjoints.checkpoint import Checkpoint
 from solvers.adjoints.continuous import ContinuousAdjoint
-from solvers.arguments import checked_problem
 from solvers.compiler.trace import NativeUnsupportedError
 from solvers.engines.base import Engine
 from solvers.engines.eager import EqualSteps, RolloutSteps
 from solvers.engines.native import NativeSteps
 from solvers.engines.torchdiffeq import TorchdiffeqSteps
+from solvers.marching.arguments import checked_problem
 from solvers.marching.events import Event
 from solvers.marching.problem import Problem
 from solvers.marching.step_size import Controller

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from solvers.adjoints.base import Adjoint
-from solvers.first_order import without_second_derivatives
 from solvers.marching.problem import Problem
 from solvers.marching.track import OutputRecorder, Outputs, Stride, Track, between, output_times
+from solvers.modes import without_second_derivatives
 
 
 class Backprop(Adjoint):

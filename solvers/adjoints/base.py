@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from solvers.first_order import first_derivatives_only
-from solvers.marching.march import Kept
 from solvers.marching.problem import Problem
-from solvers.marching.track import Outputs, Track
+from solvers.marching.track import Kept, Outputs, Track
+from solvers.modes import first_derivatives_only
 
 
 class Adjoint(abc.ABC):

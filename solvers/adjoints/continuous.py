@@ -19,9 +19,9 @@ from torch import Tensor
 from solvers.adjoints.base import Adjoint, attach_gradient
 from solvers.failure import SolveError, describe
 from solvers.marching.grid import Grid
-from solvers.marching.march import Kept, march
+from solvers.marching.march import march
 from solvers.marching.problem import Counted, Problem
-from solvers.marching.track import Outputs, Stride, Track
+from solvers.marching.track import Kept, Outputs, Stride, Track
 from solvers.modes import AutocastState
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,12 +11,9 @@ from torch import Tensor
 from solvers.failure import Failure
 from solvers.marching.events import EventFinder, coincidence, resolved
 from solvers.marching.problem import Problem
-from solvers.marching.track import OutputRecorder, Stride, Track, output_times
+from solvers.marching.track import Kept, OutputRecorder, Stride, Track, output_times
 from solvers.methods.base import Attempt
 from solvers.solution import no_steps
-
-Kept = Literal["states", "steps", "nothing"]
-"""What a track holds of the steps taken."""
 
 
 @torch.no_grad()

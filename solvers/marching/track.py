@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from solvers.marching.problem import Problem
+
+Kept = Literal["states", "steps", "nothing"]
+"""What a track holds of the steps taken."""
 
 
 class Outputs(NamedTuple):

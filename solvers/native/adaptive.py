@@ -28,13 +28,12 @@ from torch.utils._pytree import tree_unflatten
 from solvers.compiler.expressions import EXPENSIVE, Graph, Node, in_order, to_cpp
 from solvers.compiler.identity import Identity
 from solvers.compiler.trace import NativeUnsupportedError, trace
-from solvers.first_order import first_derivatives_only
 from solvers.marching.inspection import check_field
 from solvers.marching.problem import Leaves, Problem
 from solvers.marching.step_size import StepSizeController
 from solvers.methods.runge_kutta import ExplicitRungeKutta
 from solvers.methods.tableau import ButcherTableau
-from solvers.modes import AutocastState
+from solvers.modes import AutocastState, first_derivatives_only
 from solvers.native import build
 
 logger = logging.getLogger("solvers")

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from solvers import Adjoint, Event, solve
-from solvers.arguments import checked_problem
 from solvers.engines.eager import EqualSteps, RolloutSteps
 from solvers.engines.native import NativeSteps
 from solvers.engines.torchdiffeq import TorchdiffeqSteps
 from solvers.ivp import ADJOINTS, adjoint_for, engine_for
+from solvers.marching.arguments import checked_problem
 
 DEFAULTS = {
     "solver": "tsit5", "dt": None, "rtol": None, "atol": None, "control_times": None, "events": (),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from stubs import F64, AdaptiveStub, CountedField, Script
 
-from solvers import Controller, StepSizeController, solve
+from solvers import Controller, StepSizeController, make_solver, solve
 
 ONE = torch.zeros(1, 1, dtype=F64)
 
@@ -31,11 +31,11 @@ def turn(t, x, u, p):
     return torch.stack((x[..., 1], -p * x[..., 0]), -1)
 
 
-@pytest.mark.parametrize("name", ["tsit5", "dopri5", "rodas5p"])
-@pytest.mark.parametrize("adjoint", ["backprop", "checkpoint", "adjoint"])
+OWN_ADAPTIVE = ["tsit5", "dopri5", "rodas5p"]
+
+
+@pytest.mark.parametrize(("name", "adjoint"), [(n, a) for n in OWN_ADAPTIVE for a in make_solver(n).adjoints])
 def test_an_own_controller_chooses_the_steps_of_the_solve_and_of_its_gradient(name, adjoint):
-    if (name, adjoint) == ("rodas5p", "adjoint"):
-        pytest.skip("rodas5p has no continuous adjoint")
     p = torch.tensor(4.0, dtype=F64, requires_grad=True)
     x0 = torch.tensor([[1.0, 0.0]], dtype=F64)
     how = {"controller": Halving(1e-9), "solver": name, "adjoint": adjoint}

@@ -5,7 +5,7 @@ import torch
 from stubs import F64, AdaptiveStub, CountedField, Script, StubMethod, batch
 
 from solvers import Event, Failure, SolveError, solve
-from solvers.arguments import checked_problem
+from solvers.marching.arguments import checked_problem
 from solvers.marching.march import march
 
 TWO = torch.zeros(2, 1, dtype=F64)
