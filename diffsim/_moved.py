@@ -11,6 +11,7 @@ MOVED = {
         "provenance": "diffsim.runs.provenance",
         "references": "diffsim.runs.references",
         "resuming": "diffsim.runs.resuming",
+        "rollouts.layers": "solvers.compiler.layers",
         "run": "diffsim.runs.run",
         "runfile": "diffsim.runs.runfile",
         "show": "diffsim.runs.show",

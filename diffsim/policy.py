@@ -17,6 +17,9 @@ from diffsim.isolation import drawing_from, torch_defaults
 from diffsim.settings import whole_number
 from lazy_registry.registry import Registry, unknown
 from robotics_envs.base import Actions, Env, Observations
+from solvers.compiler.ir import Graph, Node, Operand
+from solvers.compiler.operations import Operation
+from solvers.compiler.rules import register
 from solvers.compiler.trace import tracing
 
 NETWORKS = Registry("policy", {"mlp": "diffsim.policy:MLP"})
@@ -74,11 +77,30 @@ def _listed(hidden: Any) -> list[Any]:
     return list(hidden)
 
 
-# Compiled rollouts trace this operation in place of ProjectedClip; its derivative is in diffsim/rollouts/native.py.
+# Compiled rollouts trace this operation in place of ProjectedClip.
 _operations = torch.library.Library("diffsim", "DEF")
 _operations.define("projected_clip(Tensor v) -> Tensor")
 _operations.impl("projected_clip", lambda v: v.clamp(-1.0, 1.0), "CompositeExplicitAutograd")
 PROJECTED_CLIP = torch.ops.diffsim.projected_clip
+
+
+def _d_projected_clip(g: Graph, bar: Operand, out: Node, v: Operand) -> tuple[Operand]:
+    """As ``ProjectedClip.backward``."""
+    inside = g.apply("lt", g.apply("abs", v), 1.0)
+    back = g.apply("gt", g.apply("mul", v, bar), 0.0)
+    return (g.apply("where", g.apply("or", inside, back), bar, 0.0),)
+
+
+register(
+    PROJECTED_CLIP,
+    "projected_clip",
+    Operation(
+        cpp=lambda v: f"{v} > 1 ? splat(1) : ({v} < -1 ? splat(-1) : {v})",
+        derivative=_d_projected_clip,
+        fold=lambda v: min(max(v, -1.0), 1.0),
+    ),
+    in_layers=False,  # it is the last operation of a policy
+)
 
 
 class ProjectedClip(torch.autograd.Function):

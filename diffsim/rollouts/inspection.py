@@ -4,92 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import random
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffsim.rollouts.inputs import Inputs
 from robotics_envs.base import Box, Env, Parameter
-from solvers.compiler.identity import Identity
+from solvers.compiler.fingerprint import fingerprint as compiled_from
 
 
 def fingerprint(*values: Any) -> tuple[Any, ...]:
-    """A key that is equal for objects with equal traces.
-
-    Numbers and strings are compared by value, at any depth of lists, dicts and attributes (also of classes); tensors
-    and functions by identity; integer tensors, which a trace treats as constants, also by their version.
-    """
-    parts: list[Any] = []
-    seen: dict[int, int] = {}
-    for value in values:
-        _collect(value, parts, seen)
-    return tuple(parts)
+    """What a rollout is compiled from: see :func:`solvers.compiler.fingerprint.fingerprint`."""
+    return compiled_from(*values, by_value=(Parameter, Box), opaque=_is_foreign)
 
 
-_OF_MODULES = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def _collect(value: Any, parts: list[Any], seen: dict[int, int]) -> None:
-    if value is None or isinstance(value, (int, float, complex, str, bytes)):
-        parts += (type(value), str(value))
-    elif isinstance(value, Tensor):
-        parts += (Identity(value), value.shape, value.dtype)
-        if not value.is_floating_point() and not value.is_inference():
-            parts.append(value._version)
-    elif id(value) in seen:
-        parts.append(seen[id(value)])
-    elif isinstance(value, (types.ModuleType, type)):
-        parts.append(Identity(value))
-    elif isinstance(value, (Parameter, Box)):
-        parts.append(value)  # frozen, compared by value
-    elif isinstance(value, Env) and value.foreign:
-        parts.append(Identity(value))  # never traced
-    else:
-        seen[id(value)] = len(seen)
-        _collect_parts(value, parts, seen)
-
-
-def _collect_parts(value: Any, parts: list[Any], seen: dict[int, int]) -> None:
-    if isinstance(value, Mapping):
-        parts += (dict, len(value))
-        for key, entry in value.items():
-            parts.append(str(key))
-            _collect(entry, parts, seen)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        parts += (type(value), len(value))
-        for entry in value:
-            _collect(entry, parts, seen)
-    elif isinstance(value, types.MethodType):
-        parts.append(Identity(value.__func__))
-        _collect(value.__self__, parts, seen)
-    elif isinstance(value, types.FunctionType):
-        parts.append(Identity(value))
-        for held in (*(value.__closure__ or ()), *(value.__defaults__ or ())):
-            _collect(held.cell_contents if isinstance(held, types.CellType) else held, parts, seen)
-    elif isinstance(value, nn.Module):
-        parts.append(type(value))
-        parts += [Identity(hook) for name in _HOOKS for hook in getattr(value, name).values()]
-        for name, entry in vars(value).items():
-            if name not in _OF_MODULES:
-                _collect(entry, parts, seen)
-    elif hasattr(value, "__dict__"):
-        parts.append(type(value))
-        for kind in (value, *type(value).__mro__):
-            if getattr(kind, "__module__", "").partition(".")[0] in ("builtins", "abc", "torch", "numpy"):
-                break
-            for name, entry in vars(kind).items():
-                if name[:2] != "__" and name != "_abc_impl":
-                    parts.append(name)
-                    _collect(entry, parts, seen)
-    else:
-        parts.append(Identity(value))
+def _is_foreign(value: Any) -> bool:
+    """Whether it is a simulator that is never traced."""
+    return isinstance(value, Env) and value.foreign
 
 
 def _one_step(inputs: Inputs, x: Tensor) -> list[Tensor]:

@@ -8,7 +8,6 @@ constant of the kernel; a change of a number among the attributes of simulator o
 from __future__ import annotations
 
 import ctypes
-import functools
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from diffsim.rollouts.inputs import Engine, Inputs, Outcome, UnsupportedError
 from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Stepwise
 from diffsim.rollouts.translation import Translation
+from solvers.compiler.structs import Struct, fields
 from solvers.compiler.trace import NativeUnsupportedError
 from solvers.native import build
 
@@ -46,12 +46,13 @@ class Native(Engine):
         # One eager run, so that cached tensors (bounds, tables) exist before the trace.
         Stepwise().forward(_few(inputs), keep_states=False)
         translation = Translation(inputs, gradient)
-        self.library = build.load(translation.source())
-        self.slots = translation.slots
+        self.slots = translation.slots.slots
         self.own_names = translation.own_names
         self.timed_sizes = translation.timed_sizes
         self.gradient = gradient
-        self.arguments_type = _arguments_type(len(self.timed_sizes), len(self.own_names), len(self.slots))
+        struct = arguments_struct(len(self.timed_sizes), len(self.own_names), len(self.slots))
+        self.arguments_type = struct.ctypes(inputs.x0.dtype)
+        self.library = build.load(translation.source((STRIDED, struct)))
         if self.library.size_of_arguments() != ctypes.sizeof(self.arguments_type):
             raise NativeUnsupportedError(
                 "the compiler lays out the kernel's arguments in another way than ctypes"
@@ -102,10 +103,10 @@ class Native(Engine):
             rooms.append((slot, room))
         self.library.backward(ctypes.byref(arguments))
         for slot, room in rooms:
-            if isinstance(slot.tensor, str):
-                gradients["p", slot.tensor] = room[-1, 0].clone()
+            if isinstance(slot.source, str):
+                gradients["p", slot.source] = room[-1, 0].clone()
             else:
-                gradients[id(slot.tensor)] = room[-1].reshape(slot.tensor.shape).clone()
+                gradients[id(slot.source)] = room[-1].reshape(slot.source.shape).clone()
         return gradients
 
     def _arguments(self, inputs: Inputs, x0: Tensor) -> Any:
@@ -127,7 +128,7 @@ class Native(Engine):
         for k, name in enumerate(self.own_names):
             a.own[k] = _strided(inputs.p[name].detach(), "b")
         for k, slot in enumerate(self.slots):
-            tensor = inputs.p[slot.tensor] if isinstance(slot.tensor, str) else slot.tensor
+            tensor = inputs.p[slot.source] if isinstance(slot.source, str) else slot.source
             stacked = inputs.stacked.get(id(tensor))
             data = tensor if stacked is None else stacked
             if data.dtype != x0.dtype or not data.is_contiguous():
@@ -138,39 +139,47 @@ class Native(Engine):
         return a
 
 
-class _Strided(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), *((k, ctypes.c_int64) for k in ("time", "rollout", "component"))]
+STRIDED = Struct(
+    "Strided", (*fields("real*", "data", constant=True), *fields("int64", "time", "rollout", "component"))
+)
+"""An array in the caller's layout."""
+_Strided = STRIDED.ctypes()
 
 
-@functools.cache
-def _arguments_type(timed: int, own: int, shared: int) -> type[ctypes.Structure]:
-    p, i = ctypes.c_void_p, ctypes.c_int64
+def arguments_struct(timed: int, own: int, shared: int) -> Struct:
+    """What a kernel with so many timed tensors, parameters of every rollout and shared slots is passed.
 
-    class Arguments(ctypes.Structure):
-        _fields_ = [
-            *((k, i) for k in ("batch", "steps", "members", "threads", "groups", "truncate")),
-            ("noise_seed", ctypes.c_uint64),
-            ("noise_start", i),
-            ("noise_of", p),
-            ("noise_scale", ctypes.c_double),
-            ("dt", ctypes.c_double),
-            ("x0", _Strided),
-            ("timed", _Strided * (timed + 1)),
-            ("own", _Strided * (own + 1)),
-            ("shared", p * (shared + 1)),
-            ("member", i * (shared + 1)),
-            *((k, p) for k in ("states", "last", "costs", "values")),
-            *((k, _Strided) for k in ("by_costs", "by_states", "by_last", "by_values")),
-            ("by_x0", p),
-            ("by_timed", p * (timed + 1)),
-            ("by_own", p * (own + 1)),
-            ("by_shared", p * (shared + 1)),
-        ]
+    ``noise_of [batch]`` is the number of the rollout whose noise each takes, null for its own.  ``member`` are the
+    numbers from one member's values of a slot to the next, 0 if they are the same for all.
 
-    return Arguments
+    Results are ``states [steps + 1, n, batch]``, ``last [n, batch]``, ``costs [steps, batch]``, ``values [batch]``;
+    gradients ``by_x0 [n, batch]``, ``by_timed [steps, size, batch]``, ``by_own [batch]`` and ``by_shared [groups + 1,
+    size]``, the last row of which is the sum of the others.  Pointers may be null where there is or is wanted nothing.
+    """
+    return Struct(
+        "Arguments",
+        (
+            *fields("int64", "batch", "steps", "members", "threads", "groups", "truncate"),
+            *fields("uint64", "noise_seed"),
+            *fields("int64", "noise_start"),
+            *fields("int64*", "noise_of", constant=True),
+            *fields("double", "noise_scale", "dt"),
+            *fields(STRIDED, "x0"),
+            *fields(STRIDED, "timed", count=timed + 1),
+            *fields(STRIDED, "own", count=own + 1),
+            *fields("real*", "shared", count=shared + 1, constant=True),
+            *fields("int64", "member", count=shared + 1),
+            *fields("real*", "states", "last", "costs", "values"),
+            *fields(STRIDED, "by_costs", "by_states", "by_last", "by_values"),
+            *fields("real*", "by_x0"),
+            *fields("real*", "by_timed", count=timed + 1),
+            *fields("real*", "by_own", count=own + 1),
+            *fields("real*", "by_shared", count=shared + 1),
+        ),
+    )
 
 
-def _strided(tensor: Tensor | None, axes: str) -> _Strided:
+def _strided(tensor: Tensor | None, axes: str) -> ctypes.Structure:
     if tensor is None:
         return _Strided(None, 0, 0, 0)
     strides = dict(zip(axes, tensor.stride(), strict=True))

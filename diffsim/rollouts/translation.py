@@ -9,41 +9,54 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from diffsim.policy import PROJECTED_CLIP
 from diffsim.rollouts.inputs import Inputs
-from diffsim.rollouts.layers import Held, Linear, Network, shared_input
 from diffsim.rollouts.noise import Noise
 from robotics_envs.base import Env
-from solvers.compiler.expressions import Graph, Node, in_order, to_cpp
-from solvers.compiler.rules import elementwise
+from solvers.compiler.differentiate import gradient
+from solvers.compiler.ir import Function, Graph, Node, Operand, Place, Store, in_order, inputs_of
+from solvers.compiler.layers import Held, Linear, Network
+from solvers.compiler.limits import INLINE, check_lines
+from solvers.compiler.print_cpp import Printer
+from solvers.compiler.print_layers import SPACES as LAYER_SPACES
+from solvers.compiler.print_layers import NetworkPrinter
+from solvers.compiler.slots import Slots, array_of
+from solvers.compiler.structs import Struct
 from solvers.compiler.trace import NativeUnsupportedError, Tracer
 from solvers.native import build
 
-_MOST_NODES = 40_000  # beyond, the C++ compiler takes minutes
-_INLINE = 400
-"""Vector fields of at most so many operations are inlined at every stage of the solver; larger ones are called."""
+_SPACES = {
+    **LAYER_SPACES,
+    # What functions read, of one vector of rollouts.
+    "x": "in.x[{index}]",
+    "timed": "in.timed[{index}]",
+    "own": "in.own[{index}]",
+    "shared": "splat(in.shared[{slot}][{index}])",
+    "raw": "in.raw[{index}]",
+    "dt": "splat(in.dt)",
+    "by_next": "lambda[{index}]",
+    "by_cost": "bar_cost",
+    "by_value": "bar_value",
+    # What they write.
+    "next": "next[{index}]",
+    "cost": "cost",
+    "value": "result",
+    "by_x": "by_x[{index}]",
+    "by_raw": "by_raw[{index}]",
+    "by_timed": "by_timed[{index}]",
+    "by_own": "in.by_own[{index}]",
+    "by_shared": "in.by_shared[{index}]",
+}
 
 
-_OWN_RULES = {PROJECTED_CLIP: elementwise("clip", 1)}
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A shared input of the kernel: the tensor, and whether a gradient with respect to it is wanted."""
-
-    tensor: Tensor | str
-    """A tensor of a function, or the name of a physical parameter."""
-    size: int
-    wanted: bool
+Parameters = tuple[tuple[str, str], ...]
 
 
 @functools.cache
 def _template() -> str:
-    return build.with_vectors(
+    return build.with_headers(
         importlib.resources.files("diffsim.rollouts").joinpath("rollout.cpp").read_text()
     )
 
@@ -55,56 +68,41 @@ class Translation:
     inputs: Inputs
     gradient: bool
     graph: Graph = field(default_factory=Graph)
-    slots: list[Slot] = field(default_factory=list)
-    functions: list[str] = field(default_factory=list)
-    """C++ of vector fields that are called."""
 
     def __post_init__(self) -> None:
         inputs, g = self.inputs, self.graph
-        self._slot_of: dict[int, int] = {}
-        self._offsets: dict[int, int] = {}
         env = inputs.env
         n, m = len(env.state_names), len(env.action_box)
         self.n = n
-        self.x = [g.input(f"in.x[{i}]") for i in range(n)]
+        self.x = [g.input("x", i) for i in range(n)]
         self.made_noise = m if isinstance(inputs.noise, Noise) else 0
         self.timed_sizes = [m for q in (inputs.noise, inputs.controls) if isinstance(q, Tensor)]
-        self.timed = [g.input(f"in.timed[{k}]") for k in range(self.made_noise + sum(self.timed_sizes))]
+        self.timed = [g.input("timed", k) for k in range(self.made_noise + sum(self.timed_sizes))]
         self.own_names = [k for k, v in inputs.p.items() if v.ndim == 1]
-        self.own = [g.input(f"in.own[{k}]") for k in range(len(self.own_names))]
-        self.dt = g.input("splat(in.dt)")
-        self.p: dict[str, tuple[Tensor, np.ndarray]] = {}
+        self.own = [g.input("own", k) for k in range(len(self.own_names))]
+        self.dt = g.input("dt")
+        unknown = "a tensor that requires a gradient is neither p nor a parameter"
+        self.slots = Slots(g, inputs.parameters, unknown, self.gradient)
+        self.p: dict[str, tuple[Tensor, Any]] = {}
         for name, value in inputs.p.items():
             if value.ndim == 1:
                 node, example = self.own[self.own_names.index(name)], value.detach()[:1].clone()
             else:
-                slot = self._new_slot(name, 1, value.requires_grad)
-                node, example = g.input(shared_input(slot, 0)), value.detach().clone()
-            self.p[name] = example, _array([node], example.shape)
-        trainable = {id(q) for q in inputs.parameters}
-
-        def captured(tensor: Tensor) -> Any:
-            if not tensor.is_floating_point():
-                return tensor.detach().numpy().astype(object)
-            if tensor.requires_grad and id(tensor) not in trainable:
-                raise NativeUnsupportedError("a tensor that requires a gradient is neither p nor a parameter")
-            if id(tensor) not in self._slot_of:
-                self._slot_of[id(tensor)] = self._new_slot(tensor, tensor.numel(), tensor.requires_grad)
-            return Held(g, self._slot_of[id(tensor)], tuple(tensor.shape))
-
-        self._captured = captured
-        self.policy = Network("Policy", g, _OWN_RULES)
-        self.value = Network("Value", g, _OWN_RULES)
-        self.results: list[Node | float] = self._trace_step()
-        self.value_result: Node | float | None = self._trace_value() if inputs.terminal is not None else None
+                (node,) = self.slots.nodes(self.slots.add(name, 1, value.requires_grad))
+                example = value.detach().clone()
+            self.p[name] = example, array_of([node], example.shape)
+        self.policy = Network("Policy", g)
+        self.value = Network("Value", g)
+        self.results: list[Operand] = self._trace_step()
+        self.value_result: Operand | None = self._trace_value() if inputs.terminal is not None else None
         self.policy.settle()
         self.value.settle()
 
-    def _new_slot(self, tensor: Tensor | str, size: int, wanted: bool) -> int:
-        self.slots.append(Slot(tensor, size, wanted and self.gradient))
-        return len(self.slots) - 1
+    def _captured(self, tensor: Tensor) -> Any:
+        slot = self.slots.captured(tensor)
+        return Held(self.graph, slot, tuple(tensor.shape)) if isinstance(slot, int) else slot
 
-    def _run(self, network: Network, function: Callable[[Tracer], list[Tensor]]) -> list[np.ndarray]:
+    def _run(self, network: Network, function: Callable[[Tracer], list[Tensor]]) -> list[Any]:
         tracer = Tracer(self.graph, self._captured, network.rules)
         try:
             with torch.no_grad(), tracer:
@@ -115,7 +113,7 @@ class Translation:
         except Exception as error:
             raise NativeUnsupportedError(f"the step could not be traced: {error}") from error
 
-    def _trace_step(self) -> list[Node | float]:
+    def _trace_step(self) -> list[Operand]:
         """Nodes of the next state and the cost."""
         inputs = self.inputs
 
@@ -124,12 +122,12 @@ class Translation:
         timed_examples = [q.detach()[:1].clone() for q in given if q is not None]
 
         def function(tracer: Tracer) -> list[Tensor]:
-            x = tracer.bind(x_example, _array(self.x, (1, self.n)))
+            x = tracer.bind(x_example, array_of(self.x, (1, self.n)))
             p = {name: tracer.bind(*pair) for name, pair in self.p.items()}
             timed, at = [], 0
             for tensor in timed_examples:
                 size = tensor.numel()
-                timed.append(tracer.bind(tensor, _array(self.timed[at : at + size], (1, size))))
+                timed.append(tracer.bind(tensor, array_of(self.timed[at : at + size], (1, size))))
                 at += size
             noise = timed.pop(0) if inputs.noise is not None else None
             u = timed[0] if timed else inputs.act(x, noise)
@@ -143,11 +141,11 @@ class Translation:
             )
         return [*next_x, *cost]
 
-    def _trace_value(self) -> Node | float:
+    def _trace_value(self) -> Operand:
         x_example = self.inputs.x0.detach()[:1].clone()
 
         def function(tracer: Tracer) -> list[Tensor]:
-            x = tracer.bind(x_example, _array(self.x, (1, self.n)))
+            x = tracer.bind(x_example, array_of(self.x, (1, self.n)))
             assert self.inputs.terminal is not None
             return [self.inputs.terminal(x)]
 
@@ -157,169 +155,191 @@ class Translation:
         return result[0]
 
     def _with_symbols(self, tracer: Tracer, p: dict[str, Tensor]) -> Env:
-        """The simulator with a dt that is an argument, and large vector fields as separate C++ functions."""
+        """The simulator with a dt that is an argument, and a large vector field as a function that is called."""
         env = copy.copy(self.inputs.env)
         like = self.inputs.x0
         with tracer.paused():
             dt = tracer.bind(
-                torch.tensor(float(env.dt), dtype=like.dtype, device=like.device), _array([self.dt], ())
+                torch.tensor(float(env.dt), dtype=like.dtype, device=like.device), array_of([self.dt], ())
             )
         env.dt = dt  # type: ignore[misc, assignment]
         dynamics = env.dynamics
-        known: dict[tuple[str, ...], str] = {}
-        small = False
+        # By the shape of u; None for a small one, which is written out.  A field that were another function at
+        # another stage would be noticed when the kernel is compared with torch.
+        fields: dict[torch.Size, Function | None] = {}
 
         def called(t: Any, x: Tensor, u: Tensor, p_given: Any) -> Tensor:
-            nonlocal small
-            if small or x.shape != (1, self.n) or u.shape[0] != 1 or p_given is not p:
+            if x.shape != (1, self.n) or u.shape[0] != 1 or p_given is not p:
                 return dynamics(t, x, u, p_given)
             time = [*tracer.array(t).reshape(-1)] if isinstance(t, Tensor) else [float(t)]
             args = [*time, *tracer.array(x).reshape(-1), *self.policy.scalars(tracer.array(u)).reshape(-1)]
-            nodes = [self.graph.input(f"a[{k}]") for k in range(len(args))]
-            own = Tracer(self.graph, self._captured, self.policy.rules)
-            with tracer.paused():
-                for name, pair in self.p.items():
-                    own.bind(p[name], pair[1])
-                clock = own.bind(
-                    torch.as_tensor(t, dtype=x.dtype, device=x.device).clone(), _array(nodes[:1], ())
-                )
-                state = own.bind(x.clone(), _array(nodes[1 : self.n + 1], (1, self.n)))
-                control = own.bind(u.clone(), _array(nodes[self.n + 1 :], tuple(u.shape)))
-                with own:
-                    result = dynamics(clock, state, control, p)
-            slopes = list(self.policy.scalars(own.array(result)).reshape(-1))
-            small = len(in_order([q for q in slopes if isinstance(q, Node)])) <= _INLINE
-            if small or len(slopes) != self.n:
+            if u.shape not in fields:
+                with tracer.paused():
+                    fields[u.shape] = self._field(dynamics, len(fields), t, x, u, p)
+            function = fields[u.shape]
+            if function is None:
                 return dynamics(t, x, u, p)
-            key = tuple(str(q.number if isinstance(q, Node) else q) for q in slopes)
-            if key not in known:
-                known[key] = self._function(f"field{len(known)}", slopes, nodes)
-            results = self.graph.call(known[key], args, self.n)
-            return tracer.bind(result, _array(results, (1, self.n)))
+            with tracer.paused():
+                result = torch.zeros_like(x)
+            return tracer.bind(result, array_of(self.graph.call(function, args), (1, self.n)))
 
         env.dynamics = called  # type: ignore[method-assign, assignment]
         return env
 
-    def _function(self, name: str, slopes: list[Node | float], nodes: list[Node]) -> str:
-        """Print a vector field and its gradient; returns the name."""
-        body = to_cpp([(f"r[{i}] =", q) for i, q in enumerate(slopes)])
-        self.functions.append(f"static void {name}(const In& in, const V* a, V* r) {{\n{body}\n}}")
-        if self.gradient:
-            bars = [self.graph.input(f"a[{len(nodes) + i}]") for i in range(len(slopes))]
-            results = self.pull(slopes, bars, {f"r[{k}] =": node for k, node in enumerate(nodes)})
-            self.functions.append(
-                f"static void {name}_vjp(const In& in, const V* a, V* r) {{\n{to_cpp(results)}\n}}"
-            )
-        return name
+    def _field(
+        self, dynamics: Callable[..., Tensor], number: int, t: Any, x: Tensor, u: Tensor, p: dict[str, Tensor]
+    ) -> Function | None:
+        """The vector field as a function of time, state and control; None if it is small."""
+        nodes = self.graph.parameters(1 + self.n + u.numel())
+        own = Tracer(self.graph, self._captured, self.policy.rules)
+        for name, pair in self.p.items():
+            own.bind(p[name], pair[1])
+        clock = torch.as_tensor(t, dtype=x.dtype, device=x.device).clone()
+        own.bind(clock, array_of(nodes[:1], ()))
+        state = own.bind(x.clone(), array_of(nodes[1 : self.n + 1], (1, self.n)))
+        control = own.bind(u.clone(), array_of(nodes[self.n + 1 :], tuple(u.shape)))
+        with own:
+            result = dynamics(clock, state, control, p)
+        slopes = list(self.policy.scalars(own.array(result)).reshape(-1))
+        if len(in_order(slopes)) <= INLINE or len(slopes) != self.n:
+            return None
+        return Function(f"field{number}", nodes, slopes)
 
     def _linears(self) -> list[Linear]:
         return [*self.policy.linears(), *self.value.linears()]
 
-    def offsets(self) -> dict[int, int]:
-        """Offsets of the gradients of slots that scalar expressions read, by slot. Later calls may add slots."""
+    def _offsets(self) -> dict[int, int]:
+        """Where the gradients of slots that scalar expressions read gather, by slot."""
         weights = {op.weight for op in self._linears()}
-        for k, slot in enumerate(self.slots):
-            if slot.wanted and k not in weights and k not in self._offsets:
-                self._offsets[k] = sum(self.slots[i].size for i in self._offsets)
-        return self._offsets
+        offsets: dict[int, int] = {}
+        for k, slot in enumerate(self.slots.slots):
+            if slot.wanted and k not in weights:
+                offsets[k] = sum(self.slots.slots[i].size for i in offsets)
+        return offsets
 
-    def pull(
-        self,
-        outputs: Sequence[Node | float],
-        bars: Sequence[Node],
-        inputs: dict[str, Node],
-    ) -> list[tuple[str, Node | float]]:
-        """Assignments of the gradient: to ``inputs`` by C++ target (``"by_x[0] ="``), and to all parameters."""
-        below = set(in_order([q for q in outputs if isinstance(q, Node)]))
-        weights = {f"splat(in.shared[{op.weight}]" for op in self._linears() if self.slots[op.weight].wanted}
-        if any(node.name.partition("]")[0] + "]" in weights for node in below if node.op == "input"):
-            raise NativeUnsupportedError("a weight matrix is used in a layer and outside of it")
-        gathered: dict[str, Node] = {}
+    def _gathered(self, offsets: dict[int, int]) -> dict[Node, Place]:
+        """Where gradients by parameters add up, by the parameter."""
+        gathered = {}
         for k, (name, node) in enumerate(zip(self.own_names, self.own, strict=True)):
-            if self.inputs.p[name].requires_grad and node in below:
-                gathered[f"in.by_own[{k}] +="] = node
-        for slot, offset in self.offsets().items():
-            for j in range(self.slots[slot].size):
-                node = self.graph.input(shared_input(slot, j))
-                if node in below:
-                    gathered[f"in.by_shared[{offset + j}] +="] = node
-        gradients = self.graph.gradient(outputs, bars, [*inputs.values(), *gathered.values()])
-        return list(zip([*inputs, *gathered], gradients, strict=True))
+            if self.inputs.p[name].requires_grad:
+                gathered[node] = Place("by_own", k)
+        for slot, offset in offsets.items():
+            for j, node in enumerate(self.slots.nodes(slot)):
+                gathered[node] = Place("by_shared", offset + j)
+        return gathered
 
-    def source(self) -> str:
-        """The kernel's C++."""
-        g, n = self.graph, self.n
-        offsets = self.offsets()
-        x_bars = {f"by_x[{i}] =": node for i, node in enumerate(self.x)}
-        x_added = {f"by_x[{i}] +=": node for i, node in enumerate(self.x)}
-        raw_of = lambda net: {f"by_raw[{i}] =": node for i, node in enumerate(net.raw.values())}
-        # The number of vectors of a matrix's gradient depends on LANES: C++ computes it.
-        at = [f"constexpr int GATHERED_0 = {sum(self.slots[k].size for k in offsets)};"]
-        spread: list[str] = []
-        for network in (self.policy, self.value):
-            for op in network.linears():
-                if self.slots[op.weight].wanted:
-                    op.gathered = f"GATHERED_{len(spread)}"
-                    spread.append(network.spread(op))
-                    at.append(f"constexpr int GATHERED_{len(spread)} = {op.gathered} + {network.room(op)};")
-        at.append(f"constexpr int BY_SHARED = GATHERED_{len(spread)};")
-        structs = []
-        for network in (self.policy, self.value):
-            stored = [node for _, node in network.prologue()]
-            pulled = self.pull(stored, network.cotangents(), x_added) if self.gradient else []
-            structs.append(network.to_cpp(pulled, offsets, self.gradient))
-        targets = [f"next[{i}] =" for i in range(n)] + ["cost ="]
-        step = to_cpp(list(zip(targets, self.results, strict=True)))
-        parts = [*at, *self.functions, *structs]
-        spreading = "\n".join(spread)
-        parts.append(
-            f"static void spread_weights(const V* gathered, T* const* by, int64_t g) {{\n{spreading}\n}}"
+    def _pull(
+        self,
+        outputs: Sequence[Operand],
+        bars: Sequence[Node],
+        inputs: Sequence[tuple[Place, Node]],
+        gathered: dict[Node, Place],
+        adds: bool = False,
+    ) -> list[Store]:
+        """Stores of the gradient: by ``inputs`` to their places, and by all parameters."""
+        weights = {op.weight for op in self._linears() if self.slots.slots[op.weight].wanted}
+        read = inputs_of(outputs)
+        if any(q.place.space == "shared" and q.place.slot in weights for q in read):
+            raise NativeUnsupportedError("a weight matrix is used in a layer and outside of it")
+        below = set(in_order(outputs))
+        parameters = [node for node in gathered if node in below]
+        found, effects = gradient(
+            self.graph, outputs, bars, [*(node for _, node in inputs), *parameters], gathered
         )
-        parts.append(f"static inline void step(const In& in, V* next, V& cost) {{\n{step}\n}}")
-        has_value = self.value_result is not None
-        result = to_cpp([("result =", self.value_result if self.value_result is not None else 0.0)])
-        parts.append(f"static inline void value(const In& in, V& result) {{\n{result}\n}}")
+        stores = [Store(place, term, adds) for (place, _), term in zip(inputs, found, strict=False)]
+        stores += [
+            Store(gathered[q], term, True) for q, term in zip(parameters, found[len(inputs) :], strict=True)
+        ]
+        return stores + effects
+
+    def source(self, arguments: Sequence[Struct]) -> str:
+        """The kernel's C++; ``arguments`` are the structs that it is passed."""
+        offsets = self._offsets()
+        gathered = self._gathered(offsets)
+        printer = Printer(self.graph, _SPACES)
+        networks = [
+            NetworkPrinter(network, printer, offsets, self.gradient) for network in (self.policy, self.value)
+        ]
+        # The number of vectors of a matrix's gradient depends on LANES: C++ computes it.
+        at = [f"constexpr int GATHERED_0 = {sum(self.slots.slots[k].size for k in offsets)};"]
+        spread: list[str] = []
+        for network in networks:
+            for op in network.network.linears():
+                if self.slots.slots[op.weight].wanted:
+                    network.gathered[op.target] = f"GATHERED_{len(spread)}"
+                    spread.append(network.spread(op))
+                    at.append(
+                        f"constexpr int GATHERED_{len(spread)} = GATHERED_{len(spread) - 1} + {network.room(op)};"
+                    )
+        at.append(f"constexpr int BY_SHARED = GATHERED_{len(spread)};")
+        by_x = [(Place("by_x", i), node) for i, node in enumerate(self.x)]
+        structs = []
+        for network in networks:
+            stored = [store.value for store in network.network.prologue()]
+            bars = network.network.cotangents()
+            pulled = self._pull(stored, bars, by_x, gathered, adds=True) if self.gradient else []
+            structs.append(network.to_cpp(pulled))
+        places = [*(Place("next", i) for i in range(self.n)), Place("cost")]
+        to_next = (("V*", "next"), ("V&", "cost"))
+        bodies: list[tuple[str, Parameters, list[Store]]] = [
+            ("step", to_next, list(map(Store, places, self.results))),
+            ("value", (("V&", "result"),), [Store(Place("value"), self.value_result or 0.0)]),
+        ]
         if self.gradient:
-            bars = [g.input(f"lambda[{i}]") for i in range(n)] + [g.input("bar_cost")]
-            timed = {f"by_timed[{k}] =": node for k, node in enumerate(self.timed)}
-            pulled = self.pull(self.results, bars, {**x_bars, **raw_of(self.policy), **timed})
-            parts.append(
-                "static inline void step_vjp(const In& in, const V* lambda, V bar_cost, V* by_x, V* by_raw, "
-                f"V* by_timed) {{\n{to_cpp(pulled)}\n}}"
-            )
-            pulled = []
-            if self.value_result is not None:
-                pulled = self.pull(
-                    [self.value_result], [g.input("bar_value")], {**x_added, **raw_of(self.value)}
-                )
-            parts.append(
-                "static inline void value_vjp(const In& in, V bar_value, V* by_x, V* by_raw) {\n"
-                f"{to_cpp(pulled)}\n}}"
-            )
-        size = sum(len(part.splitlines()) for part in parts)
-        if size > _MOST_NODES:
-            raise NativeUnsupportedError(f"the step has {size} scalar operations, more than {_MOST_NODES}")
-        raw = max(len(self.policy.raw), len(self.value.raw))
-        slots = self.slots
+            given, back = (("const V*", "lambda"), ("V", "bar_cost")), (("V*", "by_x"), ("V*", "by_raw"))
+            bodies += [
+                ("step_vjp", (*given, *back, ("V*", "by_timed")), self._step_vjp(by_x, gathered)),
+                ("value_vjp", (("V", "bar_value"), *back), self._value_vjp(by_x, gathered)),
+            ]
+        parts = [
+            *at,
+            *printer.functions(store.value for _, _, stores in bodies for store in stores),
+            *structs,
+            "static void spread_weights(const V* gathered, T* const* by, int64_t g) {",
+            *spread,
+            "}",
+            *(printer.function(name, parameters, stores) for name, parameters, stores in bodies),
+        ]
+        check_lines(parts)
+        text = _template().replace("// EMITTED", "\n".join(parts), 1)
+        text = text.replace("// ARGUMENTS", "\n".join(struct.cpp() for struct in arguments), 1)
+        return self._constants(offsets) + text
+
+    def _step_vjp(self, by_x: list[tuple[Place, Node]], gathered: dict[Node, Place]) -> list[Store]:
+        g = self.graph
+        bars = [*(g.input("by_next", i) for i in range(self.n)), g.input("by_cost")]
+        timed = [(Place("by_timed", k), node) for k, node in enumerate(self.timed)]
+        return self._pull(self.results, bars, [*by_x, *_by_raw(self.policy), *timed], gathered)
+
+    def _value_vjp(self, by_x: list[tuple[Place, Node]], gathered: dict[Node, Place]) -> list[Store]:
+        if self.value_result is None:
+            return []
+        bars = [self.graph.input("by_value")]
+        raw = len(by_x)
+        pulled = self._pull([self.value_result], bars, [*by_x, *_by_raw(self.value)], gathered)
+        return [store._replace(adds=store.adds or k < raw) for k, store in enumerate(pulled)]
+
+    def _constants(self, offsets: dict[int, int]) -> str:
+        """Sizes, above everything else."""
+        slots = self.slots.slots
 
         def array(name: str, values: Sequence[int]) -> str:
             return f"constexpr int {name}[] = {{{', '.join(map(str, [*values, 0]))}}};"
 
-        head = [
+        lines = [
             f"typedef {'double' if self.inputs.x0.dtype == torch.float64 else 'float'} T;",
-            f"constexpr int N = {n}, TIMED = {len(self.timed)}, TIMED_LEAVES = {len(self.timed_sizes)};",
-            f"constexpr int OWN = {len(self.own)}, SHARED = {len(slots)}, RAW = {raw};",
+            f"constexpr int N = {self.n}, TIMED = {len(self.timed)}, TIMED_LEAVES = {len(self.timed_sizes)};",
+            f"constexpr int OWN = {len(self.own)}, SHARED = {len(slots)};",
+            f"constexpr int RAW = {max(len(self.policy.raw), len(self.value.raw))};",
             f"constexpr int MADE_NOISE = {self.made_noise};",
             array("TIMED_SIZES", self.timed_sizes),
             array("SIZES", [s.size for s in slots]),
             array("OFFSETS", [offsets.get(k, -1) for k in range(len(slots))]),
-            f"constexpr bool HAS_VALUE = {str(has_value).lower()};",
+            f"constexpr bool HAS_VALUE = {str(self.value_result is not None).lower()};",
             f"#define GRADIENT {int(self.gradient)}",
         ]
-        return "\n".join(head) + "\n" + _template().replace("// EMITTED", "\n".join(parts), 1)
+        return "\n".join(lines) + "\n"
 
 
-def _array(nodes: Sequence[Node], shape: Sequence[int]) -> np.ndarray:
-    array = np.empty(len(nodes), dtype=object)
-    array[:] = nodes
-    return array.reshape(tuple(shape))
+def _by_raw(network: Network) -> list[tuple[Place, Node]]:
+    return [(Place("by_raw", i), node) for i, node in enumerate(network.raw.values())]

@@ -12,7 +12,7 @@ from torch import Tensor
 from robotics_envs.base import Env
 from robotics_envs.conformance.samples import BATCH, generator, sample
 from robotics_envs.user_code import describe_failure
-from solvers.compiler.expressions import Graph
+from solvers.compiler.ir import Graph
 from solvers.compiler.trace import NativeUnsupportedError, NotStraightLineError, trace
 
 WILD = 30  # control intervals

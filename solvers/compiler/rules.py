@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from solvers.compiler.expressions import Graph, Node
+from solvers.compiler.ir import Graph, Node
+from solvers.compiler.operations import OPERATIONS, Operation
 
 aten = torch.ops.aten
 
 
 class NoRuleError(NotImplementedError):
     """These arguments of an operation have no rule; the message says which."""
-
-
-_MASKS = ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not")
 
 
 def elementwise(op: str, count: int) -> Callable[..., np.ndarray]:
@@ -39,7 +37,8 @@ def elementwise(op: str, count: int) -> Callable[..., np.ndarray]:
 def _number(graph: Graph, value: Any) -> Node | float:
     """An operand of arithmetic: a comparison counts as 1 where it holds."""
     if isinstance(value, Node):
-        return graph.apply("where", value, 1.0, 0.0) if value.op in _MASKS else value
+        known = OPERATIONS.get(value.op)
+        return graph.apply("where", value, 1.0, 0.0) if known and known.boolean else value
     return float(value)
 
 
@@ -449,7 +448,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.sign: elementwise("sign", 1),
 }
 
-ELEMENTWISE = frozenset(
+ELEMENTWISE = {
     getattr(aten, name)
     for name in (
         "add", "sub", "rsub", "mul", "div", "neg", "reciprocal", "pow", "square", "sqrt", "rsqrt", "sinh", "cosh",
@@ -459,5 +458,29 @@ ELEMENTWISE = frozenset(
         "log", "tanh", "atan", "asin", "acos", "atan2", "abs", "sign", "sgn", "floor", "ceil", "trunc", "round",
         "clone", "detach", "alias", "_to_copy",
     )
-)  # fmt: skip
+}  # fmt: skip
 """Operations that act on every element by itself, so that their rules hold for a feature of a layer too."""
+
+
+def register(packet: Any, name: str, operation: Operation, operands: int = 1, in_layers: bool = True) -> None:
+    """Let kernels compute a torch operation of another package, element by element with broadcasting.
+
+    ::
+
+        register(torch.ops.mine.cube, "cube", Operation(
+            cpp=lambda a: f"{a} * {a} * {a}",
+            derivative=lambda g, bar, out, a: (g.apply("mul", bar, g.apply("mul", 3.0, g.apply("mul", a, a))),),
+        ))
+
+    Args:
+        packet: the operation, such as ``torch.ops.mine.cube``, made with ``torch.library``.
+        name: its name in expressions, which no other operation has.
+        operands: how many tensors it takes; they are its first arguments.
+        in_layers: whether it may stand between the layers of a network too, in a loop over features.
+    """
+    if name in OPERATIONS:
+        raise ValueError(f"there is an operation {name!r} already; give this one another name")
+    OPERATIONS[name] = operation
+    RULES[packet] = elementwise(name, operands)
+    if in_layers:
+        ELEMENTWISE.add(packet)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from solvers.compiler.expressions import Graph, Node
+from solvers.compiler.ir import Graph, Node
 from solvers.compiler.rules import RULES, NoRuleError
 
 _ASKS_FOR_VALUES = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select")
@@ -136,7 +136,11 @@ class Tracer(TorchDispatchMode):
             raise NativeUnsupportedError(f"no C++ for the operation {func}{detail}{_where()}") from None
         out = func(*args, **kwargs)
         if in_place:
-            self.array(args[0])[...] = result
+            array = self.array(args[0])
+            if result.shape == array.shape:
+                array[...] = result
+            else:
+                self.bind(args[0], result)  # squeeze_ and the like
             return out
         leaves, spec = tree_flatten(out)
         for tensor, array in zip(leaves, result if isinstance(result, list) else [result], strict=True):

@@ -2,21 +2,15 @@
 //
 // LANES rollouts share a block, one in each lane of a vector; blocks share nothing, so a rollout's numbers depend on
 // nothing but itself. Above this text stand: T, N, STAGES, ERROR_ORDER, the tableau, the leaves (controls and
-// parameters) and, below the vector functions, field() and field_vjp() made from the user's function.
+// parameters) and, below the vector functions, the structs that Python passes (ARGUMENTS) and field() and field_vjp()
+// made from the user's function.
 // The algorithm is that of solvers/marching/march.py and solvers/marching/step_size.py, line by line.
 
 // VECTORS
 
 #include <vector>
 
-// Where a leaf's values are: every rollout its own (gathered into vectors), or one for all.
-struct Leaf {
-  const T* data;
-  int64_t size;     // numbers of one rollout, under one control
-  int64_t rollouts; // 1: every rollout its own
-  int64_t held;     // numbers from one control to the next; 0: not held
-  int64_t controls; // how many controls; 1 if not held
-};
+// ARGUMENTS
 
 // Values of all leaves for a block, under one control.
 struct Values {
@@ -39,11 +33,6 @@ struct Values {
 };
 
 // FIELD
-
-struct Settings {
-  int64_t batch, legs, outputs, max_steps;
-  T rtol, atol, safety, smallest, largest, integral, proportional, first_step, max_step;
-};
 
 struct Entry {
   V t, h, x[N];
@@ -91,15 +80,6 @@ static inline V dense_weight(int i, V theta) {
 static inline V dense_slope(int i, V theta) {
   return DENSE[i][0] + theta * (2 * DENSE[i][1] + theta * (3 * DENSE[i][2] + theta * (4 * DENSE[i][3])));
 }
-
-struct Grid {
-  const T* targets;          // [legs]
-  const int64_t* controls;   // [legs]
-  const int64_t* at_target;  // [legs], -1: no output
-  const int64_t* inside;     // outputs strictly inside legs, leg after leg
-  const int64_t* inside_ends;  // [legs]: where a leg's end in `inside`
-  const T* ts;               // [outputs]
-};
 
 static void forward_block(const Settings& s, const Grid& grid, const Leaf* leaves, const T* x0, T start, T* xs,
                           int64_t* status, int64_t* accepted, int64_t* rejected, T* failed_at, T* last_step,

@@ -17,16 +17,23 @@ import importlib.resources
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
-from solvers.compiler.expressions import EXPENSIVE, Graph, Node, in_order, to_cpp
-from solvers.compiler.identity import Identity
+from solvers.compiler.differentiate import gradient
+from solvers.compiler.fingerprint import fingerprint
+from solvers.compiler.ir import Graph, Node, Operand, Place, Store, in_order
+from solvers.compiler.limits import check_lines
+from solvers.compiler.operations import OPERATIONS
+from solvers.compiler.print_cpp import Printer
+from solvers.compiler.slots import Slots, array_of
+from solvers.compiler.structs import Struct, fields
 from solvers.compiler.trace import NativeUnsupportedError, trace
 from solvers.marching.inspection import check_field
 from solvers.marching.problem import Leaves, Problem
@@ -38,20 +45,21 @@ from solvers.native import build
 
 logger = logging.getLogger("solvers")
 
-_MOST_NODES = 20_000  # beyond, the C++ compiler takes minutes
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A tensor the kernel reads: a leaf of u or p, a module's parameter, or a constant of the field.
-
-    ``own``: every rollout has its own values.  ``held``: one block of values a control.
-    """
-
-    own: bool
-    held: bool
-    size: int
-    wanted: bool
+_SPACES = {
+    # What the field and its gradient read, of a vector of rollouts.
+    "t": "t",
+    "x": "x[{index}]",
+    "own": "values.own[{index}]",
+    "shared": "splat(values.shared[{slot}][{index}])",
+    "bar": "bar[{index}]",
+    # What they write.
+    "dx": "dx[{index}]",
+    "saved": "saved[{index}]",
+    "by_t": "gt",
+    "by_x": "gx[{index}]",
+    "by_own": "own[{index}]",
+    "by_shared": "shared[{index}]",
+}
 
 
 @dataclass(frozen=True)
@@ -59,14 +67,14 @@ class Kernel:
     """A compiled field with the constants it was traced with."""
 
     library: ctypes.CDLL
-    slots: tuple[Slot, ...]
+    slots: Slots
     constants: tuple[Tensor, ...]
-    keep_alive: object
+    """Tensors that the field holds, in the slots after those of u, p and parameters."""
 
 
 @functools.cache
 def _template() -> str:
-    return build.with_vectors(
+    return build.with_headers(
         importlib.resources.files("solvers.native").joinpath("adaptive.cpp").read_text()
     )
 
@@ -107,13 +115,14 @@ def kernel_for(problem: Problem, leaves: Leaves) -> Kernel:
         raise NativeUnsupportedError(why)
     key = _key(problem, leaves)
     known = _kernels.get(key)
-    if known is None:
+    if known is None or (isinstance(known, Kernel) and known.slots.stale()):
         try:
             known = _build(problem, leaves)
         except NativeUnsupportedError as error:
             known = str(error)
             if not isinstance(error, build.NoCompilerError):  # which is logged once, where it is found
                 logger.warning("backend='native' falls back to 'eager': %s", error)
+        key = _key(problem, leaves)  # again: a field that counts its calls has changed what it holds
         _kernels[key] = known
         if len(_kernels) > 128:
             _kernels.popitem(last=False)
@@ -130,7 +139,7 @@ def _key(problem: Problem, leaves: Leaves) -> Any:
         return leaf if isinstance(leaf, (int, float, str, bool, type(None))) else id(leaf)
 
     return (
-        _fingerprint(problem.f.f, 0),
+        fingerprint(problem.f.f),
         problem.x0.dtype,
         tuple(problem.x0.shape),
         problem.holds_controls,
@@ -141,26 +150,6 @@ def _key(problem: Problem, leaves: Leaves) -> Any:
         tuple(map(of, leaves.p_leaves)),
         tuple(map(id, leaves.parameters)),
     )
-
-
-def _fingerprint(value: Any, depth: int) -> Any:
-    """Equal for fields that trace alike: the code and what its closure holds, as far as that can be compared."""
-    code = getattr(value, "__code__", None)
-    if code is None or depth > 3:
-        plain = isinstance(value, (int, float, str, bool, type(None)))
-        return value if plain else Identity(value), _plain_attributes(value)
-    bound = getattr(value, "__self__", None)
-    cells = tuple(
-        _fingerprint(cell.cell_contents, depth + 1) for cell in getattr(value, "__closure__", None) or ()
-    )
-    defaults = tuple(_fingerprint(d, depth + 1) for d in getattr(value, "__defaults__", None) or ())
-    return code, cells, defaults, None if bound is None else (Identity(bound), _plain_attributes(bound))
-
-
-def _plain_attributes(value: object) -> tuple[tuple[str, Any], ...]:
-    """The numbers and strings among an object's attributes: another value is traced again."""
-    attributes = getattr(value, "__dict__", {})
-    return tuple((k, v) for k, v in attributes.items() if isinstance(v, (int, float, str, bool, type(None))))
 
 
 def _build(problem: Problem, leaves: Leaves) -> Kernel:
@@ -200,41 +189,25 @@ def _compile(problem: Problem, leaves: Leaves, tensors: list[Tensor], own: list[
     batch, n = x0.shape[:-1], x0.shape[-1]
     controls = _count(leaves.u_leaves)
     graph = Graph()
-    slots: list[Slot] = []
-    inputs: list[list[Node]] = []
-
-    def slot(shape: tuple[int, ...], own: bool, held: bool, wanted: bool) -> np.ndarray:
-        size = int(np.prod(shape))
-        before = sum(s.size for s in slots if s.own)
-        text = f"values.own[{before} + {{}}]" if own else f"splat(values.shared[{len(slots)}][{{}}])"
-        nodes = [graph.input(text.format(j)) for j in range(size)]
-        slots.append(Slot(own, held, size, wanted))
-        inputs.append(nodes)
-        array = np.empty(size, dtype=object)
-        array[:] = nodes
-        return array.reshape(shape)
-
+    unknown = "the field holds a parameter of a module that was not found in f, u or p"
+    slots = Slots(graph, leaves.parameters, unknown)
     ones = tuple(1 for _ in batch)
-    examples, arrays = [torch.zeros(ones, dtype=x0.dtype), torch.zeros((*ones, n), dtype=x0.dtype)], []
+    examples, arrays = [], []
     for k, (leaf, is_own) in enumerate(zip(tensors, own, strict=True)):
         held = problem.holds_controls and k < controls
         value = leaf.detach()[0] if held else leaf.detach()
         if is_own:
             value = value[tuple(slice(0, 1) for _ in batch)]
         examples.append(value)
-        arrays.append(slot(tuple(value.shape), is_own, held, leaf.requires_grad))
-    parameters = {id(q): slot(tuple(q.shape), False, False, True) for q in leaves.parameters}
-    constants: list[Tensor] = []
+        slot = slots.add(leaf, value.numel(), leaf.requires_grad, is_own, held)
+        arrays.append(slots.array(slot, tuple(value.shape)))
+    for q in leaves.parameters:
+        slots.captured(q)
+    given = len(slots.slots)
 
-    def constant(tensor: Tensor) -> np.ndarray:
-        if id(tensor) in parameters:
-            return parameters[id(tensor)]
-        if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
-            raise NativeUnsupportedError(
-                "the field holds a parameter of a module that was not found in f, u or p"
-            )
-        constants.append(tensor.detach())
-        return slot(tuple(tensor.shape), False, False, False)
+    def captured(tensor: Tensor) -> np.ndarray:
+        slot = slots.captured(tensor)
+        return slots.array(slot, tuple(tensor.shape)) if isinstance(slot, int) else slot
 
     def field(t: Tensor, x: Tensor, *values: Tensor) -> Tensor:
         it = iter(values)
@@ -242,106 +215,110 @@ def _compile(problem: Problem, leaves: Leaves, tensors: list[Tensor], own: list[
         p = tree_unflatten([next(it) if isinstance(q, Tensor) else q for q in leaves.p_leaves], leaves.p_spec)
         return problem.f.f(t, x, u, p)
 
-    time = np.empty((), dtype=object)
-    time[()] = clock = graph.input("t")
-    state = np.empty(n, dtype=object)
-    state[:] = state_nodes = [graph.input(f"x[{i}]") for i in range(n)]
-    arrays = [time.reshape(ones), state.reshape(*ones, n), *arrays]
-    (result,) = trace(field, list(zip(examples, arrays, strict=True)), graph, constant)
+    clock, state = graph.input("t"), [graph.input("x", i) for i in range(n)]
+    examples = [torch.zeros(ones, dtype=x0.dtype), torch.zeros((*ones, n), dtype=x0.dtype), *examples]
+    arrays = [array_of([clock], ones), array_of(state, (*ones, n)), *arrays]
+    (result,) = trace(field, list(zip(examples, arrays, strict=True)), graph, captured)
     if result.size != n:
         raise NativeUnsupportedError(f"the traced field returns {result.size} numbers, not {n}")
-    outputs = [q if isinstance(q, Node) else float(q) for q in result.reshape(-1)]
-    cotangents = [graph.input(f"bar[{i}]") for i in range(n)]
-    wanted = [
-        (k, j, node) for k, nodes in enumerate(inputs) if slots[k].wanted for j, node in enumerate(nodes)
-    ]
-    gradients = graph.gradient(outputs, cotangents, [clock, *state_nodes, *(node for _, _, node in wanted)])
-    if len(in_order([q for q in gradients if isinstance(q, Node)])) > _MOST_NODES:
-        raise NativeUnsupportedError(f"the field has more than {_MOST_NODES} scalar operations")
-    source = _source(method.tableau, x0.dtype, n, slots, outputs, gradients, wanted)
-    return Kernel(build.load(source), tuple(slots), tuple(constants), problem.f.f)
+    slopes = [q if isinstance(q, Node) else float(q) for q in result.reshape(-1)]
+    source = _source(method.tableau, x0.dtype, graph, slots, clock, state, slopes)
+    constants = tuple(slot.source.detach() for slot in slots.slots[given:])
+    return Kernel(build.load(source), slots, constants)
 
 
 def _source(
     table: ButcherTableau,
     dtype: torch.dtype,
-    n: int,
-    slots: list[Slot],
-    outputs: list[Node | float],
-    gradients: list[Node | float],
-    wanted: list[tuple[int, int, Node]],
+    graph: Graph,
+    slots: Slots,
+    clock: Node,
+    state: list[Node],
+    slopes: list[Operand],
 ) -> str:
-    stages = len(table.b)
-    assert table.dense is not None
-    assert table.b_error is not None
-
-    def numbers(values: Any) -> str:
-        return "{" + ", ".join(repr(float(v)) for v in values) + "}"
-
-    rows = [[*row, *[0.0] * (stages - len(row))] for row in table.a]
-    own_sizes = [s.size if s.own else 0 for s in slots]
-    shared_sizes = [s.size if s.wanted and not s.own else 0 for s in slots]
+    """The kernel's C++: the tableau, the template, and the field with its gradient."""
+    n, stages = len(state), len(table.b)
+    places: dict[Node, Place] = {}
+    for space, chosen in (("by_own", True), ("by_shared", False)):
+        at = 0
+        for k, slot in enumerate(slots.slots):
+            if slot.own != chosen:
+                continue
+            if slot.wanted:
+                places |= {node: Place(space, at + j) for j, node in enumerate(slots.nodes(k))}
+            at += slot.size if slot.own or slot.wanted else 0
+    bars = [graph.input("bar", i) for i in range(n)]
+    found, _ = gradient(graph, slopes, bars, [clock, *state, *places])
+    targets = [Place("by_t"), *(Place("by_x", i) for i in range(n))]
+    pulled = [Store(place, term) for place, term in zip(targets, found, strict=False)]
+    pulled += [Store(place, term, True) for place, term in zip(places.values(), found[n + 1 :], strict=True)]
+    forward = [Store(Place("dx", i), slope) for i, slope in enumerate(slopes)]
+    costly = [q for q in in_order(slopes) if q.op in OPERATIONS and OPERATIONS[q.op].costly]
+    kept = {node: Place("saved", k) for k, node in enumerate(costly)}
+    keeping = [*forward, *(Store(place, node) for node, place in kept.items())]
+    printer = Printer(graph, _SPACES, ("const Values&", "values"))
+    state_of = (("V", "t"), ("const V*", "x"))
+    given = (*state_of, ("const V*", "saved"), ("const V*", "bar"))
+    pulled_to = (("V*", "gx"), ("V&", "gt"), ("V*", "own"), ("V*", "shared"))
+    parts = [
+        printer.function("field", (*state_of, ("V*", "dx")), forward),
+        printer.function("field_keeping", (*state_of, ("V*", "dx"), ("V*", "saved")), keeping),
+        printer.function("field_vjp", (*given, *pulled_to), pulled, kept),
+    ]
+    check_lines(parts)
+    wanted = ["true" if slot.wanted else "false" for slot in slots.slots] or ["false"]
     head = [
         f"typedef {'double' if dtype == torch.float64 else 'float'} T;",
         f"constexpr int N = {n}, STAGES = {stages}, USED = {stages - (table.b[-1] == 0.0)};",
-        f"constexpr int ERROR_ORDER = {table.error_order}, LEAVES = {len(slots)};",
-        f"constexpr int OWN_SIZE = {sum(own_sizes)}, SHARED_SIZE = {sum(shared_sizes)};",
-        f"constexpr bool WANTED[] = {{{', '.join(['true' if s.wanted else 'false' for s in slots] or ['false'])}}};",
+        f"constexpr int ERROR_ORDER = {table.error_order}, LEAVES = {len(slots.slots)};",
+        f"constexpr int OWN_SIZE = {sum(s.size for s in slots.slots if s.own)};",
+        f"constexpr int SHARED_SIZE = {sum(s.size for s in slots.slots if s.wanted and not s.own)};",
+        f"constexpr bool WANTED[] = {{{', '.join(wanted)}}};",
+        *_tableau(table),
+        f"constexpr int SAVED = {len(kept)};",
+    ]
+    text = _template().replace("// FIELD", "\n".join(parts), 1)
+    text = text.replace("// ARGUMENTS", "\n".join(s.cpp() for s in (LEAF, GRID, SETTINGS)), 1)
+    return "\n".join(head) + "\n" + text
+
+
+def _tableau(table: ButcherTableau) -> list[str]:
+    """The coefficients as C++ constants."""
+    assert table.dense is not None
+    assert table.b_error is not None
+    stages = len(table.b)
+
+    def numbers(values: Sequence[float]) -> str:
+        return "{" + ", ".join(repr(float(v)) for v in values) + "}"
+
+    rows = [[*row, *[0.0] * (stages - len(row))] for row in table.a]
+    return [
         f"constexpr T A[STAGES][STAGES] = {{{', '.join(map(numbers, rows))}}};",
         f"constexpr T B[STAGES] = {numbers(table.b)}, C[STAGES] = {numbers(table.c)};",
         f"constexpr T E[STAGES] = {numbers(table.b_error)};",
         f"constexpr T DENSE[STAGES][4] = {{{', '.join(map(numbers, table.dense))}}};",
     ]
-    slopes: list[tuple[str, Node | float]] = [(f"dx[{i}] =", node) for i, node in enumerate(outputs)]
-    costly = [q for q in in_order([o for o in outputs if isinstance(o, Node)]) if q.op in EXPENSIVE]
-    kept = {node: f"saved[{k}]" for k, node in enumerate(costly)}
-    head.append(f"constexpr int SAVED = {len(kept)};")
-    keep: list[tuple[str, Node | float]] = [(f"{name} =", node) for node, name in kept.items()]
-    results: list[tuple[str, Node | float]] = [("gt =", gradients[0])]
-    results += [(f"gx[{i}] =", node) for i, node in enumerate(gradients[1 : n + 1])]
-    for (k, j, _), node in zip(wanted, gradients[n + 1 :], strict=True):
-        name, sizes = ("own", own_sizes) if slots[k].own else ("shared", shared_sizes)
-        results.append((f"{name}[{sum(sizes[:k]) + j}] +=", node))
-    body = (
-        "static inline void field(const Values& values, V t, const V* x, V* dx) {\n"
-        f"{to_cpp(slopes)}\n}}\n"
-        "static inline void field_keeping(const Values& values, V t, const V* x, V* dx, V* saved) {\n"
-        f"{to_cpp([*slopes, *keep])}\n}}\n"
-        "static inline void field_vjp(const Values& values, V t, const V* x, const V* saved, const V* bar, V* gx,"
-        f" V& gt, V* own, V* shared) {{\n{to_cpp(results, kept)}\n}}"
-    )
-    return "\n".join(head) + "\n" + _template().replace("// FIELD", body)
 
 
-class _Leaf(ctypes.Structure):
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("size", ctypes.c_int64),
-        ("rollouts", ctypes.c_int64),
-        ("held", ctypes.c_int64),
-        ("controls", ctypes.c_int64),
-    ]
+LEAF = Struct(
+    "Leaf",
+    (*fields("real*", "data", constant=True), *fields("int64", "size", "rollouts", "held", "controls")),
+)
+"""Where a slot's values are.
 
-
-class _Grid(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in ("targets", "controls", "at_target", "inside", "inside_ends", "ts")
-    ]
-
-
-def _settings_type(dtype: torch.dtype) -> type[ctypes.Structure]:
-    real = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
-
-    class Settings(ctypes.Structure):
-        _fields_ = [
-            *((name, ctypes.c_int64) for name in ("batch", "legs", "outputs", "max_steps")),
-            *((name, real) for name in _CONTROLLER),
-        ]
-
-    return Settings
-
-
+``size`` numbers of one rollout under one control; ``rollouts`` 1 if every rollout has its own; ``held`` numbers from
+one control to the next, 0 if there is one; ``controls`` how many there are, 1 if not held.
+"""
+GRID = Struct(
+    "Grid",
+    (
+        *fields("real*", "targets", constant=True),
+        *fields("int64*", "controls", "at_target", "inside", "inside_ends", constant=True),
+        *fields("real*", "ts", constant=True),
+    ),
+)
+"""``targets``, ``controls`` and ``at_target`` (-1: no output) of ``[legs]``; ``inside``: the outputs strictly inside
+legs, leg after leg, those of a leg up to its ``inside_ends``; ``ts [outputs]``."""
 _CONTROLLER = (
     "rtol",
     "atol",
@@ -353,7 +330,9 @@ _CONTROLLER = (
     "first_step",
     "max_step",
 )
-_SETTINGS = {dtype: _settings_type(dtype) for dtype in (torch.float32, torch.float64)}
+SETTINGS = Struct(
+    "Settings", (*fields("int64", "batch", "legs", "outputs", "max_steps"), *fields("real", *_CONTROLLER))
+)
 
 
 class Run:
@@ -372,11 +351,13 @@ class Run:
         ends = np.cumsum([len(leg) for leg in grid.inside])
         indices = (grid.controls, grid.at_target, inside, ends.tolist())
         self.ints = [torch.tensor(v, dtype=torch.int64, device="cpu") for v in indices]
-        self.grid = _Grid(self.targets.data_ptr(), *(v.data_ptr() for v in self.ints), self.ts.data_ptr())
+        self.grid = GRID.ctypes(dtype)(
+            self.targets.data_ptr(), *(v.data_ptr() for v in self.ints), self.ts.data_ptr()
+        )
         c = problem.controller
         assert c is not None
         values = [getattr(c, name) for name in _CONTROLLER]
-        self.settings = _SETTINGS[dtype](
+        self.settings = SETTINGS.ctypes(dtype)(
             self.batch,
             len(grid.controls),
             len(self.ts),
@@ -387,11 +368,12 @@ class Run:
         self.data = [
             q.detach().to(dtype).contiguous() for q in (*tensors, *leaves.parameters, *kernel.constants)
         ]
-        self.leaves = (_Leaf * max(1, len(self.data)))()
-        for k, (slot, data) in enumerate(zip(kernel.slots, self.data, strict=True)):
+        leaf = LEAF.ctypes(dtype)
+        self.leaves = (leaf * max(1, len(self.data)))()
+        for k, (slot, data) in enumerate(zip(kernel.slots.slots, self.data, strict=True)):
             controls = len(data) if slot.held else 1
             stride = data.numel() // controls if slot.held else 0
-            self.leaves[k] = _Leaf(data.data_ptr(), slot.size, int(slot.own), stride, controls)
+            self.leaves[k] = leaf(data.data_ptr(), slot.size, int(slot.own), stride, controls)
         self.tape: int | None = None
 
     def slopes(self) -> Tensor:
@@ -437,7 +419,7 @@ class Run:
         by_x0 = torch.zeros_like(self.x0)
         legs, outputs = len(self.targets), len(self.ts)
         by_targets, by_start, by_ts = (self.x0.new_zeros((blocks, k)) for k in (legs, 1, outputs))
-        slots = self.kernel.slots
+        slots = self.kernel.slots.slots
         per_slot = []
         own, shared = ((ctypes.c_void_p * max(1, len(slots)))() for _ in range(2))
         for k, (slot, data) in enumerate(zip(slots, self.data, strict=True)):

@@ -28,6 +28,9 @@ logger = logging.getLogger("solvers")
 FLAGS = ("-O2", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 """No -ffast-math: a NaN must stay one, and results must not depend on the order of rollouts."""
 
+GCC_FLAGS = ("--param=lra-max-considered-reload-pseudos=10",)
+"""Of g++ only: less thought on what to spill, which takes half the time in a function of thousands of lines."""
+
 INSTRUCTION_SETS = {
     "native": ("-march=native",),
     "avx512": ("-march=x86-64-v4",),
@@ -50,13 +53,14 @@ def instruction_set() -> str:
 
 
 @functools.cache
-def _vectors() -> str:
-    return importlib.resources.files("solvers.native").joinpath("vectors.h").read_text()
+def _header(name: str) -> str:
+    return importlib.resources.files("solvers.native").joinpath(name).read_text()
 
 
-def with_vectors(template: str) -> str:
-    """The template with the vector functions where it asks for them."""
-    return template.replace("// VECTORS", _vectors(), 1)
+def with_headers(template: str) -> str:
+    """The template with the vector functions, and those of layers, where it asks for them."""
+    with_vectors = template.replace("// VECTORS", _header("vectors.h"), 1)
+    return with_vectors.replace("// LAYERS", _header("layers.h"), 1)
 
 
 NO_COMPILER = """\
@@ -87,7 +91,8 @@ class Toolchain:
         Raises:
             NativeUnsupportedError: the compiler fails.
         """
-        compile_it = [*self.command, *FLAGS, *INSTRUCTION_SETS[isa], "-shared", "-Wno-psabi"]
+        own = GCC_FLAGS if "Free Software Foundation" in self.about else ()
+        compile_it = [*self.command, *FLAGS, *own, *INSTRUCTION_SETS[isa], "-shared", "-Wno-psabi"]
         files = [str(source), "-o", str(library), "-lm"]
         done = _call([*compile_it, "-fopenmp", *files])
         if done.returncode and _call([*compile_it, *files]).returncode:
@@ -210,7 +215,9 @@ def load(source: str) -> ctypes.CDLL:
 @functools.lru_cache(maxsize=256)
 def _load(source: str, isa: str) -> ctypes.CDLL:
     toolchain = _toolchain()
-    key = hashlib.sha256("\0".join((source, toolchain.about, *FLAGS, isa)).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\0".join((source, toolchain.about, *FLAGS, *GCC_FLAGS, isa)).encode()).hexdigest()[
+        :32
+    ]
     folder = cache_folder()
     library = _kept(folder, key)
     if library is None:

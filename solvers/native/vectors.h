@@ -38,7 +38,6 @@ static inline V v_max(V a, V b) { return a > b ? a : b; }
 // As torch's minimum and maximum: a NaN on either side stays one.
 static inline V v_minimum(V a, V b) { return (a < b) | (a != a) ? a : b; }
 static inline V v_maximum(V a, V b) { return (a > b) | (a != a) ? a : b; }
-static inline V v_clip(V a) { return a > 1 ? splat(1) : (a < -1 ? splat(-1) : a); }
 static inline V v_sign(V a) { return (a > 0 ? splat(1) : splat(0)) - (a < 0 ? splat(1) : splat(0)); }
 static inline M finite(V a) { return v_abs(a) <= std::numeric_limits<T>::max(); }
 

@@ -13,7 +13,7 @@ from diffsim.rollouts import Rollout
 from robotics_envs import check_env
 from robotics_envs.base import Box, Env, Parameter
 from robotics_envs.conformance import ConformanceError
-from solvers.compiler.expressions import Graph
+from solvers.compiler.ir import Graph
 from solvers.compiler.trace import NativeUnsupportedError, NotStraightLineError, trace
 from solvers.methods.runge_kutta import RK4
 
@@ -50,6 +50,9 @@ FUNCTIONS = {
     ),
     "triangular": lambda x: torch.linalg.solve_triangular(torch.linalg.cholesky(spd(x)), x, upper=False),
     "einsum": lambda x: torch.einsum("ij,kj->ik", x, x) + torch.outer(x[0], x[1]) + x.diagonal(),
+    "in place with another shape": lambda x: (
+        (x[0] @ x) + x.clone().t_() + x.clone().unsqueeze_(0).squeeze_(0)
+    ),
     "index": lambda x: x[:, [2, 0, 1]] + x.index_select(0, torch.tensor([1, 1, 0])) + x[[0, 1, 2], [2, 1, 0]],
     "pad": lambda x: nn.functional.pad(x, (1, 0))[:, :3] + torch.tril(torch.ones(3, 3, dtype=F64)) * x,
     "shapes": lambda x: (
@@ -115,7 +118,7 @@ def test_what_has_no_trace_says_where_it_came_from(function, error, why):
     x = torch.ones(3, 3, dtype=F64)
     nodes = np.empty((3, 3), dtype=object)
     graph = Graph()
-    nodes[:] = [[graph.input(f"x{i}{j}") for j in range(3)] for i in range(3)]
+    nodes[:] = [[graph.input("x", 3 * i + j) for j in range(3)] for i in range(3)]
     with pytest.raises(error, match=why):
         trace(function, [(x, nodes)], graph, lambda q: q.numpy().astype(object))
 

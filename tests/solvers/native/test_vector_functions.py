@@ -48,7 +48,7 @@ def functions(request, monkeypatch):
     if not available(request.param):
         pytest.skip(f"this processor has no {request.param}")
     monkeypatch.setenv("DIFFSIM_ISA", request.param)
-    library = build.load(build.with_vectors(SOURCE))
+    library = build.load(build.with_headers(SOURCE))
 
     def over(name, x):
         x = np.ascontiguousarray(x, np.float32)

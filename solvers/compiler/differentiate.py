@@ -1,0 +1,127 @@
+"""Reverse accumulation over expression graphs, through called functions and loops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from solvers.compiler.ir import Function, Graph, Loop, Node, Operand, Place, Store, in_order, width
+from solvers.compiler.operations import OPERATIONS
+
+
+def gradient(
+    graph: Graph,
+    outputs: Sequence[Operand],
+    cotangents: Sequence[Operand],
+    inputs: Sequence[Node],
+    gathered: Mapping[Node, Place] | None = None,
+) -> tuple[list[Operand], list[Store]]:
+    """``sum_i cotangents[i] · d outputs[i] / d inputs[j]`` for every j.
+
+    Args:
+        gathered: for inputs of the kernel that bodies of called functions read, where their gradients are added up.
+
+    Returns:
+        the gradients, and the calls that have to be made for what they add to ``gathered``, whether or not their
+        results are used.
+    """
+    gathered = gathered or {}
+    total: dict[Node, Operand] = {}
+    calls: dict[Node, list[Operand]] = {}
+    effects: list[Store] = []
+
+    def add(node: Operand, term: Operand) -> None:
+        if isinstance(node, Node) and not (not isinstance(term, Node) and term == 0.0):
+            total[node] = graph.apply("add", total.get(node, 0.0), term)
+
+    for output, cotangent in zip(outputs, cotangents, strict=True):
+        add(output, cotangent)
+    for node in reversed(in_order(outputs)):
+        terms: Sequence[Operand]
+        if node.op in ("call", "loop"):
+            # Its results came before it in this order, so all their cotangents are known.
+            if (bars := calls.get(node)) is None:
+                continue
+            terms, made = (_of_call if node.op == "call" else _of_loop)(graph, node, bars, gathered)
+            effects += made
+        elif node.op == "input" or (bar := total.get(node)) is None:
+            continue
+        elif node.op == "result":
+            (source,) = node.args
+            assert isinstance(source, Node)
+            calls.setdefault(source, [0.0] * width(source))[node.data] = bar
+            continue
+        elif (derivative := OPERATIONS[node.op].derivative) is None:
+            continue
+        else:
+            terms = derivative(graph, bar, node, *node.args)
+        for arg, term in zip(node.args, terms, strict=True):
+            add(arg, term)
+    return [total.get(node, 0.0) for node in inputs], effects
+
+
+def vjp_of(graph: Graph, function: Function, gathered: Mapping[Node, Place]) -> Function:
+    """The function's vector-Jacobian product, derived when it is first asked for."""
+    if function.vjp is None:
+        count = len(function.parameters)
+        parameters = graph.parameters(count + len(function.results))
+        below = set(in_order(function.results))
+        read = [node for node in gathered if node in below]
+        found, effects = gradient(
+            graph, function.results, parameters[count:], [*parameters[:count], *read], gathered
+        )
+        stores = [Store(gathered[q], term, adds=True) for q, term in zip(read, found[count:], strict=True)]
+        function.vjp = Function(f"{function.name}_vjp", parameters, found[:count], [*stores, *effects])
+    return function.vjp
+
+
+def _of_call(
+    graph: Graph, node: Node, bars: Sequence[Operand], gathered: Mapping[Node, Place]
+) -> tuple[list[Operand], list[Store]]:
+    vjp = vjp_of(graph, node.data, gathered)
+    terms = graph.call(vjp, (*node.args, *bars))
+    return terms, _effect(vjp, terms)
+
+
+def _of_loop(
+    graph: Graph, node: Node, bars: Sequence[Operand], gathered: Mapping[Node, Place]
+) -> tuple[list[Operand], list[Store]]:
+    """A loop from the last call to the first, which carries the cotangents of the state."""
+    loop: Loop = node.data
+    function, count, carried = loop.function, loop.count, loop.carried
+    vjp = vjp_of(graph, function, gathered)
+    taken, made = len(function.parameters) - carried, len(function.results)
+    backward = _backward(graph, loop, vjp)
+    states = [node.args[:carried]]
+    flat = graph.results(node)
+    states += [tuple(flat[i * made : i * made + carried]) for i in range(count - 1)]
+    items = []
+    for i in reversed(range(count)):
+        own = node.args[carried + i * taken : carried + (i + 1) * taken]
+        items.append([*states[i], *own, *bars[i * made : (i + 1) * made]])
+    results = graph.loop(backward, [0.0] * carried, items)
+    terms: list[Operand] = list(results[-1][:carried])
+    for i in range(count):
+        terms += results[count - 1 - i][carried:]
+    return terms, _effect(vjp, results[0])
+
+
+def _backward(graph: Graph, loop: Loop, vjp: Function) -> Function:
+    """One call of the backward loop: the carried cotangents join those of the results."""
+    carried, given = loop.carried, len(loop.function.parameters)
+    parameters = graph.parameters(carried + given + len(loop.function.results))
+    from_later, args, own = (
+        parameters[:carried],
+        parameters[carried : carried + given],
+        parameters[carried + given :],
+    )
+    bars = [graph.apply("add", bar, later) for bar, later in zip(own, from_later, strict=False)]
+    results = graph.call(vjp, (*args, *bars, *own[carried:]))
+    return Function(f"{vjp.name}_step", parameters, results, _effect(vjp, results))
+
+
+def _effect(function: Function, results: Sequence[Operand]) -> list[Store]:
+    """The call or loop that gave ``results``, if it adds to places of the kernel."""
+    if not function.stores:
+        return []
+    (made,) = {result.args[0] for result in results if isinstance(result, Node)}
+    return [Store(None, made)]

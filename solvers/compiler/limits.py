@@ -1,0 +1,33 @@
+"""Limits of what is compiled, each with one meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from solvers.compiler.trace import NativeUnsupportedError
+
+MOST_LINES = 40_000
+"""C++ lines made from the user's functions in one kernel.
+
+A line takes g++ about half a millisecond, and much more in kernels that are longer.
+"""
+
+INLINE = 400
+"""A vector field of at most so many operations is written out at every stage of the solver; a larger one is called."""
+
+SMALL_MATRIX = 32
+"""A weight matrix of at most so many numbers is written out as scalar expressions; a larger one becomes a layer."""
+
+
+def check_lines(parts: Iterable[str]) -> None:
+    """Refuse C++ made from the user's functions that the C++ compiler would take minutes for.
+
+    Raises:
+        NativeUnsupportedError: there are more than ``MOST_LINES`` lines.
+    """
+    lines = sum(part.count("\n") + 1 for part in parts)
+    if lines > MOST_LINES:
+        raise NativeUnsupportedError(
+            f"the C++ of the functions has {lines:,} lines, more than the limit of {MOST_LINES:,}; "
+            "a simulator with fewer states, stages or substeps has fewer"
+        )
