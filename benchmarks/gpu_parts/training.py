@@ -211,7 +211,7 @@ def state_moves(name: str, device: torch.device) -> dict[str, float]:
         if where != "begin":
             optimizer.load_state_dict(_stored(stored))
         for _ in range(4):
-            optimizer.step(Objective([q], _bowl(q)))
+            optimizer.step(Objective.of([q], _bowl(q)))
         if where == "begin":
             stored, start = optimizer.state_dict(), q.detach().clone()
         states[where] = q.detach()

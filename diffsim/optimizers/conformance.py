@@ -65,7 +65,7 @@ class Bowl:
 
     def objective(self) -> Objective:
         """A new objective with this function and counts of its own."""
-        return Objective(self.parameters, self._loss, self._population)
+        return Objective.of(self.parameters, self._loss, self._population)
 
     def value(self) -> float:
         """The exact value at the current parameters; not recorded."""

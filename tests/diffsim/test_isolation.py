@@ -243,7 +243,7 @@ def test_an_optimizer_steps_the_same_whatever_surrounds_it(name, surrounding):
         options = {"popsize": 8} if name in POPULATIONS else {}
         optimizer = make_optimizer([parameter], Named(name=name, **options), 3)
         for _ in range(3):
-            optimizer.step(Objective([parameter], lambda: (parameter**2).sum(), lambda c: (c**2).sum(1)))
+            optimizer.step(Objective.of([parameter], lambda: (parameter**2).sum(), lambda c: (c**2).sum(1)))
         return parameter.tolist()
 
     wanted = stepped()

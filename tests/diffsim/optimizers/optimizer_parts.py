@@ -24,7 +24,7 @@ def vector(*values, dtype=torch.float64):
 
 def sphere(parameter, centre=0.0):
     """The squared distance to ``centre``, for optimizers of every kind."""
-    return Objective(
+    return Objective.of(
         [parameter], lambda: ((parameter - centre) ** 2).sum(), lambda c: ((c - centre) ** 2).sum(1)
     )
 
