@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from diffsim import __version__
+from diffsim._version import __version__
 from diffsim.errors import ConfigError, DiffsimError, Interrupted
 from lazy_registry.registry import unknown
 from robotics_envs.julia.commands import setup, status

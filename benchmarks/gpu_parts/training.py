@@ -13,11 +13,10 @@ import h5py
 import numpy as np
 import torch
 
-from diffsim import evaluate, load_policy, train
+from diffsim import evaluate, load_policy, state_tree, train
 from diffsim.config import load_config
 from diffsim.errors import ConfigError
 from diffsim.optimizers import Objective, make_optimizer
-from diffsim.runs import state_tree
 from diffsim.runs.run import build_algorithm, resolve
 from gpu_parts.report import Report, SkippedError, agree
 

@@ -15,9 +15,9 @@ import h5py
 import torch
 from torch import Tensor, nn
 
+from diffsim import state_tree
 from diffsim.optimizers.base import Optimizer
 from diffsim.optimizers.objective import Objective
-from diffsim.runs import state_tree
 
 Build = Callable[[Sequence[nn.Parameter]], Optimizer]
 STEPS = 12

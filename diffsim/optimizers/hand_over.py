@@ -9,7 +9,8 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 
-from diffsim.config import Named
+from diffsim.config import OPTIMIZERS, Named, built_in_settings
+from diffsim.optimizers import optimizer_class, optimizer_settings
 from diffsim.optimizers.base import Optimizer, Scenarios
 from diffsim.optimizers.objective import Objective
 from diffsim.settings import Settings
@@ -35,8 +36,6 @@ class HandOverSettings(Settings):
         chosen: Mapping[str, Any] | None = None,
         warn: bool = True,
     ) -> dict[str, Any]:
-        from diffsim.optimizers import built_in_settings
-
         result = super().current_names(values, section, chosen, warn)
         for part in ("first", "then"):
             given, before = result.get(part), (chosen or {}).get(part)
@@ -44,7 +43,7 @@ class HandOverSettings(Settings):
                 continue
             before = {"name": before} if isinstance(before, str) else before or {}
             name = given.get("name", before.get("name", cls.model_fields[part].default.name))
-            settings = built_in_settings(str(name))
+            settings = built_in_settings(OPTIMIZERS, str(name))
             if settings is not None:
                 key = f"{section}.{part}" if section else part
                 result[part] = settings.current_names(given, key, before, warn)
@@ -61,8 +60,6 @@ class HandOverSettings(Settings):
     @classmethod
     def _written_out(cls, value: Named, info: ValidationInfo) -> Named:
         """Add the defaults of the named optimizer, so that a run stores them."""
-        from diffsim.optimizers import optimizer_settings
-
         options = optimizer_settings(value, f"optimizer.{info.field_name}").model_dump()
         return Named(name=value.name, **options)
 
@@ -78,8 +75,6 @@ class HandOver(Optimizer):
     Settings: ClassVar[type[HandOverSettings]] = HandOverSettings
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: HandOverSettings, seed: int = 0) -> None:
-        from diffsim.optimizers import optimizer_class
-
         super().__init__(parameters, settings, seed)
         self._classes = [optimizer_class(part.name) for part in (settings.first, settings.then)]
         self.handed_over = False
@@ -92,8 +87,6 @@ class HandOver(Optimizer):
         self.waited = 0
 
     def _make(self, which: int) -> Optimizer:
-        from diffsim.optimizers import optimizer_settings
-
         part = (self.settings.first, self.settings.then)[which]
         settings = optimizer_settings(part)
         return self._classes[which](self.vector.parameters, settings, self.generator.initial_seed() + which)

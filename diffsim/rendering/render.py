@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsim import __version__
+from diffsim._version import __version__
 from diffsim.assembly import build_env
 from diffsim.config import load_config
 from diffsim.errors import ConfigError, RunFileError

@@ -7,12 +7,12 @@ import pytest
 import torch
 from same_state import same
 
+from diffsim import state_tree
 from diffsim.algorithms import ALGORITHMS
 from diffsim.algorithms.short_window import WindowObjective
 from diffsim.config import load_config
 from diffsim.errors import ConfigError
 from diffsim.rollouts import Rollout
-from diffsim.runs import state_tree
 from diffsim.runs.run import build_algorithm, resolve
 from robotics_envs.base import Box, Env, Parameter
 from robotics_envs.simulators.pendulum import Pendulum

@@ -8,13 +8,13 @@ import torch
 from same_state import same
 from test_algorithms import Drift, build
 
+from diffsim import state_tree
 from diffsim.algorithms.policy_objective import PolicyObjective
 from diffsim.config import load_config
 from diffsim.errors import ConfigError
 from diffsim.optimizers import Vector
 from diffsim.policy import make_policy
 from diffsim.rollouts import Rollout
-from diffsim.runs import state_tree
 from robotics_envs.simulators.pendulum import Pendulum
 
 FAMILIES = {

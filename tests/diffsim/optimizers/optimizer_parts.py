@@ -6,12 +6,12 @@ import h5py
 import torch
 from torch import nn
 
+from diffsim import state_tree
 from diffsim.config import Named
 from diffsim.optimizers import (
     Objective,
     make_optimizer,
 )
-from diffsim.runs import state_tree
 
 
 def build(name, parameters, seed=0, **options):
