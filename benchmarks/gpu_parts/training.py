@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from diffsim import evaluate, load_policy, state_tree, train
+from diffsim.assembly import assemble
 from diffsim.config import load_config
 from diffsim.errors import ConfigError
 from diffsim.optimizers import Objective, make_optimizer
-from diffsim.runs.run import build_algorithm, resolve
 from gpu_parts.report import Report, SkippedError, agree
 
 SIMULATORS = ("pendulum", "cartpole_swingup", "reacher", "quadrotor_planar", "hopper")
@@ -153,19 +153,17 @@ def refused(out: Path, device: torch.device) -> None:
 def resumed(algorithm: str, optimizer: str, device: torch.device) -> None:
     """Four updates are the same bits as two, a stored and loaded state, and two more; so is a repetition."""
     more = {"horizon": 8} if algorithm == "full_horizon" else {}
-    config = resolve(
-        load_config(
-            {
-                "env": "pendulum",
-                "device": str(device),
-                "backend": "eager",
-                "updates": 10,
-                "algorithm": {"name": algorithm, "batch": 32, **more},
-                "optimizer": optimizer,
-            }
-        )
+    config = load_config(
+        {
+            "env": "pendulum",
+            "device": str(device),
+            "backend": "eager",
+            "updates": 10,
+            "algorithm": {"name": algorithm, "batch": 32, **more},
+            "optimizer": optimizer,
+        }
     )
-    whole, again, first, second = (build_algorithm(config) for _ in range(4))
+    whole, again, first, second = (assemble(config).algorithm for _ in range(4))
     for trained, updates in ((whole, 4), (again, 4), (first, 2)):
         for _ in range(updates):
             trained.step()

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.algorithms.policy_objective import PolicyObjective
 from diffsim.config import RunConfig
+from diffsim.optimizers.base import Optimizer
 from diffsim.policy import Policy
 from diffsim.rollouts import Rollout, Trajectory
 from diffsim.settings import Settings
@@ -45,8 +46,15 @@ class FullHorizon(Algorithm):
     Settings = FullHorizonSettings
     settings: FullHorizonSettings
 
-    def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: FullHorizonSettings) -> None:
-        super().__init__(env, policy, config, settings)
+    def __init__(
+        self,
+        env: Env,
+        policy: Policy,
+        config: RunConfig,
+        settings: FullHorizonSettings,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        super().__init__(env, policy, config, settings, optimizer)
         self.settings = settings
         self.horizon = settings.horizon or env.episode_steps
         self.rollout = Rollout(

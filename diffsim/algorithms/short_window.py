@@ -35,6 +35,7 @@ from diffsim.algorithms.base import Algorithm, Record
 from diffsim.algorithms.critic import Critic, Value
 from diffsim.algorithms.policy_objective import PolicyObjective
 from diffsim.config import RunConfig
+from diffsim.optimizers.base import Optimizer
 from diffsim.policy import MLP, Policy, initialised
 from diffsim.rollouts import Rollout, Trajectory
 from diffsim.settings import Settings
@@ -111,8 +112,15 @@ class ShortWindow(Algorithm):
 
     Settings = ShortWindowSettings
 
-    def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: ShortWindowSettings) -> None:
-        super().__init__(env, policy, config, settings)
+    def __init__(
+        self,
+        env: Env,
+        policy: Policy,
+        config: RunConfig,
+        settings: ShortWindowSettings,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        super().__init__(env, policy, config, settings, optimizer)
         self.settings = settings
         network = initialised(
             lambda: MLP(len(env.observation_names), 1, settings.critic_hidden), config.seed + 1

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 from torch import nn
 
 from diffsim.config import OPTIMIZERS, Named, built_in_settings
@@ -14,6 +14,23 @@ from diffsim.optimizers import optimizer_class, optimizer_settings
 from diffsim.optimizers.base import Optimizer, Scenarios
 from diffsim.optimizers.objective import Objective
 from diffsim.settings import Settings
+
+
+class Part(Named):
+    """An optimizer by name, with its options validated and its defaults written out."""
+
+    _settings: Settings = PrivateAttr()
+
+    @classmethod
+    def of(cls, named: Named, section: str) -> Part:
+        """Raises ConfigError: an unknown name or option, or an impossible value."""
+        settings = optimizer_settings(named, section)
+        part = cls(name=named.name, **settings.model_dump())
+        part._settings = settings
+        return part
+
+    def make(self, parameters: Iterable[nn.Parameter], seed: int) -> Optimizer:
+        return optimizer_class(self.name)(parameters, self._settings, seed)
 
 
 class HandOverSettings(Settings):
@@ -60,8 +77,7 @@ class HandOverSettings(Settings):
     @classmethod
     def _written_out(cls, value: Named, info: ValidationInfo) -> Named:
         """Add the defaults of the named optimizer, so that a run stores them."""
-        options = optimizer_settings(value, f"optimizer.{info.field_name}").model_dump()
-        return Named(name=value.name, **options)
+        return Part.of(value, f"optimizer.{info.field_name}")
 
 
 class HandOver(Optimizer):
@@ -76,7 +92,6 @@ class HandOver(Optimizer):
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: HandOverSettings, seed: int = 0) -> None:
         super().__init__(parameters, settings, seed)
-        self._classes = [optimizer_class(part.name) for part in (settings.first, settings.then)]
         self.handed_over = False
         self.current = self._make(0)
         self.calls_per_step = max(self.current.calls_per_step, self._make(1).calls_per_step)
@@ -88,8 +103,7 @@ class HandOver(Optimizer):
 
     def _make(self, which: int) -> Optimizer:
         part = (self.settings.first, self.settings.then)[which]
-        settings = optimizer_settings(part)
-        return self._classes[which](self.vector.parameters, settings, self.generator.initial_seed() + which)
+        return part.make(self.vector.parameters, self.generator.initial_seed() + which)
 
     def scenarios(self, batch: int) -> Scenarios:
         return self.current.scenarios(batch)

@@ -10,10 +10,10 @@ from same_state import same
 from diffsim import state_tree
 from diffsim.algorithms import ALGORITHMS
 from diffsim.algorithms.short_window import WindowObjective
+from diffsim.assembly import assemble
 from diffsim.config import load_config
 from diffsim.errors import ConfigError
 from diffsim.rollouts import Rollout
-from diffsim.runs.run import build_algorithm, resolve
 from robotics_envs.base import Box, Env, Parameter
 from robotics_envs.simulators.pendulum import Pendulum
 from solvers.methods.runge_kutta import Euler
@@ -28,7 +28,7 @@ def build(algorithm="short_window", env="pendulum", optimizer=None, **settings):
     ]
     if optimizer:
         layers.append({"optimizer": optimizer})
-    return build_algorithm(resolve(load_config(*layers)))
+    return assemble(load_config(*layers)).algorithm
 
 
 class Drift(Env):
