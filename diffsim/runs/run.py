@@ -10,7 +10,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,15 @@ from diffsim.isolation import torch_defaults
 from diffsim.runs import provenance, user_code
 from diffsim.runs.log_writers import check_writers, make_writers
 from diffsim.runs.progress import Progress
-from diffsim.runs.references import Callback, EnvLike, RunLike, env_section
+from diffsim.runs.references import (
+    Callback,
+    EnvLike,
+    RunLike,
+    callbacks_of,
+    default_folder,
+    env_section,
+    run_folder,
+)
 from diffsim.runs.resuming import lengthened, resumed_with, what_lengthening_means
 from diffsim.runs.runfile import (
     COLUMNS,
@@ -36,8 +43,7 @@ from diffsim.runs.runfile import (
 )
 from diffsim.runs.signals import stop_on_signals
 from diffsim.runs.user_code import Source
-from diffsim.values import folder, shown
-from robotics_envs import JULIA
+from diffsim.values import shown
 
 _ALL_SECTIONS = ("env", "policy", "algorithm", "optimizer")
 MAX_DROPPED_IN_A_ROW = 10
@@ -97,8 +103,9 @@ def trained(
     if "env" in values:
         others = {key: value for key, value in values.items() if key != "env"}
         values = merge(others, {"env": env_section(values["env"])})
-    callbacks = _callbacks(callback)
-    check_writers([log] if isinstance(log, str) else log)
+    callbacks = callbacks_of(callback)
+    writers = [log] if isinstance(log, str) else list(log)
+    check_writers(writers)
     with Progress(quiet=quiet) as progress:
         progress.status("loading")
         if resume:
@@ -110,10 +117,10 @@ def trained(
             config = file.config()  # refuse a missing or foreign file before locking its folder
             with torch_defaults(config.threads), file.training_lock():
                 run = Run.resume(file, values, trust, progress)
-                run.train([*callbacks, *_writers(log, file)])
+                run.train([*callbacks, *make_writers(writers, file.folder)])
             return run
         config = load_config(_with_policy_of(init, values, trust))
-        file = RunFile(_default_folder(config) if out is None else checked_folder(out))
+        file = RunFile(default_folder(config) if out is None else run_folder(out))
         if file.exists():
             raise RunFileError(already_there(file.path))
         with torch_defaults(config.threads):
@@ -122,27 +129,8 @@ def trained(
             start = {} if init is None else run.start_from(RunFile(init))
             with file.training_lock():
                 run.create(start)
-                run.train([*callbacks, *_writers(log, file)])
+                run.train([*callbacks, *make_writers(writers, file.folder)])
     return run
-
-
-def checked_folder(out: str | os.PathLike[str]) -> Path:
-    """The folder of a new run.
-
-    Raises:
-        ConfigError: it is a file, or named like one.
-    """
-    place = folder(out)
-    if place.is_file() or place.suffix == ".h5":
-        raise ConfigError(f"out = {os.fspath(out)!r}: give a folder; the run becomes run.h5 in it")
-    return place
-
-
-def _default_folder(config: RunConfig) -> Path:
-    """``runs/pendulum``; of a simulator in a file ``my_env.py``, ``runs/my_env.MyEnv``."""
-    start, _, name = config.env.name.rpartition(":")
-    stem = Path(start.removeprefix(JULIA)).stem if start.endswith((".py", ".jl")) else start
-    return Path("runs", f"{stem}.{name}".replace(":", ".").strip("."))
 
 
 def _with_policy_of(init: RunLike | None, values: Mapping[str, Any], trust: bool) -> Mapping[str, Any]:
@@ -156,20 +144,6 @@ def _with_policy_of(init: RunLike | None, values: Mapping[str, Any], trust: bool
     file = RunFile(init)
     config = user_code.consented(file.config(), file.sources(), file.is_own(), trust, file.path, ("policy",))
     return {**values, "policy": config.policy.model_dump()}
-
-
-def _callbacks(callback: Callback | Sequence[Callback]) -> list[Callback]:
-    callbacks: list[Any] = list(callback) if isinstance(callback, (list, tuple)) else [callback]
-    for one in callbacks:
-        if not callable(one):
-            raise ConfigError(
-                f"callback = {one!r}: give a function of a row of the history, or a list of them"
-            )
-    return callbacks
-
-
-def _writers(log: str | Sequence[str], file: RunFile) -> list[Any]:
-    return make_writers([log] if isinstance(log, str) else list(log), file.folder)
 
 
 class Run:
