@@ -15,7 +15,7 @@ import h5py
 import torch
 from torch import Tensor, nn
 
-from diffsim import state_tree
+import diffsim.state_tree as state_tree
 from diffsim.optimizers.base import Optimizer
 from diffsim.optimizers.objective import Objective
 

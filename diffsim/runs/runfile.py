@@ -33,7 +33,7 @@ import h5py
 import numpy as np
 from filelock import FileLock, Timeout
 
-from diffsim import state_tree
+import diffsim.state_tree as state_tree
 from diffsim.config import RunConfig, stored_config
 from diffsim.errors import ConfigError, RunFileError
 from diffsim.runs import authorship, user_code
