@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from diffsim import __version__
+from diffsim._version import __version__
 from diffsim.errors import ConfigError, DiffsimError, Interrupted
 from lazy_registry.registry import unknown
 from robotics_envs.julia.commands import setup, status
@@ -139,16 +139,15 @@ def train(
     from pathlib import Path
 
     from diffsim.config import merge, parse_assignment, read_toml
-    from diffsim.runs.run import train as run_training
+    from diffsim.runs.run import trained
     from diffsim.values import shown
 
     layers = [read_toml(Path(config))] if config else []
     layers.append({key: value for key, value in {"env": env, **flags}.items() if value is not None})
     layers += [parse_assignment(text) for text in assignments]
     writers = log.split(",") if log else ()
-    file = run_training(
-        out=out, resume=resume, init=init, log=writers, trust=trust, quiet=quiet, **merge(*layers)
-    )
+    run = trained(merge(*layers), out, resume=resume, init=init, log=writers, trust=trust, quiet=quiet)
+    file = run.file
     history = file.history()
     click.echo(
         f"finished: {history['update'][-1]:,} updates, {history['env_steps'][-1]:,} environment steps, "
@@ -156,16 +155,9 @@ def train(
         f"{history['wall_seconds'][-1]:.1f} s of training, return {history['return'][-1]:.1f}"
     )
     click.echo(f"wrote {shown(file.path)}")
-    click.echo(f"next: {_next_step(file)}")
-
-
-def _next_step(file: Any) -> str:
-    from diffsim.runs.evaluation import LoadedRun
-    from diffsim.values import shown
-
-    gym_id = LoadedRun(file, trust=True).env.gym_id  # its code has just run
+    gym_id = run.assembly.env.gym_id
     drive = f" --gym {gym_id} --episodes 100 --seed 1000" if gym_id else ""
-    return f"diffsim evaluate {shlex.quote(shown(file.folder))}{drive}"
+    click.echo(f"next: diffsim evaluate {shlex.quote(shown(file.folder))}{drive}")
 
 
 @main.command()
