@@ -43,7 +43,7 @@ def rooms(layer: str) -> dict[str, set[str]]:
     """Of every file and folder directly in a package: those that it imports, inside of functions too."""
     found: dict[str, set[str]] = {}
     for path in (ROOT / layer).rglob("*.py"):
-        here, *inner = path.relative_to(ROOT / layer).with_suffix("").parts
+        here, *_ = path.relative_to(ROOT / layer).with_suffix("").parts
         if here == "__init__":
             continue  # the package's face, which only hands names on
         uses = found.setdefault(here, set())
