@@ -51,12 +51,15 @@ class ExplicitRungeKutta(Solver):
 
     def step(self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor) -> State:
         """The state at ``t + dt``; an evaluation of ``f`` for every stage with a weight."""
+        # Operation by operation as in `stages`: autograd sums gradients in the order in which operations were recorded,
+        # so that another order, or `h` in the last line, changes their last bits.
         table, h = self.tableau, over_components(dt)
         used = len(table.b) - (table.b[-1] == 0.0)
         slopes = [f(t, x, u, p)]
         for row, c in zip(table.a[1:used], table.c[1:used], strict=True):
-            slopes.append(f(t + c * dt, x + h * combine(row, slopes), u, p))
-        return x + h * combine(table.b[:used], slopes)
+            state = x + h * combine(row, slopes)
+            slopes.append(f(t + c * dt, state, u, p))
+        return x + over_components(dt) * combine(table.b[:used], slopes)
 
     def attempt(
         self,
