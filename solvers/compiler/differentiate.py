@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from solvers.compiler.ir import Function, Graph, Loop, Node, Operand, Place, Store, in_order, width
+from solvers.compiler.ir import Function, Graph, Loop, Node, Operand, Place, Store, in_order, maker, width
 from solvers.compiler.operations import OPERATIONS
 
 
@@ -71,14 +71,25 @@ def vjp_of(graph: Graph, function: Function, gathered: Mapping[Node, Place]) -> 
         )
         stores = [Store(gathered[q], term, adds=True) for q, term in zip(read, found[count:], strict=True)]
         function.vjp = Function(f"{function.name}_vjp", parameters, found[:count], [*stores, *effects])
+        function.vjp.reads = function
+        function.kept = _worth_keeping(function, function.vjp)
     return function.vjp
+
+
+def _worth_keeping(function: Function, vjp: Function) -> list[Node]:
+    """What the vector-Jacobian product needs of the function's values, but masks, which are no numbers."""
+    inner = in_order(function.results)
+    if any(node.op in ("call", "loop") for node in inner):
+        return []
+    own = {node for node in inner if node.op in OPERATIONS and not OPERATIONS[node.op].boolean}
+    return [node for node in in_order(vjp.roots(), stop=own) if node in own]
 
 
 def _of_call(
     graph: Graph, node: Node, bars: Sequence[Operand], gathered: Mapping[Node, Place]
 ) -> tuple[list[Operand], list[Store]]:
     vjp = vjp_of(graph, node.data, gathered)
-    terms = graph.call(vjp, (*node.args, *bars))
+    terms = graph.call(vjp, (*node.args, *bars), after=node)
     return terms, _effect(vjp, terms)
 
 
@@ -115,7 +126,8 @@ def _backward(graph: Graph, loop: Loop, vjp: Function) -> Function:
         parameters[carried + given :],
     )
     bars = [graph.apply("add", bar, later) for bar, later in zip(own, from_later, strict=False)]
-    results = graph.call(vjp, (*args, *bars, *own[carried:]))
+    forward = maker(graph.call(loop.function, args)[0])
+    results = graph.call(vjp, (*args, *bars, *own[carried:]), after=forward)
     return Function(f"{vjp.name}_step", parameters, results, _effect(vjp, results))
 
 

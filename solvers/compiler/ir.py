@@ -76,7 +76,9 @@ class Function:
     """``results`` as expressions of ``parameters``, which are inputs of space ``"parameter"``.
 
     Beside its parameters a body may read any place of the kernel.  ``stores`` are what a call adds to places of the
-    kernel: the gradients with respect to such inputs, in a function that computes one.
+    kernel: the gradients with respect to such inputs, in a function that computes one.  A call leaves the values of
+    the nodes ``kept`` for the vector-Jacobian product of the function, which reads them (``reads``) instead of
+    computing them again.
     """
 
     name: str
@@ -85,6 +87,8 @@ class Function:
     stores: list[Store] = field(default_factory=list)
     vjp: Function | None = None
     """From the parameters and the cotangents of the results to the cotangents of the parameters; once derived."""
+    kept: list[Node] = field(default_factory=list)
+    reads: Function | None = None
 
     def roots(self) -> list[Operand]:
         """Everything that a call computes."""
@@ -119,13 +123,14 @@ class Graph:
         """Inputs for the parameters of a function."""
         return [self.input("parameter", k) for k in range(count)]
 
-    def call(self, function: Function, args: Sequence[Operand]) -> list[Operand]:
-        """The results of a function of these arguments."""
+    def call(self, function: Function, args: Sequence[Operand], after: Node | None = None) -> list[Operand]:
+        """The results of a function of these arguments; one that ``reads`` what a call keeps comes ``after`` it."""
         if len(args) != len(function.parameters):
             raise ValueError(
                 f"{function.name} takes {len(function.parameters)} arguments, {len(args)} are given"
             )
-        return self.results(self._intern("call", tuple(args), function))
+        kept = () if after is None else (after,)
+        return self.results(self._intern("call", (*args, *kept), function))
 
     def loop(
         self,
@@ -215,6 +220,16 @@ def width(node: Node) -> int:
     if node.op == "call":
         return len(node.data.results)
     return node.data.count * len(node.data.function.results)
+
+
+def maker(value: Operand) -> Node:
+    """The node that a value comes from: the call or loop of a result, or the value's own."""
+    assert isinstance(value, Node)
+    if value.op != "result":
+        return value
+    (source,) = value.args
+    assert isinstance(source, Node)
+    return source
 
 
 def in_order(roots: Iterable[Operand], stop: Container[Node] = ()) -> list[Node]:

@@ -8,14 +8,26 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from solvers.compiler.ir import Affine, Function, Graph, Loop, Node, Operand, Place, Store, in_order, width
+from solvers.compiler.ir import (
+    Affine,
+    Function,
+    Graph,
+    Loop,
+    Node,
+    Operand,
+    Place,
+    Store,
+    in_order,
+    maker,
+    width,
+)
 from solvers.compiler.operations import OPERATIONS
 from solvers.compiler.roll import lines, rolled
 
-_PARAMETERS = {"parameter": "a[{index}]", "returned": "r[{index}]"}
+_PARAMETERS = {"parameter": "a[{index}]", "returned": "r[{index}]", "kept": "k[{index}]"}
 
 
-PART = 1_500
+PART = 600
 """Bodies of more than three times as many lines are split into functions of about so many: the registers of one very
 long function take g++ most of its time."""
 
@@ -89,9 +101,14 @@ class Printer:
                 function = node.data
                 self._print(function.roots(), printed)
                 results = [Store(Place("returned", k), value) for k, value in enumerate(function.results)]
-                parameters = [("const V*", "a"), ("V*", "r")]
-                stores = [*results, *function.stores]
-                printed[function] = self.function(function.name, parameters, stores, inline=False)
+                kept = [Store(Place("kept", k), value) for k, value in enumerate(function.kept)]
+                parameters = [("const V*", "a"), ("V*", "r"), *([("V*", "k")] if kept else [])]
+                known = {}
+                if function.reads is not None and function.reads.kept:
+                    parameters.append(("const V*", "k"))
+                    known = {value: Place("kept", k) for k, value in enumerate(function.reads.kept)}
+                stores = [*results, *kept, *function.stores]
+                printed[function] = self.function(function.name, parameters, stores, known, inline=False)
 
 
 def _declared(parameters: Sequence[tuple[str, str]]) -> str:
@@ -102,13 +119,11 @@ def _indented(lines: Iterable[str]) -> str:
     return "\n".join("    " + line for line in lines)
 
 
-def _maker(node: Node) -> Node:
-    """What a value is in the array of: its call or loop, or itself."""
-    if node.op != "result":
-        return node
-    (source,) = node.args
-    assert isinstance(source, Node)
-    return source
+def _room(node: Node) -> int:
+    """How many vectors an array for a node's results has, and for what a call keeps."""
+    if node.op == "call":
+        return width(node) + len(node.data.kept)
+    return width(node) if node.op == "loop" else 1
 
 
 class _Parts:
@@ -137,14 +152,14 @@ class _Parts:
         self.stores: list[list[Store]] = [[] for _ in self.nodes]
         for store in stores:
             # Where the value is known; a constant anywhere.
-            part = part_of.get(_maker(store.value), 0) if isinstance(store.value, Node) else 0
+            part = part_of.get(maker(store.value), 0) if isinstance(store.value, Node) else 0
             self.stores[part].append(store)
         self.scratch: dict[Node, int] = {}
         self.room = 0
         for node in nodes:
             if node not in names and node.op != "result":
                 for arg in node.args:
-                    made = _maker(arg) if isinstance(arg, Node) else None
+                    made = maker(arg) if isinstance(arg, Node) else None
                     if made is not None and made.op != "input" and part_of.get(made, -1) != part_of[node]:
                         self._keep(made)
 
@@ -152,7 +167,7 @@ class _Parts:
         if node in self.scratch or node in self.names:
             return
         self.scratch[node] = self.room
-        self.room += width(node) if node.op in ("call", "loop") else 1
+        self.room += _room(node)
 
     def text(self) -> str:
         inner = [*self.given, ("V* __restrict", "s")]
@@ -219,9 +234,16 @@ class _Block:
                 continue
             name = self.names[node] = f"{self.prefix}{len(self.lines)}"
             if node.op == "call":
-                self._arguments(node.args, f"{name}a")
-                called = f"{node.data.name}({self.printer.environment[1]}, {name}a, {name})"
-                self.lines.append(f"{self._array(node, name)} {called};")
+                function: Function = node.data
+                self._arguments(node.args[: len(function.parameters)], f"{name}a")
+                given = [self.printer.environment[1], f"{name}a", name]
+                if function.kept:
+                    given.append(f"{name} + {width(node)}")
+                if function.reads is not None and function.reads.kept:
+                    call = node.args[-1]
+                    assert isinstance(call, Node)
+                    given.append(f"{self.names[call]} + {width(call)}")
+                self.lines.append(f"{self._array(node, name)} {function.name}({', '.join(given)});")
             elif node.op == "loop":
                 self._loop(node, name)
             elif (
@@ -263,7 +285,7 @@ class _Block:
         """The declaration of the array of a call's or loop's results."""
         if node in self.scratch:
             return f"V* const {name} = s + {self.scratch[node]};"
-        return f"V {name}[{width(node)}];"
+        return f"V {name}[{_room(node)}];"
 
     def _arguments(self, args: Sequence[Operand], name: str) -> None:
         """An array of the arguments of a call; neighbours in another array are copied by a loop."""
@@ -342,7 +364,7 @@ class _Block:
 
     def _indexed(self, value: Node, index: str) -> str:
         if value.op == "result":
-            return f"{self.names[_maker(value)]}[{index}]"
+            return f"{self.names[maker(value)]}[{index}]"
         return self.printer.indexed(value.place, index)
 
 
@@ -353,7 +375,7 @@ def _entry(value: Operand) -> tuple[object, int] | None:
     if value.op == "input" and isinstance(value.place.index, int):
         return (value.place.space, value.place.slot), value.place.index
     if value.op == "result":
-        source = _maker(value)
+        source = maker(value)
         if source.op == "call":
             return source, value.data
         call, k = divmod(value.data, len(source.data.function.results))
@@ -372,7 +394,7 @@ def _runs(stores: Sequence[Store]) -> list[list[Store]]:
         value, place = store.value, store.place
         key: object = number
         if isinstance(value, Node) and value.op == "result" and place and isinstance(place.index, int):
-            source = _maker(value)
+            source = maker(value)
             if source.op == "loop":
                 key = (
                     source,

@@ -45,7 +45,8 @@ def rolled(
     def read(node: Node) -> Node | None:
         return graph.input(known[node].space, known[node].index, known[node].slot) if node in known else None
 
-    values = graph.rebuild(values, read)
+    if known:
+        values = graph.rebuild(values, read)
     rolling = _Rolling(graph, values)
     if rolling.share() < 1 - _WORTH:
         return list(stores), known
