@@ -64,14 +64,15 @@ class FullHorizon(Algorithm):
             threads=config.threads,
             expected_steps=config.updates * self.horizon * self.optimizer.calls_per_step,
         )
+        self.objective = EpisodeObjective(self.rollout, self.horizon, self.params)
         self._x: States | None = None
 
     def step(self) -> Record:
         """Draw as many new initial states as the optimizer asks for and take one optimizer step."""
         compiled = self.rollout.compile_seconds
         self._x = x = self._starts()
-        objective = EpisodeObjective(self.rollout, x, self.horizon, self.params)
-        report = self.optimizer.step(objective, self.remaining)
+        self.objective.x = x
+        report = self.optimizer.step(self.objective, self.remaining)
         self.updates_done += 1
         return Record(
             report.loss,

@@ -19,7 +19,7 @@ DEFAULT_NOISE_STD = 0.1
 
 
 class PolicyObjective(Objective):
-    """The mean loss over ``B`` rollouts from ``x [B, n]``; initial states and noise are the same in every evaluation.
+    """The mean loss over ``B`` rollouts of a policy, on scenarios that stay the same in all evaluations of a step.
 
     The loss of a rollout is the sum of its :meth:`terms`, which a subclass overrides.  A population of ``N`` policies
     is one batch of ``N B`` rollouts.  The zeroth-order gradient is the likelihood-ratio estimate (REINFORCE; Williams,
@@ -28,14 +28,14 @@ class PolicyObjective(Objective):
 
     Args:
         rollout: simulates its policy, whose parameters are optimized.
-        x: initial states ``[B, n]``.
         steps: control intervals.
         params: physical parameters of the simulator.
-        noise: on actions, ``[steps, B, m]``; None for none.
-        noise_std: the standard deviation that ``noise`` was drawn with.
+        noise_std: the standard deviation that ``noise`` is drawn with.
 
     Attributes:
-        trajectory: of the first evaluation at the policy's own parameters, detached; None before that.
+        x: initial states ``[B, n]`` of this step; set before the first.
+        noise: on actions, ``[steps, B, m]``; None for none.
+        trajectory: of the first evaluation of this step at the policy's own parameters, detached; None before that.
     """
 
     needs_states: ClassVar[bool] = False
@@ -44,15 +44,15 @@ class PolicyObjective(Objective):
     def __init__(
         self,
         rollout: Rollout,
-        x: States,
         steps: int,
         params: Params,
-        noise: Tensor | None = None,
         noise_std: float = 0.0,
     ) -> None:
         assert isinstance(rollout.policy, Policy)
-        self.rollout, self.policy, self.x, self.steps, self.params = rollout, rollout.policy, x, steps, params
-        self.noise, self.noise_std = noise, noise_std
+        self.rollout, self.policy, self.steps, self.params = rollout, rollout.policy, steps, params
+        self.noise_std = noise_std
+        self.x: States
+        self.noise: Tensor | None = None
         self.trajectory: Trajectory | None = None
         named = dict(self.policy.named_parameters())
         self._names = [name for name, q in named.items() if q.requires_grad]

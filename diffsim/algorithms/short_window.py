@@ -39,7 +39,7 @@ from diffsim.optimizers.base import Optimizer
 from diffsim.policy import MLP, Policy, initialised
 from diffsim.rollouts import Rollout, Trajectory
 from diffsim.settings import Settings
-from robotics_envs.base import Costs, Env, States
+from robotics_envs.base import Costs, Env, Params, States
 
 
 class ShortWindowSettings(Settings):
@@ -84,15 +84,21 @@ class ShortWindowSettings(Settings):
 class WindowObjective(PolicyObjective):
     """Mean of ``sum_t gamma^t cost_t + gamma^window V(x_window)`` over windows, in units of the critic's scale.
 
-    ``V`` is the critic's target network.  Costs after the end of an episode are zero, and so is the value.
+    ``V`` is the critic's target network.  Costs after the end of an episode are zero, and so is the value; no gradient
+    flows through the end.
     """
 
     needs_states = True
 
-    def __init__(self, algorithm: ShortWindow, x: States, noise: Tensor | None) -> None:
-        s = algorithm.settings
-        super().__init__(algorithm.rollout, x, s.window, algorithm.params, noise, s.noise_std)
-        self.critic, self.discounts = algorithm.critic, algorithm.discounts
+    def __init__(
+        self, rollout: Rollout, params: Params, critic: Critic, settings: ShortWindowSettings
+    ) -> None:
+        super().__init__(rollout, settings.window, params, settings.noise_std)
+        self.critic = critic
+        steps = torch.arange(
+            settings.window + 1, dtype=critic.target.mean.dtype, device=critic.target.mean.device
+        )
+        self.discounts = settings.gamma ** steps.unsqueeze(-1)  # [window + 1, 1]
 
     def terms(self, trajectory: Trajectory) -> Tensor:
         """Discounted costs, and after the first fit of the critic the discounted value, ``[window (+ 1), B]``."""
@@ -143,8 +149,7 @@ class ShortWindow(Algorithm):
         low, high = env.state_box.bounds(policy.mean)
         self._middle, self._half_size = (low + high) / 2, (high - low) / 2
         self._is_angle = torch.tensor([n in env.angle_names for n in env.state_names], device=self.device)
-        steps = torch.arange(settings.window + 1, dtype=self.dtype, device=self.device)
-        self.discounts = settings.gamma ** steps.unsqueeze(-1)  # [window + 1, 1]
+        self.objective = WindowObjective(self.rollout, self.params, self.critic, settings)
         # State that later updates depend on, beside networks and optimizers:
         self._windows: tuple[Tensor, Tensor] | None = None
         self._ends: Tensor | None = None
@@ -152,11 +157,12 @@ class ShortWindow(Algorithm):
 
     def step(self) -> Record:
         """One optimizer step of the policy on the next windows, then a fit of the critic to them."""
-        compiled = self.rollout.compile_seconds
+        objective = self.objective
+        compiled, evaluations = self.rollout.compile_seconds, objective.evaluations
         # Where the windows start, and the noise on their actions.
         self._windows = x, noise = self._draw()
-        # Rollouts over the windows, the critic's value at their ends, and the loss from both.
-        objective = WindowObjective(self, x, noise)
+        # Rollouts over the windows, the critic's value at their ends, and the loss from both: WindowObjective.terms.
+        objective.x, objective.noise, objective.trajectory = x, noise, None
         # The optimizer evaluates the loss once or several times and changes the policy.
         report = self.optimizer.step(objective, self.remaining)
         # The critic learns from the windows of the policy, and the next windows continue them.
@@ -171,7 +177,7 @@ class ShortWindow(Algorithm):
         return Record(
             report.loss,
             report.grad_norm,
-            env_steps=objective.evaluations * len(x) * self.settings.window,
+            env_steps=(objective.evaluations - evaluations) * len(x) * self.settings.window,
             gradient_evaluations=report.gradients,
             compile_seconds=self.rollout.compile_seconds - compiled,
             dropped=dropped,

@@ -23,7 +23,11 @@ class Part(Named):
 
     @classmethod
     def of(cls, named: Named, section: str) -> Part:
-        """Raises ConfigError: an unknown name or option, or an impossible value."""
+        """The validated part that ``named`` describes.
+
+        Raises:
+            ConfigError: an unknown name or option, or an impossible value.
+        """
         settings = optimizer_settings(named, section)
         part = cls(name=named.name, **settings.model_dump())
         part._settings = settings
