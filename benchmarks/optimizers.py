@@ -80,16 +80,17 @@ def train(task: tuple[str, str, int, float, float]) -> dict[str, Any]:
     label, env, seed, threshold, seconds = task
     import torch
 
+    from diffsim.assembly import assemble
     from diffsim.config import load_config
     from diffsim.errors import DiffsimError
-    from diffsim.runs.run import MAX_DROPPED_IN_A_ROW, build_algorithm, resolve
+    from diffsim.runs.run import MAX_DROPPED_IN_A_ROW
 
     torch.set_num_threads(1)
     done = {"optimizer": label, "simulator": env, "seed": seed}
     started = time.perf_counter()
     try:
-        config = resolve(load_config({"env": env, **OPTIMIZERS[label], "seed": seed, "updates": UPDATES}))
-        algorithm = build_algorithm(config)
+        config = load_config({"env": env, **OPTIMIZERS[label], "seed": seed, "updates": UPDATES})
+        algorithm = assemble(config).algorithm
         starts = algorithm.env.reset(EPISODES, torch.Generator().manual_seed(1), algorithm.dtype)
         used = {"env_steps": 0, "gradient_evaluations": 0, "seconds": 0.0}
         best, last, ended, dropped = -float("inf"), -float("inf"), "updates", 0

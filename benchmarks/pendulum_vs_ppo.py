@@ -32,9 +32,9 @@ from stable_baselines3 import __version__ as sb3_version
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
+from diffsim.assembly import assemble
 from diffsim.config import load_config
 from diffsim.runs.evaluation import LoadedPolicy
-from diffsim.runs.run import build_algorithm, resolve
 
 EPISODES, FIRST_SEED, THRESHOLDS = 100, 1000, (-170.0, -190.0)
 ENVS = [gymnasium.make("Pendulum-v1") for _ in range(EPISODES)]
@@ -58,8 +58,8 @@ Report = Callable[[int, Act], None]
 
 def train_ours(seed: int, report: Report, updates: int | None = None) -> None:
     """A default run; reports (environment steps so far, policy) after every 10 updates."""
-    config = resolve(load_config({"env": "pendulum", "seed": seed}))
-    algorithm = build_algorithm(config)
+    config = load_config({"env": "pendulum", "seed": seed})
+    algorithm = assemble(config).algorithm
     policy = LoadedPolicy(algorithm.policy, algorithm.env.observation_names, "ours")
     steps = 0
     for update in range(1, (updates or config.updates) + 1):

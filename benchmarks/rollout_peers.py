@@ -318,10 +318,11 @@ class Arm7Twin(Twin):
 
     def __init__(self, env: Env, jnp: Any, sincos: Callable[[Any], tuple[Any, Any]] | None = None) -> None:
         super().__init__(env, jnp, sincos)
-        import robotics_envs.simulators.arm7_point as source
+        from robotics_envs.mechanics import panda
+        from robotics_envs.simulators import arm7_point as source
 
-        self.links, self.flange, self.rate_stop = source.LINKS, source.FLANGE, source.RATE_STOP
-        self.joint_low, self.joint_high = source.JOINT_LOW, source.JOINT_HIGH
+        self.links, self.flange, self.rate_stop = panda.LINKS, panda.FLANGE, source.RATE_STOP
+        self.joint_low, self.joint_high = panda.JOINT_LOW, panda.JOINT_HIGH
         inertia = [
             ((xx, xy, xz), (xy, yy, yz), (xz, yz, zz))
             for xx, yy, zz, xy, xz, yz in (link.inertia for link in self.links)

@@ -26,20 +26,20 @@ def _refuse_hidden_packages() -> None:
         if file and os.path.dirname(os.path.realpath(file)) != os.path.join(root, package):
             what = "folder" if os.path.basename(file).startswith("__init__.") else "file"
             raise ImportError(
-                f"{file} hides the package {package} of diffsim; rename the {what}", name=package
+                f"{file} hides the package {package}, which diffsim needs; rename the {what}", name=package
             )
 
 
 _refuse_hidden_packages()
 
 from diffsim._moved import MOVED  # noqa: E402
+from diffsim._version import __version__ as __version__  # noqa: E402
 from lazy_registry.lazy_import import lazy_attributes  # noqa: E402
 from lazy_registry.moved import serve_old_names  # noqa: E402
 
 if TYPE_CHECKING:
-    from diffsim.algorithms import ALGORITHMS
     from diffsim.algorithms.base import Algorithm, Record
-    from diffsim.config import RunConfig, Settings
+    from diffsim.config import ALGORITHMS, NETWORKS, OPTIMIZERS, RunConfig, Settings
     from diffsim.errors import (
         ConfigError,
         DiffsimError,
@@ -49,11 +49,11 @@ if TYPE_CHECKING:
         RunFileError,
         TrustError,
     )
-    from diffsim.optimizers import OPTIMIZERS, make_optimizer, optimizer_class
+    from diffsim.optimizers import make_optimizer, optimizer_class
     from diffsim.optimizers.base import Optimizer, Scenarios, StepReport
     from diffsim.optimizers.conformance import check_optimizer
     from diffsim.optimizers.objective import Gradient, Objective, Samples, Vector
-    from diffsim.policy import MLP, NETWORKS, Policy, make_policy
+    from diffsim.policy import MLP, Policy, make_policy
     from diffsim.rendering.render import render
     from diffsim.rollouts.noise import Noise, randomised
     from diffsim.rollouts.rollout import BACKENDS, Rollout, RolloutError, Trajectory
@@ -108,14 +108,12 @@ __all__ = [
     "render",
     "train",
 ]
-__version__ = "0.1.0"
 
 __getattr__, __dir__ = lazy_attributes(
     __name__,
     {
-        "algorithms": ("ALGORITHMS",),
         "algorithms.base": ("Algorithm", "Record"),
-        "config": ("RunConfig", "Settings"),
+        "config": ("ALGORITHMS", "NETWORKS", "OPTIMIZERS", "RunConfig", "Settings"),
         "runs.curves": ("plot",),
         "errors": (
             "ConfigError",
@@ -127,11 +125,11 @@ __getattr__, __dir__ = lazy_attributes(
             "TrustError",
         ),
         "runs.evaluation": ("Evaluation", "LoadedPolicy", "evaluate", "load_policy"),
-        "optimizers": ("OPTIMIZERS", "make_optimizer", "optimizer_class"),
+        "optimizers": ("make_optimizer", "optimizer_class"),
         "optimizers.base": ("Optimizer", "Scenarios", "StepReport"),
         "optimizers.conformance": ("check_optimizer",),
         "optimizers.objective": ("Gradient", "Objective", "Samples", "Vector"),
-        "policy": ("MLP", "NETWORKS", "Policy", "make_policy"),
+        "policy": ("MLP", "Policy", "make_policy"),
         "rendering.render": ("render",),
         "rollouts.noise": ("Noise", "randomised"),
         "rollouts.rollout": ("BACKENDS", "Rollout", "RolloutError", "Trajectory"),

@@ -16,7 +16,6 @@ MOVED = {
         "runfile": "diffsim.runs.runfile",
         "show": "diffsim.runs.show",
         "signals": "diffsim.runs.signals",
-        "state_tree": "diffsim.runs.state_tree",
         "user_code": "diffsim.runs.user_code",
         "whole_files": "diffsim.runs.whole_files",
     }

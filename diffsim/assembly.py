@@ -1,17 +1,22 @@
-"""From a configuration to what it names: simulator, policy, algorithm, optimizer, device."""
+"""From a configuration to what it names: simulator, policy, optimizer and algorithm, each made once."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from diffsim.algorithms import ALGORITHMS
 from diffsim.algorithms.base import Algorithm
-from diffsim.config import Named, RunConfig, load_class, validate
+from diffsim.config import ALGORITHMS, Named, RunConfig, load_class, validate
 from diffsim.errors import ConfigError, DiffsimError
-from diffsim.optimizers import canonical, optimizer_settings
-from diffsim.policy import make_policy
+from diffsim.optimizers import canonical, optimizer_class
+from diffsim.optimizers.base import Optimizer
+from diffsim.policy import Policy, make_policy
+from diffsim.settings import Settings
 from robotics_envs import ENVIRONMENTS, JULIA
 from robotics_envs.base import Env
 from robotics_envs.conformance.stated import names_match_shapes, shapes_on
@@ -19,36 +24,133 @@ from robotics_envs.julia.installation import JuliaError
 from robotics_envs.user_code import describe_failure
 
 
-def resolve(config: RunConfig) -> RunConfig:
-    """The configuration with the defaults of simulator, algorithm and optimizer written out.
+def assemble(config: RunConfig) -> Assembly:
+    """What ``config`` names.  Training, resuming, evaluating and rendering share it.
 
-    Raises:
-        ConfigError: an unknown environment, algorithm, optimizer, device or option.
+    Mistakes in the configuration are a :class:`ConfigError` when the part that they concern is asked for.
     """
-    env = build_env(config)
-    settings = algorithm_settings(config)
-    resolve_device(config.device)
-    constants = {name: c.value for name, c in env.constants.items()}
-    return config.model_copy(
-        update={
-            "env": Named(name=config.env.name, **constants),
-            "algorithm": Named(name=config.algorithm.name, **settings.model_dump()),
-            "optimizer": Named(
-                name=canonical(config.optimizer.name), **optimizer_settings(config.optimizer).model_dump()
-            ),
-        }
-    )
+    return Assembly(config)
 
 
-def build_env(config: RunConfig) -> Env:
-    """The simulator that the configuration names.
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """The parts of a run.  Each is made when it is first asked for, and once.
 
-    Raises:
-        ConfigError: there is none, it refuses its parameters, or its methods give wrong shapes.
+    Whoever asks for ``env`` and ``policy`` only, as evaluation does, executes no code of the algorithm and of the
+    optimizer.
     """
+
+    given: RunConfig
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The given configuration with the defaults of simulator, algorithm and optimizer written out.
+
+        Raises:
+            ConfigError: an unknown environment, algorithm, optimizer, device or option, or an impossible value.
+        """
+        given, constants = self.given, {name: c.value for name, c in self.env.constants.items()}
+        algorithm, _, optimizer = self.algorithm_settings, self.device, self.optimizer_settings
+        return given.model_copy(
+            update={
+                "env": Named(name=given.env.name, **constants),
+                "algorithm": Named(name=given.algorithm.name, **algorithm.model_dump()),
+                "optimizer": Named(name=canonical(given.optimizer.name), **optimizer.model_dump()),
+            }
+        )
+
+    @cached_property
+    def env(self) -> Env:
+        """The simulator.
+
+        Raises:
+            ConfigError: there is none, it refuses its parameters, or its methods give wrong shapes.
+        """
+        return _made_env(self.given)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the policy computes.
+
+        Raises:
+            ConfigError: no such device here.
+        """
+        name = self.given.device
+        try:
+            device = torch.device(name)
+            torch.empty(1, device=device).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device {name!r} cannot be used here: {reason}") from None
+        return device
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy, freshly initialised from the seed.
+
+        Raises:
+            ConfigError: an unknown network or option, or a network that fails.
+        """
+        given = self.given
+        with _explained():
+            return make_policy(given.policy, self.env, given.seed, self.device, getattr(torch, given.dtype))
+
+    @cached_property
+    def algorithm_settings(self) -> Settings:
+        """The validated options of the algorithm."""
+        return validate(self._algorithm_class.Settings, self.given.algorithm.options, "algorithm")
+
+    @cached_property
+    def optimizer_settings(self) -> Settings:
+        """The validated options of the optimizer."""
+        return validate(self._optimizer_class.Settings, self.given.optimizer.options, "optimizer")
+
+    @cached_property
+    def _algorithm_class(self) -> type[Algorithm]:
+        return load_class(ALGORITHMS, self.given.algorithm.name)
+
+    @cached_property
+    def _optimizer_class(self) -> type[Optimizer]:
+        return optimizer_class(self.given.optimizer.name)
+
+    @cached_property
+    def optimizer(self) -> Optimizer:
+        """The optimizer of the policy's parameters."""
+        with _explained():
+            return self._optimizer_class(self.policy.parameters(), self.optimizer_settings, self.given.seed)
+
+    @cached_property
+    def algorithm(self) -> Algorithm:
+        """The algorithm, which holds all that changes while a run trains; fresh from the seed."""
+        made, parts = self._algorithm_class, (self.env, self.policy, self.config, self.algorithm_settings)
+        with _explained():
+            return made(*parts, self.optimizer) if _takes_optimizer(made) else made(*parts)
+
+
+def _takes_optimizer(made: type[Algorithm]) -> bool:
+    """Whether a class has the present constructor; that of version 0.1 had four arguments."""
+    parameters = inspect.signature(made).parameters.values()
+    return len(parameters) > 4 or any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """While inside, what a user's code raises becomes a ConfigError with the file and the line."""
+    try:
+        yield
+    except DiffsimError:
+        raise
+    except Exception as error:
+        line = describe_failure(error)
+        if line is None:
+            raise
+        raise ConfigError(line) from None
+
+
+def _made_env(config: RunConfig) -> Env:
     name = config.env.name
     if name.startswith(JULIA):
-        start_julia(config.threads)
+        _start_julia(config.threads)
     env_class = load_class(ENVIRONMENTS, name)
     if not (isinstance(env_class, type) and issubclass(env_class, Env)):
         raise ConfigError(f"environment {name!r} is no subclass of robotics_envs.base.Env: {env_class!r}")
@@ -67,7 +169,7 @@ def build_env(config: RunConfig) -> Env:
     return env
 
 
-def start_julia(threads: int) -> None:
+def _start_julia(threads: int) -> None:
     """Start Julia with the threads of the run, unless it runs already or the environment names a number.
 
     Raises:
@@ -79,41 +181,3 @@ def start_julia(threads: int) -> None:
         start(threads)
     except JuliaError as error:
         raise ConfigError(str(error)) from None
-
-
-def algorithm_settings(config: RunConfig) -> Any:
-    return validate(
-        load_class(ALGORITHMS, config.algorithm.name).Settings, config.algorithm.options, "algorithm"
-    )
-
-
-def build_algorithm(config: RunConfig) -> Algorithm:
-    """Everything of a run that has state, fresh from its seed."""
-    env = build_env(config)
-    device = resolve_device(config.device)
-    algorithm = load_class(ALGORITHMS, config.algorithm.name)
-    try:
-        policy = make_policy(config.policy, env, config.seed, device, getattr(torch, config.dtype))
-        return algorithm(env, policy, config, algorithm_settings(config))
-    except DiffsimError:
-        raise
-    except Exception as error:
-        line = describe_failure(error)
-        if line is None:
-            raise
-        raise ConfigError(line) from None
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device called ``name``.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used here: {reason}") from None
-    return device

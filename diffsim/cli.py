@@ -10,9 +10,11 @@ from typing import Any
 
 import click
 
-from diffsim import __version__
+from diffsim._version import __version__
 from diffsim.errors import ConfigError, DiffsimError, Interrupted
 from lazy_registry.registry import unknown
+from robotics_envs.julia.commands import setup, status
+from robotics_envs.julia.installation import JuliaError
 
 
 class HelpfulCommand(click.Command):
@@ -42,7 +44,7 @@ class HelpfulGroup(click.Group):
         except Interrupted as stop:
             click.echo(str(stop), err=True)
             ctx.exit(128 + stop.signal)
-        except DiffsimError as error:
+        except (DiffsimError, JuliaError) as error:
             click.echo(f"diffsim: {error}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
 
@@ -137,16 +139,15 @@ def train(
     from pathlib import Path
 
     from diffsim.config import merge, parse_assignment, read_toml
-    from diffsim.runs.run import train as run_training
+    from diffsim.runs.run import trained
     from diffsim.values import shown
 
     layers = [read_toml(Path(config))] if config else []
     layers.append({key: value for key, value in {"env": env, **flags}.items() if value is not None})
     layers += [parse_assignment(text) for text in assignments]
     writers = log.split(",") if log else ()
-    file = run_training(
-        out=out, resume=resume, init=init, log=writers, trust=trust, quiet=quiet, **merge(*layers)
-    )
+    run = trained(merge(*layers), out, resume=resume, init=init, log=writers, trust=trust, quiet=quiet)
+    file = run.file
     history = file.history()
     click.echo(
         f"finished: {history['update'][-1]:,} updates, {history['env_steps'][-1]:,} environment steps, "
@@ -154,16 +155,9 @@ def train(
         f"{history['wall_seconds'][-1]:.1f} s of training, return {history['return'][-1]:.1f}"
     )
     click.echo(f"wrote {shown(file.path)}")
-    click.echo(f"next: {_next_step(file)}")
-
-
-def _next_step(file: Any) -> str:
-    from diffsim.runs.evaluation import LoadedRun
-    from diffsim.values import shown
-
-    gym_id = LoadedRun(file, trust=True).env.gym_id  # its code has just run
+    gym_id = run.assembly.env.gym_id
     drive = f" --gym {gym_id} --episodes 100 --seed 1000" if gym_id else ""
-    return f"diffsim evaluate {shlex.quote(shown(file.folder))}{drive}"
+    click.echo(f"next: diffsim evaluate {shlex.quote(shown(file.folder))}{drive}")
 
 
 @main.command()
@@ -320,47 +314,5 @@ def julia() -> None:
     """The Julia that simulators named julia:… run in."""
 
 
-@julia.command()
-def status() -> None:
-    """Tell what Julia there is, which packages it has, and what is missing.
-
-    Exit code 1 if simulators in Julia cannot run as it stands.
-    """
-    from robotics_envs.julia.installation import JuliaError, find, report, threads
-
-    try:
-        found = report(find())
-    except JuliaError as error:
-        raise DiffsimError(str(error)) from None
-    installation = found.installation
-    click.echo(f"Julia {found.version}: {installation.executable} (named by {installation.source})")
-    click.echo(f"project: {installation.project}")
-    for name, version in found.packages.items():
-        click.echo(f"  {name} {version}")
-    click.echo(f"threads: {threads()}")
-    complaints = found.complaints()
-    if complaints:
-        raise DiffsimError("; ".join(complaints))
-    click.echo("simulators in Julia can run: diffsim train julia:Pendulum")
-
-
-@julia.command()
-@click.option("--adjoints", is_flag=True, help="SciMLSensitivity too, for simulators with many parameters.")
-def setup(adjoints: bool) -> None:
-    """Install and precompile what simulators in Julia need; the first time takes minutes.
-
-    Without PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT a Julia is looked for, and downloaded if there is none;
-    with them, the packages are installed into that project.
-    """
-    from robotics_envs.julia.installation import JuliaError, report
-    from robotics_envs.julia.installation import setup as install
-
-    try:
-        complaints = report(install(adjoints)).complaints()
-    except JuliaError as error:
-        raise DiffsimError(str(error)) from None
-    if complaints:
-        raise DiffsimError("; ".join(complaints))
-    click.echo(
-        "set up. Next: diffsim julia status, or diffsim train julia:Pendulum --out runs/julia-pendulum"
-    )
+julia.add_command(status)
+julia.add_command(setup)

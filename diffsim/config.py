@@ -1,7 +1,8 @@
 """What a run is: a frozen, validated configuration from TOML, the command line or Python.
 
 Sections that name a class (``env``, ``policy``, ``algorithm``, ``optimizer``) hold its ``name`` and its
-options side by side; the class behind the name checks its own options when the run is built.
+options side by side; the class behind the name checks its own options when the run is assembled.  The classes of this
+project are in the registries below, which import nothing until a name is looked up.
 """
 
 from __future__ import annotations
@@ -27,6 +28,53 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+_FIRST, _QUASI = "diffsim.optimizers.first_order", "diffsim.optimizers.quasi_newton"
+_POPULATION = "diffsim.optimizers.population"
+
+NETWORKS = Registry("policy", {"mlp": "diffsim.policy:MLP"})
+ALGORITHMS = Registry(
+    "algorithm",
+    {
+        "short_window": "diffsim.algorithms.short_window:ShortWindow",
+        "full_horizon": "diffsim.algorithms.full_horizon:FullHorizon",
+    },
+)
+OPTIMIZERS = Registry(
+    "optimizer",
+    {
+        "sgd": f"{_FIRST}:SGD",
+        "momentum": f"{_FIRST}:Momentum",
+        "nesterov": f"{_FIRST}:Nesterov",
+        "adagrad": f"{_FIRST}:AdaGrad",
+        "rmsprop": f"{_FIRST}:RMSprop",
+        "adam": f"{_FIRST}:Adam",
+        "adamw": f"{_FIRST}:AdamW",
+        "lars": f"{_FIRST}:LARS",
+        "lamb": f"{_FIRST}:Lamb",
+        "lbfgs": f"{_QUASI}:LBFGS",
+        "lbfgsb": f"{_QUASI}:LBFGSB",
+        "cma_es": f"{_POPULATION}.cma_es:CMAES",
+        "openai_es": f"{_POPULATION}.gradients:OpenAIES",
+        "pgpe": f"{_POPULATION}.gradients:PGPE",
+        "pso": f"{_POPULATION}.swarms:PSO",
+        "differential_evolution": f"{_POPULATION}.swarms:DifferentialEvolution",
+        "hand_over": "diffsim.optimizers.hand_over:HandOver",
+    },
+)
+
+
+def registered(registry: Registry, name: str) -> str | None:
+    """``name`` as the registry spells it, such as cma_es for CMA-ES; None if it is not in it."""
+    spelled = name.lower().replace("-", "_")
+    return spelled if spelled in registry else None
+
+
+def built_in_settings(registry: Registry, name: str) -> type[Settings] | None:
+    """The class of the options of a class in a registry; None for any other, whose code is not loaded here."""
+    known = registered(registry, name)
+    return None if known is None else load_class(registry, known).Settings
 
 
 def absolute_name(name: Any, base: Path | None = None) -> Any:
@@ -182,7 +230,7 @@ def loading(kind: str, name: str) -> Iterator[None]:
     except (UnknownNameError, JuliaError) as error:
         raise ConfigError(str(error)) from None
     except Exception as error:
-        from robotics_envs.user_code import is_users_file
+        from lazy_registry.source_places import is_users_file
 
         frames = traceback.extract_tb(error.__traceback__)
         # Below the user's line may stand Python's import machinery, and libraries.
@@ -293,17 +341,12 @@ def _current_names(
 
     Only the project's own algorithms and optimizers are looked up: reading a configuration runs no code of others.
     """
-    from diffsim import algorithms, optimizers
-
     result = dict(layer)
-    for section, find in (
-        ("algorithm", algorithms.built_in_settings),
-        ("optimizer", optimizers.built_in_settings),
-    ):
+    for section, registry in (("algorithm", ALGORITHMS), ("optimizer", OPTIMIZERS)):
         given, chosen = layer.get(section), before.get(section)
         chosen = chosen if isinstance(chosen, Mapping) else {}
         if isinstance(given, Mapping):
-            settings = find(str(given.get("name", chosen.get("name"))))
+            settings = built_in_settings(registry, str(given.get("name", chosen.get("name"))))
             try:
                 result[section] = settings.current_names(given, section, chosen, warn) if settings else given
             except ValueError as error:

@@ -11,18 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffsim.config import PolicyConfig, load_class
+from diffsim.config import NETWORKS, PolicyConfig, load_class
 from diffsim.errors import ConfigError
 from diffsim.isolation import drawing_from, torch_defaults
 from diffsim.settings import whole_number
-from lazy_registry.registry import Registry, unknown
+from lazy_registry.registry import unknown
 from robotics_envs.base import Actions, Env, Observations
 from solvers.compiler.ir import Graph, Node, Operand
 from solvers.compiler.operations import Operation
 from solvers.compiler.rules import register
 from solvers.compiler.trace import tracing
-
-NETWORKS = Registry("policy", {"mlp": "diffsim.policy:MLP"})
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,

@@ -1,8 +1,9 @@
-"""The one place that says how an optional part of this project is installed."""
+"""Facts of the installation: how optional parts are installed, and where compiled libraries are kept."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from importlib import metadata
 from pathlib import Path
@@ -44,3 +45,11 @@ def _quoted(text: str) -> str:
     # Brackets are patterns to most shells, which shlex knows; quotes also where it sees no need.
     quoted = shlex.quote(text)
     return quoted if quoted != text else f"'{text}'"
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept: ``$DIFFSIM_CACHE``, or ``diffsim`` in the user's cache folder."""
+    named = os.environ.get("DIFFSIM_CACHE")
+    return (
+        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffsim"
+    )

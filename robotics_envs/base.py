@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lazy_registry.registry import UnknownNameError, unknown
+from lazy_registry.source_places import defined_at
 from robotics_envs.drawing import Floats, Shape, View, state_bars
 from solvers.methods.base import Solver
 from solvers.validation import whole_number
@@ -138,8 +139,6 @@ def _sizes(env: Env, x: Tensor, u: Tensor, p: Params) -> str:
 
 def _results(env: Env, x: Tensor, following: Tensor, cost: Tensor) -> str:
     """One line for a next state or a cost of the wrong shape."""
-    from robotics_envs.user_code import defined_at  # which imports this module
-
     if following.shape != x.shape:
         return (
             f"{env.name}: the next state has the shape {list(following.shape)}, needed [B, n] = {list(x.shape)} "

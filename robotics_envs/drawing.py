@@ -1,7 +1,7 @@
 """Pictures of simulators as data: shapes in world units, a view of the world, and their rasterisation.
 
 ``Env.draw`` gives the shapes of one state.  The same shapes become pixels here (:func:`rasterise`, which
-needs Pillow) and an animation in the browser (``diffsim render``), so a simulator describes its picture once.
+needs Pillow) and an animation in the browser, so a simulator describes its picture once.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gymnasium
 
-from robotics_envs import ENVIRONMENTS
+from robotics_envs.environments import ENVIRONMENTS
 
 ANY = "diffsim/Simulator-v0"
 """The id of an environment whose argument ``env`` is the simulator or its name."""

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import os
-import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import FrameType
 
 from lazy_registry.registry import UnknownNameError
-from robotics_envs import make_env
+from lazy_registry.source_places import defined_at, is_users_file, shown_path
 from robotics_envs.base import NEEDED, Env
+from robotics_envs.environments import make_env
 
-_PACKAGES = Path(__file__).resolve().parent.parent
-_OURS = tuple(f"{_PACKAGES / name}{os.sep}" for name in ("diffsim", "robotics_envs", "solvers"))
-_INSTALLED = tuple({sysconfig.get_path(key) + os.sep for key in ("purelib", "platlib", "stdlib")})
-_TYPED = ("<stdin>", "<string>", "<ipython", "<python-input")
-"""What Python calls the file of code typed at a prompt or given by ``python -c``."""
 _MOST_NAMES = 15
 
 
@@ -68,7 +61,7 @@ def describe_failure(
         None where no code of the user's took part: then the error is ours, or its message says all.
     """
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{_path(error.filename)}:{error.lineno}: {type(error).__name__}: {error.msg}"
+        return f"{shown_path(error.filename)}:{error.lineno}: {type(error).__name__}: {error.msg}"
     frames = [
         (frame, number)
         for frame, number in traceback.walk_tb(error.__traceback__)
@@ -76,35 +69,11 @@ def describe_failure(
     ]
     if frames:
         frame, number = frames[-1]
-        where = f"{_path(frame.f_code.co_filename)}:{number}, in {frame.f_code.co_name}"
+        where = f"{shown_path(frame.f_code.co_filename)}:{number}, in {frame.f_code.co_name}"
         return f"{where}: {_reason(error, frame)}"
     if isinstance(error, TypeError) and isinstance(called, type):
         return _refused_call(error, called, arguments or {})
     return None
-
-
-def defined_at(function: object) -> str:
-    """`` (my_env.py:12)``, where a function, method or class is written; empty if unknown or in this project."""
-    function = inspect.unwrap(function) if callable(function) else function
-    try:
-        file, line = inspect.getsourcefile(function), inspect.getsourcelines(function)[1]  # type: ignore[arg-type]
-    except (OSError, TypeError):
-        return ""
-    return f" ({_path(file)}:{line})" if file and is_users_file(file) else ""
-
-
-def is_users_file(filename: str, module: str = "__main__") -> bool:
-    """Whether the code of a traceback's frame is the user's: not ours, not Python's, not an installed library's."""
-    if filename.startswith("<"):
-        # Dataclasses, too, make functions in a file "<string>", but not in the module __main__ of a prompt.
-        return filename.startswith(_TYPED) and module == "__main__"
-    return not os.path.abspath(filename).startswith((*_OURS, *_INSTALLED))
-
-
-def _path(filename: str) -> str:
-    """Relative to the current folder where it lies below it."""
-    relative = os.path.relpath(filename) if os.path.isabs(filename) else filename
-    return filename if relative.startswith(os.pardir) else relative
 
 
 def _shown(env: type | str | Env) -> str:
@@ -113,7 +82,7 @@ def _shown(env: type | str | Env) -> str:
 
 def _class_named(name: str) -> object:
     """The class behind a name, if it can be had: the error may be one of loading it."""
-    from robotics_envs import ENVIRONMENTS
+    from robotics_envs.environments import ENVIRONMENTS
 
     try:
         return ENVIRONMENTS.load(name)

@@ -2,12 +2,14 @@
 
 MOVED = {
     "solvers": {
+        "arguments": "solvers.marching.arguments",
         "base": "solvers.methods.base",
         "catalogue": "lazy_registry.registry",
         "chebyshev": "solvers.methods.chebyshev",
         "checkpoint": "solvers.adjoints.checkpoint",
         "continuous": "solvers.adjoints.continuous",
         "events": "solvers.marching.events",
+        "first_order": "solvers.modes",
         "grid": "solvers.marching.grid",
         "implicit": "solvers.methods.implicit",
         "inspection": "solvers.marching.inspection",
@@ -19,17 +21,17 @@ MOVED = {
         "native.identity": "solvers.compiler.fingerprint",
         "native.rules": "solvers.compiler.rules",
         "native.trace": "solvers.compiler.trace",
-        "outputs": "solvers.marching.outputs",
+        "outputs": "solvers.marching.track",
         "paced": "solvers.methods.paced",
         "problem": "solvers.marching.problem",
         "registry": "lazy_registry.registry",
-        "replay": "solvers.adjoints.replay",
+        "replay": "solvers.adjoints.backprop",
         "rosenbrock": "solvers.methods.rosenbrock",
         "runge_kutta": "solvers.methods.runge_kutta",
         "step_size": "solvers.marching.step_size",
         "symplectic": "solvers.methods.symplectic",
         "tableau": "solvers.methods.tableau",
-        "torchdiffeq_methods": "solvers.engines.torchdiffeq_methods",
+        "torchdiffeq_methods": "solvers.methods.torchdiffeq_methods",
         "user_files": "lazy_registry.user_files",
     }
 }

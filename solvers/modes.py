@@ -1,12 +1,14 @@
-"""Torch's modes: leaving inference mode where autograd is needed, and autocast in a backward pass.
+"""Torch's modes: inference mode where autograd is needed, autocast in a backward pass, second derivatives.
 
 Jacobians, event rates and fields that differentiate an energy need autograd, which ``torch.inference_mode`` switches
-off and whose graphs cannot hold inference tensors.
+off and whose graphs cannot hold inference tensors.  Gradients that cannot be differentiated again raise an error where
+that is asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -121,3 +123,37 @@ class AutocastState:
                 return function(*arguments)
 
         return wrapped
+
+
+def first_derivatives_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """For a backward pass whose gradient has no graph.
+
+    torch's ``once_differentiable`` raises no error where the loss itself is differentiated twice.
+    """
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *gradients: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "create_graph=True asks for second derivatives, which only adjoint='backprop' of an eager solve "
+                "with an explicit or a Rosenbrock method and without events has"
+            )
+        return backward(ctx, *gradients)
+
+    return checked
+
+
+class _Identity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @first_derivatives_only
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def without_second_derivatives(x: Tensor) -> Tensor:
+    """x, whose second derivatives are refused: a constant Jacobian gives the right first ones only."""
+    return _Identity.apply(x)

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsim.assembly import assemble
 from diffsim.config import load_config
 from diffsim.rollouts import Noise, Rollout
-from diffsim.runs.run import build_algorithm, resolve
 from gpu_parts.report import Report, SkippedError
 from gpu_parts.rollouts import COMPILING, make, nothing_said
 from robotics_envs import ENVIRONMENTS
@@ -152,17 +152,15 @@ def training(algorithm: str, device: torch.device) -> dict[str, Any]:
 
     def count(steps: int) -> Counter[str]:
         key = "horizon" if algorithm == "full_horizon" else "window"
-        config = resolve(
-            load_config(
-                {
-                    "env": "pendulum",
-                    "device": str(device),
-                    "backend": "eager",
-                    "algorithm": {"name": algorithm, key: steps, "batch": 16},
-                }
-            )
+        config = load_config(
+            {
+                "env": "pendulum",
+                "device": str(device),
+                "backend": "eager",
+                "algorithm": {"name": algorithm, key: steps, "batch": 16},
+            }
         )
-        trained = build_algorithm(config)
+        trained = assemble(config).algorithm
         for _ in range(2):  # the second has a fitted critic
             trained.step()
         with told_of_waits(device) as waits:

@@ -13,12 +13,11 @@ import h5py
 import numpy as np
 import torch
 
-from diffsim import evaluate, load_policy, train
+from diffsim import evaluate, load_policy, state_tree, train
+from diffsim.assembly import assemble
 from diffsim.config import load_config
 from diffsim.errors import ConfigError
 from diffsim.optimizers import Objective, make_optimizer
-from diffsim.runs import state_tree
-from diffsim.runs.run import build_algorithm, resolve
 from gpu_parts.report import Report, SkippedError, agree
 
 SIMULATORS = ("pendulum", "cartpole_swingup", "reacher", "quadrotor_planar", "hopper")
@@ -154,19 +153,17 @@ def refused(out: Path, device: torch.device) -> None:
 def resumed(algorithm: str, optimizer: str, device: torch.device) -> None:
     """Four updates are the same bits as two, a stored and loaded state, and two more; so is a repetition."""
     more = {"horizon": 8} if algorithm == "full_horizon" else {}
-    config = resolve(
-        load_config(
-            {
-                "env": "pendulum",
-                "device": str(device),
-                "backend": "eager",
-                "updates": 10,
-                "algorithm": {"name": algorithm, "batch": 32, **more},
-                "optimizer": optimizer,
-            }
-        )
+    config = load_config(
+        {
+            "env": "pendulum",
+            "device": str(device),
+            "backend": "eager",
+            "updates": 10,
+            "algorithm": {"name": algorithm, "batch": 32, **more},
+            "optimizer": optimizer,
+        }
     )
-    whole, again, first, second = (build_algorithm(config) for _ in range(4))
+    whole, again, first, second = (assemble(config).algorithm for _ in range(4))
     for trained, updates in ((whole, 4), (again, 4), (first, 2)):
         for _ in range(updates):
             trained.step()
@@ -211,7 +208,7 @@ def state_moves(name: str, device: torch.device) -> dict[str, float]:
         if where != "begin":
             optimizer.load_state_dict(_stored(stored))
         for _ in range(4):
-            optimizer.step(Objective([q], _bowl(q)))
+            optimizer.step(Objective.of([q], _bowl(q)))
         if where == "begin":
             stored, start = optimizer.state_dict(), q.detach().clone()
         states[where] = q.detach()

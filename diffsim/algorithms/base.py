@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import warnings
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from diffsim.config import RunConfig
 from diffsim.optimizers import make_optimizer
+from diffsim.optimizers.base import Optimizer
 from diffsim.policy import Policy
 from diffsim.rollouts import Rollout
 from diffsim.settings import Settings as AnySettings
@@ -35,12 +37,26 @@ class Algorithm(abc.ABC):
 
     All random numbers come from ``self.generator``.  ``state_dict`` holds everything that later updates depend on, so
     saving and loading between any two updates changes no bit of what follows.
+
+    Args:
+        env: the simulator.
+        policy: is trained in place.
+        config: of the run, with all defaults written out.
+        settings: the validated options of the algorithm.
+        optimizer: of the policy's parameters.
     """
 
     Settings: ClassVar[type[AnySettings]]
     """The class of its options."""
 
-    def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: AnySettings) -> None:
+    def __init__(
+        self,
+        env: Env,
+        policy: Policy,
+        config: RunConfig,
+        settings: AnySettings,
+        optimizer: Optimizer | None = None,
+    ) -> None:
         self.env = env
         self.policy = policy
         self.config = config
@@ -50,7 +66,15 @@ class Algorithm(abc.ABC):
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.rollout = Rollout(env, policy, expected_steps=env.episode_steps)
         """Simulates; subclasses that train on other rollouts than whole episodes replace it."""
-        self.optimizer = make_optimizer(policy.parameters(), config.optimizer, config.seed)
+        if optimizer is None:
+            warnings.warn(
+                f"{type(self).__name__}: an algorithm is given its optimizer, as the fifth argument of its "
+                "constructor, and hands it to Algorithm.__init__; four arguments will go in the next release",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+            optimizer = make_optimizer(policy.parameters(), config.optimizer, config.seed)
+        self.optimizer = optimizer
         self.updates_done = 0
 
     def __repr__(self) -> str:

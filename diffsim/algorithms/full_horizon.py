@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.algorithms.policy_objective import PolicyObjective
 from diffsim.config import RunConfig
+from diffsim.optimizers.base import Optimizer
 from diffsim.policy import Policy
-from diffsim.rollouts import Rollout
+from diffsim.rollouts import Rollout, Trajectory
 from diffsim.settings import Settings
 from robotics_envs.base import Env, States
 
@@ -25,6 +27,13 @@ class FullHorizonSettings(Settings):
     """Rollouts per update."""
     horizon: int | None = Field(default=None, ge=1)
     """Control intervals per rollout; an episode of the task if not given."""
+
+
+class EpisodeObjective(PolicyObjective):
+    """The mean cost per control interval."""
+
+    def terms(self, trajectory: Trajectory) -> Tensor:
+        return trajectory.costs / self.steps
 
 
 class FullHorizon(Algorithm):
@@ -37,8 +46,15 @@ class FullHorizon(Algorithm):
     Settings = FullHorizonSettings
     settings: FullHorizonSettings
 
-    def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: FullHorizonSettings) -> None:
-        super().__init__(env, policy, config, settings)
+    def __init__(
+        self,
+        env: Env,
+        policy: Policy,
+        config: RunConfig,
+        settings: FullHorizonSettings,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        super().__init__(env, policy, config, settings, optimizer)
         self.settings = settings
         self.horizon = settings.horizon or env.episode_steps
         self.rollout = Rollout(
@@ -48,21 +64,15 @@ class FullHorizon(Algorithm):
             threads=config.threads,
             expected_steps=config.updates * self.horizon * self.optimizer.calls_per_step,
         )
+        self.objective = EpisodeObjective(self.rollout, self.horizon, self.params)
         self._x: States | None = None
 
     def step(self) -> Record:
         """Draw as many new initial states as the optimizer asks for and take one optimizer step."""
         compiled = self.rollout.compile_seconds
         self._x = x = self._starts()
-        objective = PolicyObjective(
-            self.rollout,
-            self.policy,
-            x,
-            self.horizon,
-            self.params,
-            lambda trajectory: trajectory.costs / self.horizon,
-        )
-        report = self.optimizer.step(objective, self.remaining)
+        self.objective.x = x
+        report = self.optimizer.step(self.objective, self.remaining)
         self.updates_done += 1
         return Record(
             report.loss,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,77 +14,86 @@ from diffsim.policy import Policy
 from diffsim.rollouts import Rollout, Trajectory
 from robotics_envs.base import Params, States
 
-Terms = Callable[[Trajectory], Float[Tensor, "K batch"]]
-"""The terms whose sum is a rollout's loss, in the order of time; ``K`` is the number of intervals, or one more."""
-
 DEFAULT_NOISE_STD = 0.1
 """Standard deviation of the noise on actions, in half ranges of their box, if an estimator needs it and none is set."""
 
 
 class PolicyObjective(Objective):
-    """The mean loss over ``B`` rollouts from ``x [B, n]``; initial states and noise are the same in every evaluation.
+    """The mean loss over ``B`` rollouts of a policy, on scenarios that stay the same in all evaluations of a step.
 
-    A population of ``N`` policies is one batch of ``N B`` rollouts.  The zeroth-order gradient is the likelihood-ratio
-    estimate (REINFORCE; Williams, 1992) for the Gaussian noise on actions before they are squashed.  It uses the cost
-    from each action on, minus its mean over the batch as a baseline.
+    The loss of a rollout is the sum of its :meth:`terms`, which a subclass overrides.  A population of ``N`` policies
+    is one batch of ``N B`` rollouts.  The zeroth-order gradient is the likelihood-ratio estimate (REINFORCE; Williams,
+    1992) for the Gaussian noise on actions before they are squashed.  It uses the cost from each action on, minus its
+    mean over the batch as a baseline.
 
     Args:
-        rollout: simulates ``policy``.
-        policy: its parameters are optimized.
-        x: initial states ``[B, n]``.
+        rollout: simulates its policy, whose parameters are optimized.
         steps: control intervals.
         params: physical parameters of the simulator.
-        terms: the terms of the loss of a trajectory.
-        noise: on actions, ``[steps, B, m]``; None for none.
-        noise_std: the standard deviation that ``noise`` was drawn with.
-        keep_states: whether the rollouts of a population keep their states.
+        noise_std: the standard deviation that ``noise`` is drawn with.
 
     Attributes:
-        trajectory: of the policy at its own parameters, detached; None if only other parameters were evaluated.
+        x: initial states ``[B, n]`` of this step; set before the first.
+        noise: on actions, ``[steps, B, m]``; None for none.
+        trajectory: of the first evaluation of this step at the policy's own parameters, detached; None before that.
     """
+
+    needs_states: ClassVar[bool] = False
+    """Whether :meth:`terms` reads the states of a population's rollouts, which take memory."""
 
     def __init__(
         self,
         rollout: Rollout,
-        policy: Policy,
-        x: States,
         steps: int,
         params: Params,
-        terms: Terms,
-        noise: Tensor | None = None,
         noise_std: float = 0.0,
-        keep_states: bool = False,
     ) -> None:
-        self.rollout, self.policy, self.x, self.steps, self.params = rollout, policy, x, steps, params
-        self.terms, self.noise, self.noise_std, self.keep_states = terms, noise, noise_std, keep_states
+        assert isinstance(rollout.policy, Policy)
+        self.rollout, self.policy, self.steps, self.params = rollout, rollout.policy, steps, params
+        self.noise_std = noise_std
+        self.x: States
+        self.noise: Tensor | None = None
         self.trajectory: Trajectory | None = None
-        named = dict(policy.named_parameters())
+        named = dict(self.policy.named_parameters())
         self._names = [name for name, q in named.items() if q.requires_grad]
         self._frozen = {name: q.detach() for name, q in named.items() if not q.requires_grad}
-        trained = [named[name] for name in self._names]
-        super().__init__(trained, self._mean, self._means, self._sample)
+        super().__init__(named[name] for name in self._names)
 
-    def simulate(self) -> Trajectory:
-        """Rollouts of the policy at its own parameters, without gradient; counted as an evaluation."""
-        self.evaluations += 1
-        with torch.no_grad():
-            return self.rollout(self.x, self.steps, self.params, noise=self.noise)
+    def terms(self, trajectory: Trajectory) -> Float[Tensor, "K batch"]:
+        """What a rollout's loss is the sum of, in the order of time: ``K`` is ``steps``, or one more.
 
-    def _mean(self) -> Tensor:
+        The costs of the control intervals, if not overridden.
+        """
+        return trajectory.costs
+
+    def loss(self) -> Tensor:
         trajectory = self.rollout(self.x, self.steps, self.params, noise=self.noise)
         self._remember(trajectory)
         return self.terms(trajectory).sum(0).mean()
 
-    def _means(self, candidates: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
+    def population(self, candidates: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
         popsize = len(candidates)
         stacks = dict(zip(self._names, self.vector.stacked(candidates), strict=True))
         stacks |= {name: q.expand(popsize, *q.shape) for name, q in self._frozen.items()}
         trajectory = self.rollout.members(
-            stacks, self.x, self.steps, self.params, noise=self.noise, keep_states=self.keep_states
+            stacks, self.x, self.steps, self.params, noise=self.noise, keep_states=self.needs_states
         )
         return self.terms(trajectory).sum(0).reshape(popsize, -1).mean(1)
 
-    def _sample(self, groups: int, smoothing: float | None, generator: torch.Generator) -> Samples:
+    def simulated(self) -> Trajectory:
+        """The ``trajectory``; if there is none yet, from rollouts without gradient, which count as an evaluation."""
+        if self.trajectory is None:
+            self.evaluations += 1
+            with torch.no_grad():
+                self._remember(self.rollout(self.x, self.steps, self.params, noise=self.noise))
+        assert self.trajectory is not None
+        return self.trajectory
+
+    @torch.enable_grad()
+    def samples(self, groups: int, smoothing: float | None, generator: torch.Generator) -> Samples:
+        """As :meth:`Objective.samples`, in one evaluation with gradient, split into groups of rollouts."""
+        self.evaluations += 1
+        self.gradients += 1
         if len(self.x) < 2 * groups:
             raise ConfigError(
                 f"optimizer.gradient_groups = {groups} needs a batch of {2 * groups} or more, got {len(self.x)}"

@@ -35,10 +35,11 @@ from diffsim.algorithms.base import Algorithm, Record
 from diffsim.algorithms.critic import Critic, Value
 from diffsim.algorithms.policy_objective import PolicyObjective
 from diffsim.config import RunConfig
+from diffsim.optimizers.base import Optimizer
 from diffsim.policy import MLP, Policy, initialised
 from diffsim.rollouts import Rollout, Trajectory
 from diffsim.settings import Settings
-from robotics_envs.base import Costs, Env, States
+from robotics_envs.base import Costs, Env, Params, States
 
 
 class ShortWindowSettings(Settings):
@@ -80,13 +81,52 @@ class ShortWindowSettings(Settings):
     }
 
 
+class WindowObjective(PolicyObjective):
+    """Mean of ``sum_t gamma^t cost_t + gamma^window V(x_window)`` over windows, in units of the critic's scale.
+
+    ``V`` is the critic's target network.  Costs after the end of an episode are zero, and so is the value; no gradient
+    flows through the end.
+    """
+
+    needs_states = True
+
+    def __init__(
+        self, rollout: Rollout, params: Params, critic: Critic, settings: ShortWindowSettings
+    ) -> None:
+        super().__init__(rollout, settings.window, params, settings.noise_std)
+        self.critic = critic
+        steps = torch.arange(
+            settings.window + 1, dtype=critic.target.mean.dtype, device=critic.target.mean.device
+        )
+        self.discounts = settings.gamma ** steps.unsqueeze(-1)  # [window + 1, 1]
+
+    def terms(self, trajectory: Trajectory) -> Tensor:
+        """Discounted costs, and after the first fit of the critic the discounted value, ``[window (+ 1), B]``."""
+        assert trajectory.states is not None
+        alive = not_ended(self.rollout.env, trajectory.states.detach()).cumprod(dim=0)
+        costs = self.discounts[:-1] * alive[:-1] * trajectory.costs
+        if not self.critic.fitted:  # there are no values and no scale
+            std = trajectory.costs.detach().std()
+            return costs / torch.where(std > 0, std, torch.ones_like(std))
+        assert trajectory.values is not None
+        value = self.discounts[-1] * alive[-1] * trajectory.values
+        return torch.cat((costs, value.unsqueeze(0))) / self.critic.target.scale
+
+
 class ShortWindow(Algorithm):
-    """Minimise the mean of ``sum_t gamma^t cost_t + gamma^window V(x_window)``, where V is the target network."""
+    """Each update: an optimizer step on the :class:`WindowObjective` of the next windows, then a fit of the critic."""
 
     Settings = ShortWindowSettings
 
-    def __init__(self, env: Env, policy: Policy, config: RunConfig, settings: ShortWindowSettings) -> None:
-        super().__init__(env, policy, config, settings)
+    def __init__(
+        self,
+        env: Env,
+        policy: Policy,
+        config: RunConfig,
+        settings: ShortWindowSettings,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        super().__init__(env, policy, config, settings, optimizer)
         self.settings = settings
         network = initialised(
             lambda: MLP(len(env.observation_names), 1, settings.critic_hidden), config.seed + 1
@@ -109,8 +149,7 @@ class ShortWindow(Algorithm):
         low, high = env.state_box.bounds(policy.mean)
         self._middle, self._half_size = (low + high) / 2, (high - low) / 2
         self._is_angle = torch.tensor([n in env.angle_names for n in env.state_names], device=self.device)
-        steps = torch.arange(settings.window + 1, dtype=self.dtype, device=self.device)
-        self._discounts = settings.gamma ** steps.unsqueeze(-1)  # [window + 1, 1]
+        self.objective = WindowObjective(self.rollout, self.params, self.critic, settings)
         # State that later updates depend on, beside networks and optimizers:
         self._windows: tuple[Tensor, Tensor] | None = None
         self._ends: Tensor | None = None
@@ -118,38 +157,27 @@ class ShortWindow(Algorithm):
 
     def step(self) -> Record:
         """One optimizer step of the policy on the next windows, then a fit of the critic to them."""
-        s, compiled = self.settings, self.rollout.compile_seconds
+        objective = self.objective
+        compiled, evaluations = self.rollout.compile_seconds, objective.evaluations
+        # Where the windows start, and the noise on their actions.
         self._windows = x, noise = self._draw()
-        objective = PolicyObjective(
-            self.rollout,
-            self.policy,
-            x,
-            s.window,
-            self.params,
-            self._terms,
-            noise,
-            s.noise_std,
-            keep_states=True,
-        )
+        # Rollouts over the windows, the critic's value at their ends, and the loss from both: WindowObjective.terms.
+        objective.x, objective.noise, objective.trajectory = x, noise, None
+        # The optimizer evaluates the loss once or several times and changes the policy.
         report = self.optimizer.step(objective, self.remaining)
-        evaluations, trajectory = report.evaluations, objective.trajectory
-        if (
-            trajectory is None
-        ):  # the optimizer evaluated other parameters only; the critic needs the policy's states
-            trajectory, evaluations = objective.simulate(), evaluations + 1
-        states, costs = self._states(trajectory), trajectory.costs
-        dropped = ""
+        # The critic learns from the windows of the policy, and the next windows continue them.
+        window, dropped = objective.simulated(), ""
         if report.finite:
-            self._fit_critic(states, costs)
-            self._ends = states[-1]
+            self._fit_critic(window)
+            self._ends = window.last
         else:
-            dropped = _what_is_not_finite(states, costs, report.gradients > 0)
+            dropped = _what_is_not_finite(window, report.gradients > 0)
             self._ends, self._data = None, []
         self.updates_done += 1
         return Record(
             report.loss,
             report.grad_norm,
-            env_steps=evaluations * len(x) * s.window,
+            env_steps=(objective.evaluations - evaluations) * len(x) * self.settings.window,
             gradient_evaluations=report.gradients,
             compile_seconds=self.rollout.compile_seconds - compiled,
             dropped=dropped,
@@ -189,35 +217,15 @@ class ShortWindow(Algorithm):
         continues[round(count * s.continuing) :] = False
         return torch.where(continues.unsqueeze(-1), ends, fresh)
 
-    @staticmethod
-    def _states(window: Trajectory) -> Tensor:
-        """``[window + 1, batch, n]``, detached."""
-        assert window.states is not None
-        return window.states.detach()
-
-    def _terms(self, window: Trajectory) -> Tensor:
-        """Discounted costs and terminal value, divided by the critic's scale, ``[window + 1, B]``.
-
-        Costs after the end of an episode are zero.
-        """
-        alive = self._alive(self._states(window))
-        costs, discounts = window.costs, self._discounts
-        discounted = discounts[:-1] * alive[:-1] * costs
-        if not self.critic.fitted:  # there are no values and no scale before the first fit
-            std = costs.detach().std()
-            return discounted / torch.where(std > 0, std, torch.ones_like(std))
-        assert window.values is not None
-        end = (discounts[-1] * alive[-1] * window.values).unsqueeze(0)
-        return torch.cat((discounted, end)) / self.critic.target.scale
-
     @torch.no_grad()
-    def _fit_critic(self, states: Tensor, costs: Tensor) -> None:
+    def _fit_critic(self, window: Trajectory) -> None:
         """Fit the critic to TD(lambda) targets (Sutton and Barto, 2nd ed., §12.1) of the last windows."""
-        s = self.settings
+        s, states, costs = self.settings, window.states, window.costs
+        assert states is not None
         observations = self.env.observe(states.flatten(0, 1)).unflatten(0, states.shape[:2])
         z = self.policy.normalise(observations)
         values = self.critic.values(z[1:])
-        goes_on = self._goes_on(states[1:])
+        goes_on = not_ended(self.env, states[1:])
         target, targets = values[-1], torch.empty_like(values)
         for t in reversed(range(s.window)):
             following = torch.lerp(values[t], target, s.td_lambda)
@@ -227,15 +235,6 @@ class ShortWindow(Algorithm):
         self.critic.renormalise(targets)
         z, targets = map(torch.cat, zip(*self._data, strict=True))
         self.critic.fit(z, targets, s.critic_batches, s.critic_batch_size, self.remaining, self.generator)
-
-    def _alive(self, states: Tensor) -> Tensor:
-        """``[window + 1, batch]``: 1 until an episode has ended, 0 from then on.  No gradient flows through the end."""
-        return self._goes_on(states).cumprod(dim=0)
-
-    def _goes_on(self, states: Tensor) -> Tensor:
-        """1 where the episode has not ended, 0 where it has; ``[T, batch, n] -> [T, batch]``."""
-        ended = self.env.done(states.flatten(0, 1)).unflatten(0, states.shape[:2])
-        return (~ended).to(self.dtype)
 
     def _uniform(self, count: int) -> Tensor:
         # In float32 for every run, whose dtype does not matter to a comparison with a probability.
@@ -279,9 +278,16 @@ class CostToGo(nn.Module):
         return self.value(self.policy.normalise(self.env.observe(x)))
 
 
-def _what_is_not_finite(states: Tensor, costs: Tensor, gradient: bool) -> str:
+def not_ended(env: Env, states: Tensor) -> Tensor:
+    """1 where the episode has not ended, 0 where it has, in the dtype of the states; ``[T, B, n] -> [T, B]``."""
+    ended = env.done(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+    return (~ended).to(states.dtype)
+
+
+def _what_is_not_finite(window: Trajectory, gradient: bool) -> str:
     """How many rollouts are not finite, and from which control interval on."""
-    finite = states[1:].isfinite().all(dim=-1) & costs.isfinite()
+    assert window.states is not None
+    finite = window.states[1:].isfinite().all(dim=-1) & window.costs.isfinite()
     wrong = ~finite.all(dim=0)
     if not wrong.any():
         what = "the gradient or the step is" if gradient else "the values of the whole population are"

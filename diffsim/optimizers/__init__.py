@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffsim.config import Named, load_class, validate
+from diffsim.config import OPTIMIZERS, Named, load_class, registered, validate
 from diffsim.errors import ConfigError
 from diffsim.optimizers.base import Optimizer, Scenarios, StepReport
 from diffsim.optimizers.first_order import any_first_order, optimizer_classes
 from diffsim.optimizers.objective import Gradient, Objective, Samples, Vector
-from diffsim.settings import Settings
-from lazy_registry.registry import Registry, unknown
+from lazy_registry.registry import unknown
 
 __all__ = [
     "OPTIMIZERS",
@@ -26,7 +25,6 @@ __all__ = [
     "Scenarios",
     "StepReport",
     "Vector",
-    "built_in_settings",
     "canonical",
     "is_shipped",
     "make_optimizer",
@@ -34,33 +32,7 @@ __all__ = [
     "optimizer_settings",
 ]
 
-_FIRST, _QUASI = "diffsim.optimizers.first_order", "diffsim.optimizers.quasi_newton"
-_POPULATION = "diffsim.optimizers.population"
-
 _LIBRARIES = ("torch.optim.", "pytorch_optimizer.")
-
-OPTIMIZERS = Registry(
-    "optimizer",
-    {
-        "sgd": f"{_FIRST}:SGD",
-        "momentum": f"{_FIRST}:Momentum",
-        "nesterov": f"{_FIRST}:Nesterov",
-        "adagrad": f"{_FIRST}:AdaGrad",
-        "rmsprop": f"{_FIRST}:RMSprop",
-        "adam": f"{_FIRST}:Adam",
-        "adamw": f"{_FIRST}:AdamW",
-        "lars": f"{_FIRST}:LARS",
-        "lamb": f"{_FIRST}:Lamb",
-        "lbfgs": f"{_QUASI}:LBFGS",
-        "lbfgsb": f"{_QUASI}:LBFGSB",
-        "cma_es": f"{_POPULATION}.cma_es:CMAES",
-        "openai_es": f"{_POPULATION}.gradients:OpenAIES",
-        "pgpe": f"{_POPULATION}.gradients:PGPE",
-        "pso": f"{_POPULATION}.swarms:PSO",
-        "differential_evolution": f"{_POPULATION}.swarms:DifferentialEvolution",
-        "hand_over": "diffsim.optimizers.hand_over:HandOver",
-    },
-)
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
@@ -99,20 +71,14 @@ def optimizer_class(name: str) -> type[Optimizer]:
 
 def canonical(name: str) -> str:
     """``name`` as the registry or torch.optim spells it, such as cma_es for CMA-ES; other names unchanged."""
-    lower = name.lower().replace("-", "_")
-    return lower if lower in OPTIMIZERS or lower in optimizer_classes() else name
+    lower = name.lower()
+    return registered(OPTIMIZERS, name) or (lower if lower in optimizer_classes() else name)
 
 
 def is_shipped(name: str) -> bool:
     """Whether a name leads to an optimizer of this project, torch.optim or pytorch_optimizer, not to a user's code."""
     known = canonical(name)
     return known in OPTIMIZERS or known in optimizer_classes() or name.startswith(_LIBRARIES)
-
-
-def built_in_settings(name: str) -> type[Settings] | None:
-    """The class of the options of an optimizer in the registry; None for any other, whose code is not loaded here."""
-    lower = canonical(name)
-    return load_class(OPTIMIZERS, lower).Settings if lower in OPTIMIZERS else None
 
 
 def optimizer_settings(config: Named, section: str = "optimizer") -> Any:

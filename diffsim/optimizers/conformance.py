@@ -15,9 +15,9 @@ import h5py
 import torch
 from torch import Tensor, nn
 
+import diffsim.state_tree as state_tree
 from diffsim.optimizers.base import Optimizer
 from diffsim.optimizers.objective import Objective
-from diffsim.runs import state_tree
 
 Build = Callable[[Sequence[nn.Parameter]], Optimizer]
 STEPS = 12
@@ -65,7 +65,7 @@ class Bowl:
 
     def objective(self) -> Objective:
         """A new objective with this function and counts of its own."""
-        return Objective(self.parameters, self._loss, self._population)
+        return Objective.of(self.parameters, self._loss, self._population)
 
     def value(self) -> float:
         """The exact value at the current parameters; not recorded."""

@@ -6,13 +6,35 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 from torch import nn
 
-from diffsim.config import Named
+from diffsim.config import OPTIMIZERS, Named, built_in_settings
+from diffsim.optimizers import optimizer_class, optimizer_settings
 from diffsim.optimizers.base import Optimizer, Scenarios
 from diffsim.optimizers.objective import Objective
 from diffsim.settings import Settings
+
+
+class Part(Named):
+    """An optimizer by name, with its options validated and its defaults written out."""
+
+    _settings: Settings = PrivateAttr()
+
+    @classmethod
+    def of(cls, named: Named, section: str) -> Part:
+        """The validated part that ``named`` describes.
+
+        Raises:
+            ConfigError: an unknown name or option, or an impossible value.
+        """
+        settings = optimizer_settings(named, section)
+        part = cls(name=named.name, **settings.model_dump())
+        part._settings = settings
+        return part
+
+    def make(self, parameters: Iterable[nn.Parameter], seed: int) -> Optimizer:
+        return optimizer_class(self.name)(parameters, self._settings, seed)
 
 
 class HandOverSettings(Settings):
@@ -35,8 +57,6 @@ class HandOverSettings(Settings):
         chosen: Mapping[str, Any] | None = None,
         warn: bool = True,
     ) -> dict[str, Any]:
-        from diffsim.optimizers import built_in_settings
-
         result = super().current_names(values, section, chosen, warn)
         for part in ("first", "then"):
             given, before = result.get(part), (chosen or {}).get(part)
@@ -44,7 +64,7 @@ class HandOverSettings(Settings):
                 continue
             before = {"name": before} if isinstance(before, str) else before or {}
             name = given.get("name", before.get("name", cls.model_fields[part].default.name))
-            settings = built_in_settings(str(name))
+            settings = built_in_settings(OPTIMIZERS, str(name))
             if settings is not None:
                 key = f"{section}.{part}" if section else part
                 result[part] = settings.current_names(given, key, before, warn)
@@ -61,10 +81,7 @@ class HandOverSettings(Settings):
     @classmethod
     def _written_out(cls, value: Named, info: ValidationInfo) -> Named:
         """Add the defaults of the named optimizer, so that a run stores them."""
-        from diffsim.optimizers import optimizer_settings
-
-        options = optimizer_settings(value, f"optimizer.{info.field_name}").model_dump()
-        return Named(name=value.name, **options)
+        return Part.of(value, f"optimizer.{info.field_name}")
 
 
 class HandOver(Optimizer):
@@ -78,10 +95,7 @@ class HandOver(Optimizer):
     Settings: ClassVar[type[HandOverSettings]] = HandOverSettings
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: HandOverSettings, seed: int = 0) -> None:
-        from diffsim.optimizers import optimizer_class
-
         super().__init__(parameters, settings, seed)
-        self._classes = [optimizer_class(part.name) for part in (settings.first, settings.then)]
         self.handed_over = False
         self.current = self._make(0)
         self.calls_per_step = max(self.current.calls_per_step, self._make(1).calls_per_step)
@@ -92,11 +106,8 @@ class HandOver(Optimizer):
         self.waited = 0
 
     def _make(self, which: int) -> Optimizer:
-        from diffsim.optimizers import optimizer_settings
-
         part = (self.settings.first, self.settings.then)[which]
-        settings = optimizer_settings(part)
-        return self._classes[which](self.vector.parameters, settings, self.generator.initial_seed() + which)
+        return part.make(self.vector.parameters, self.generator.initial_seed() + which)
 
     def scenarios(self, batch: int) -> Scenarios:
         return self.current.scenarios(batch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import abc
+import warnings
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -80,42 +82,77 @@ class Samples(NamedTuple):
     zeroth: Float[Tensor, "G P"]
 
 
-Sampler = Callable[[int, float | None, torch.Generator], Samples]
-"""``(groups, smoothing, generator) -> Samples``; ``smoothing`` is the standard deviation of the noise or None."""
-
-
-class Objective:
+class Objective(abc.ABC):
     """A function of parameters that is the same function during a whole step, with a count of its evaluations.
+
+    Optimizers call :meth:`gradient`, :meth:`values` and :meth:`samples`.  A subclass says what the function is: it
+    overrides :meth:`loss` and, where many candidates or noisy estimates can be had for less than one evaluation after
+    the other, :meth:`population` and :meth:`samples`.  ``Objective.of(parameters, loss)`` makes one from a function.
 
     Random inputs (initial states, noise) are drawn before the step, so that the points of a line search and the
     candidates of a population are compared on the same scenarios.
 
     Args:
         parameters: the arguments of the function.
-        loss: returns the scalar value at the current parameters, differentiable by autograd.
-        population: values ``[N]`` of candidates ``[N, P]``, without gradient, finite or not; by default ``loss`` is
-            called for one candidate after the other.
-        sampler: first-order and zeroth-order estimates; by default from Gaussian noise on the parameters.
 
     Attributes:
         evaluations: number of evaluations so far; each candidate of a population is one.
         gradients: how many of them computed a gradient.
     """
 
-    def __init__(
-        self,
+    def __new__(cls, *arguments: Any, **options: Any) -> Objective:
+        if cls is not Objective:
+            return super().__new__(cls)
+        warnings.warn(
+            "Objective(parameters, loss, population) is now Objective.of(parameters, loss, population); the old call "
+            "will go in the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return super().__new__(FunctionObjective)
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.vector = Vector(parameters)
+        self.evaluations = self.gradients = 0
+
+    @staticmethod
+    def of(
         parameters: Iterable[nn.Parameter],
         loss: Callable[[], Tensor],
         population: Callable[[Tensor], Tensor] | None = None,
-        sampler: Sampler | None = None,
-    ) -> None:
-        self.vector = Vector(parameters)
-        self._loss, self._population, self._sampler = loss, population, sampler
-        self.evaluations = self.gradients = 0
+    ) -> Objective:
+        """The objective that functions define.
+
+        Args:
+            parameters: the arguments of the function.
+            loss: as :meth:`loss`.
+            population: as :meth:`population`; None for one candidate after the other.
+        """
+        return FunctionObjective(parameters, loss, population)
 
     def __repr__(self) -> str:
         counts = f"{self.evaluations} evaluations, {self.gradients} with a gradient"
         return f"{type(self).__name__}({len(self.vector):,} parameters, {counts})"
+
+    # -- the function, for subclasses ---------------------------------------------------------
+
+    @abc.abstractmethod
+    def loss(self) -> Float[Tensor, ""]:
+        """The value at the current parameters, a tensor without dimensions, differentiable by autograd."""
+
+    def population(self, candidates: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
+        """The values of candidates, finite or not, called without gradient; by default one after the other."""
+        before = self.vector.read()
+        values = []
+        try:
+            for candidate in candidates:
+                self.vector.write(candidate)
+                values.append(float(_scalar(self.loss())))
+        finally:
+            self.vector.write(before)
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+    # -- its evaluations, for optimizers ------------------------------------------------------
 
     def gradient(self) -> Gradient:
         """Loss and gradient at the current parameters.  Loss and norm are copied to the host in one transfer.
@@ -126,7 +163,7 @@ class Objective:
         self.evaluations += 1
         self.gradients += 1
         with torch.enable_grad():
-            loss = self._scalar()
+            loss = _scalar(self.loss())
         parts: tuple[Tensor | None, ...] = (None,)
         if loss.requires_grad:
             parts = torch.autograd.grad(loss, self.vector.parameters, allow_unused=True)
@@ -144,45 +181,28 @@ class Objective:
         value, length = torch.stack((loss.detach().to(norm.dtype), norm)).tolist()
         return Gradient(value, length, held)
 
+    @torch.no_grad()
     def values(self, candidates: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
         """The objective at each row, in float64 on the CPU; the parameters are unchanged afterwards."""
         self.evaluations += len(candidates)
-        if self._population is not None:
-            with torch.no_grad():
-                found = self._population(candidates.to(self.vector.device))
-            if not isinstance(found, Tensor) or found.shape != (len(candidates),):
-                raise ConfigError(
-                    f"the values of a population must be a tensor of shape [{len(candidates)}], got {_described(found)}"
-                )
-            return found.detach().cpu().double()
-        before = self.vector.read()
-        values = []
-        try:
-            with torch.no_grad():
-                for candidate in candidates:
-                    self.vector.write(candidate)
-                    values.append(float(self._scalar()))
-        finally:
-            self.vector.write(before)
-        return torch.tensor(values, dtype=torch.float64, device="cpu")
-
-    def _scalar(self) -> Tensor:
-        loss = self._loss()
-        if not isinstance(loss, Tensor) or loss.ndim:
-            raise ConfigError(f"the loss must be a tensor without dimensions, got {_described(loss)}")
-        return loss
+        found = self.population(candidates.to(self.vector.device))
+        if not isinstance(found, Tensor) or found.shape != (len(candidates),):
+            raise ConfigError(
+                f"the values of a population must be a tensor of shape [{len(candidates)}], got {_described(found)}"
+            )
+        return found.detach().cpu().double()
 
     def samples(self, groups: int, smoothing: float | None, generator: torch.Generator) -> Samples:
         """Estimates of the gradient of the objective smoothed by noise, see :mod:`diffsim.optimizers.alpha_order`.
 
-        With a ``sampler``, this is one evaluation with gradient, split into groups of rollouts.  Without one, it takes
-        ``groups`` evaluations with gradient and one without.
+        By default from Gaussian noise on the parameters: ``groups`` evaluations with gradient and one without.  A
+        subclass that overrides this counts its evaluations itself.
+
+        Args:
+            groups: number of independent estimates.
+            smoothing: standard deviation of the noise; None for the objective's own.
+            generator: of the noise.
         """
-        if self._sampler is not None:
-            self.evaluations += 1
-            self.gradients += 1
-            with torch.enable_grad():
-                return self._sampler(groups, smoothing, generator)
         return self._by_noisy_parameters(groups, 0.1 if smoothing is None else smoothing, generator)
 
     def _by_noisy_parameters(self, groups: int, std: float, generator: torch.Generator) -> Samples:
@@ -215,6 +235,40 @@ class Objective:
             torch.stack(first),
             torch.stack(zeroth),
         )
+
+
+class FunctionObjective(Objective):
+    """The objective that functions define; see :meth:`Objective.of`."""
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        loss: Callable[[], Tensor],
+        population: Callable[[Tensor], Tensor] | None = None,
+        sampler: Callable[[int, float | None, torch.Generator], Samples] | None = None,
+    ) -> None:
+        super().__init__(parameters)
+        self._loss, self._population, self._sampler = loss, population, sampler
+
+    def loss(self) -> Tensor:
+        return self._loss()
+
+    def population(self, candidates: Tensor) -> Tensor:
+        return super().population(candidates) if self._population is None else self._population(candidates)
+
+    def samples(self, groups: int, smoothing: float | None, generator: torch.Generator) -> Samples:
+        if self._sampler is None:
+            return super().samples(groups, smoothing, generator)
+        self.evaluations += 1
+        self.gradients += 1
+        with torch.enable_grad():
+            return self._sampler(groups, smoothing, generator)
+
+
+def _scalar(loss: object) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise ConfigError(f"the loss must be a tensor without dimensions, got {_described(loss)}")
+    return loss
 
 
 def _described(value: object) -> str:

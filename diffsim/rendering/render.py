@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsim import __version__
-from diffsim.assembly import build_env
+from diffsim._version import __version__
+from diffsim.assembly import assemble
 from diffsim.config import load_config
 from diffsim.errors import ConfigError, RunFileError
 from diffsim.isolation import torch_defaults
@@ -174,7 +174,7 @@ def _source(run: Any, checkpoint: str, actions: str | None, env: EnvLike | None,
         return _bare(run, type(run).__name__, actions)
     if isinstance(run, type):
         config = load_config({"env": env_section(run)})
-        return _bare(build_env(config), config.env.name, actions)
+        return _bare(assemble(config).env, config.env.name, actions)
     if not isinstance(run, RunFile) and os.fspath(run).endswith(".py"):
         run = env_section(run)["name"]
     file = RunFile(run)
@@ -182,7 +182,7 @@ def _source(run: Any, checkpoint: str, actions: str | None, env: EnvLike | None,
         return _trained(LoadedRun(file, checkpoint, env=env, trust=trust), checkpoint, actions)
     name = os.fspath(run) if not isinstance(run, RunFile) else str(run.path)
     if name in ENVIRONMENTS or ":" in name:
-        return _bare(build_env(load_config({"env": name})), name, actions)
+        return _bare(assemble(load_config({"env": name})).env, name, actions)
     raise RunFileError(f"no run at {shown(file.path)}, and " + unknown("simulator", name, ENVIRONMENTS))
 
 

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from diffsim.rollouts.noise import Noise
+from lazy_registry.source_places import defined_at
 from robotics_envs.base import Env, SizeError
-from robotics_envs.user_code import defined_at
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,9 +28,10 @@ from diffsim.rollouts.inspection import Findings, fingerprint, look, operations
 from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Unrolled, backward_without, finite
 from lazy_registry.registry import Registry, unknown
+from lazy_registry.source_places import defined_at
 from robotics_envs.base import Costs, Env, Params, States
 from robotics_envs.divergence import check_rollouts
-from robotics_envs.user_code import UserCodeError, construct_env, defined_at, describe_failure
+from robotics_envs.user_code import UserCodeError, construct_env, describe_failure
 from solvers.native import build
 from solvers.validation import whole_number
 

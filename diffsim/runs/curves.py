@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from diffsim.errors import ConfigError
 from diffsim.runs.references import RunLike
 from diffsim.runs.runfile import RunFile
+from diffsim.runs.whole_files import write_whole
 from diffsim.values import folder as absolute
 from diffsim.values import shown
-from diffsim.runs.whole_files import write_whole
 from lazy_registry.installation import install_command
 
 SUFFIXES = (".png", ".pdf", ".svg")

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffsim.runs import user_code
-from diffsim.assembly import build_env, resolve_device
+from diffsim.assembly import assemble
 from diffsim.config import RunConfig
 from diffsim.errors import EvaluationError, RunFileError
 from diffsim.isolation import torch_defaults
-from diffsim.policy import Policy, make_policy
-from diffsim.runs.references import EnvLike, RunLike, env_section
+from diffsim.policy import Policy
 from diffsim.rollouts import Rollout
+from diffsim.runs import user_code
+from diffsim.runs.references import EnvLike, RunLike, env_section
 from diffsim.runs.runfile import RunFile
 from diffsim.values import shown, whole_number
+from lazy_registry.installation import install_command
 from robotics_envs import ENVIRONMENTS
 from robotics_envs.base import Env
-from lazy_registry.installation import install_command
 
 logger = logging.getLogger("diffsim")
 
@@ -106,10 +106,9 @@ class LoadedRun:
         self.checkpoint = checkpoint
         self.update = int(self.file.checkpoints().get(checkpoint, {}).get("update", 0))
         with torch_defaults(self.config.threads):
-            self.env: Env = build_env(self.config)
-            self.device = resolve_device(device)
-            dtype = getattr(torch, self.config.dtype)
-            module = make_policy(self.config.policy, self.env, 0, self.device, dtype)
+            assembly = assemble(self.config.model_copy(update={"device": device}))
+            self.env: Env = assembly.env
+            self.device, module = assembly.device, assembly.policy
             try:
                 module.load_state_dict(self.file.checkpoint(checkpoint)["policy"])
             except RuntimeError as error:

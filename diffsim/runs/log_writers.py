@@ -1,8 +1,8 @@
 """Writers of training logs, used as ``train(..., callback=writer)``.
 
 A writer is called after each update with the newest row of the history, by column name
-(:data:`diffsim.runs.runfile.COLUMNS`). ``run.h5`` holds the same numbers; these files are for other programs. Each row is
-written at once, by the thread that trains.
+(:data:`diffsim.runs.runfile.COLUMNS`). ``run.h5`` holds the same numbers; these files are for other programs. Each row
+is written at once, by the thread that trains.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from diffsim.errors import ConfigError
-from diffsim.values import folder as absolute
 from diffsim.runs.whole_files import write_whole
+from diffsim.values import folder as absolute
 from lazy_registry.installation import install_command
 from lazy_registry.registry import unknown
 

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-from diffsim import __version__
+from diffsim._version import __version__
 from robotics_envs.julia.runtime import started
 
 PACKAGES = ("torch", "numpy", "scipy", "torchdiffeq", "h5py", "juliacall")

@@ -1,17 +1,19 @@
-"""What may be given where a simulator or a run is meant."""
+"""What may be given where a simulator, the folder of a run or a callback is meant."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from diffsim.config import name_of_class
+from diffsim.config import RunConfig, loading, name_of_class
 from diffsim.errors import ConfigError
 from diffsim.runs.runfile import RunFile
-from robotics_envs.base import Env
+from diffsim.values import folder
 from lazy_registry.user_files import load_file
+from robotics_envs import JULIA
+from robotics_envs.base import Env
 
 EnvLike: TypeAlias = "str | os.PathLike[str] | type[Env] | Env | Mapping[str, Any]"
 """A name, the path of a file with one simulator, a class, an instance, or a section with name and parameters."""
@@ -46,8 +48,6 @@ def env_section(env: EnvLike) -> dict[str, Any]:
 
 def _only_simulator(file: str) -> str:
     """``"my_env.py:MyEnv"`` for a file that defines one simulator."""
-    from diffsim.config import loading
-
     with loading("simulator", file):
         module = load_file(file)
     found = [
@@ -59,3 +59,37 @@ def _only_simulator(file: str) -> str:
         what = f"several simulators: {', '.join(found)}" if found else "no subclass of robotics_envs.Env"
         raise ConfigError(f"{file} defines {what}; name one as '{Path(file).name}:MyEnv'")
     return f"{Path(file).expanduser().resolve()}:{found[0]}"
+
+
+def run_folder(out: str | os.PathLike[str]) -> Path:
+    """The folder of a new run.
+
+    Raises:
+        ConfigError: it is a file, or named like one.
+    """
+    place = folder(out)
+    if place.is_file() or place.suffix == ".h5":
+        raise ConfigError(f"out = {os.fspath(out)!r}: give a folder; the run becomes run.h5 in it")
+    return place
+
+
+def default_folder(config: RunConfig) -> Path:
+    """``runs/pendulum``; of a simulator in a file ``my_env.py``, ``runs/my_env.MyEnv``."""
+    start, _, name = config.env.name.rpartition(":")
+    stem = Path(start.removeprefix(JULIA)).stem if start.endswith((".py", ".jl")) else start
+    return Path("runs", f"{stem}.{name}".replace(":", ".").strip("."))
+
+
+def callbacks_of(callback: Callback | Sequence[Callback]) -> list[Callback]:
+    """The callbacks in one or several.
+
+    Raises:
+        ConfigError: one cannot be called.
+    """
+    callbacks: list[Any] = list(callback) if isinstance(callback, (list, tuple)) else [callback]
+    for one in callbacks:
+        if not callable(one):
+            raise ConfigError(
+                f"callback = {one!r}: give a function of a row of the history, or a list of them"
+            )
+    return callbacks

@@ -2,42 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffsim.assembly import resolve
-from diffsim.config import RunConfig, load_config
+from diffsim.assembly import Assembly
+from diffsim.config import RunConfig, absolute_name, load_config
 from diffsim.errors import ConfigError
+from diffsim.optimizers import canonical
+from diffsim.runs.user_code import user_names
 from robotics_envs import JULIA
 
 _LENGTH = ("updates", "stop")
+_SECTIONS = ("env", "policy", "algorithm", "optimizer")
 
 
-def changed_on_resume(stored: RunConfig, values: Mapping[str, Any], done: int) -> RunConfig:
-    """The stored configuration with another length, if ``values`` ask for one.
+def resumed_with(stored: RunConfig, values: Mapping[str, Any], done: int) -> RunConfig:
+    """The stored configuration with ``values`` laid over it; it may be assembled, which executes the classes it names.
+
+    A value may be the stored one, another length, or the present place of a file that was moved.
 
     Raises:
-        ConfigError: they ask for any other change, or for fewer updates than are done.
+        ConfigError: ``values`` name another class, or fewer updates than are done.
     """
     if not values:
         return stored
-    wanted = load_config(stored.model_dump(), values)
+    moved = _with_moved_files(stored, values)
+    wanted = load_config(moved.model_dump(), values)
     if wanted.updates < done:
         raise ConfigError(f"updates = {wanted.updates}: {done} are done already; give at least as many")
-    length = {key: getattr(wanted, key) for key in _LENGTH}
-    rest = {key: value for key, value in values.items() if key not in _LENGTH}
-    if rest:
-        _refuse_changes(stored, rest)
-    return stored.model_copy(update=length)
+    named = {section: (getattr(moved, section).name, getattr(wanted, section).name) for section in _SECTIONS}
+    _refuse(
+        (f"{section}.name", old, new)
+        for section, (old, new) in named.items()
+        if canonical(new) != canonical(old)
+    )
+    return wanted
 
 
-def with_moved_files(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+def lengthened(
+    stored: RunConfig, values: Mapping[str, Any], wanted: RunConfig, assembly: Assembly
+) -> RunConfig:
+    """The stored configuration with the length that ``wanted`` has, whose ``assembly`` has all options validated.
+
+    Raises:
+        ConfigError: ``wanted`` has other options than the stored configuration.
+    """
+    if any(key not in _LENGTH for key in values):
+        given = assembly.config.model_dump(exclude=set(_LENGTH))
+        for section, name in user_names(
+            wanted
+        ).items():  # assembled from other places than they are stored with
+            top, _, part = section.partition(".")
+            (given[top][part] if part else given[top])["name"] = name
+        _refuse(_differences(_with_moved_files(stored, values).model_dump(exclude=set(_LENGTH)), given))
+    return stored.model_copy(update={key: getattr(wanted, key) for key in _LENGTH})
+
+
+def _with_moved_files(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     """With the files that ``values`` name in place of stored ones of the same class that lie elsewhere."""
     changes = {}
-    for key in ("env", "policy", "algorithm", "optimizer"):
+    for key in _SECTIONS:
         section = values.get(key)
-        name = section.get("name") if isinstance(section, Mapping) else section
+        name = absolute_name(section.get("name") if isinstance(section, Mapping) else section)
         if isinstance(name, str) and _same_class(name, getattr(config, key).name):
             changes[key] = getattr(config, key).model_copy(update={"name": name})
     return config.model_copy(update=changes)
@@ -55,14 +82,9 @@ def what_lengthening_means(old: RunConfig, new: RunConfig, done: int) -> str:
     )
 
 
-def _refuse_changes(stored: RunConfig, values: Mapping[str, Any]) -> None:
-    """Say which setting was to be another."""
-    moved = with_moved_files(stored, values)
-    wanted = resolve(load_config(stored.model_dump(), values)).model_dump()
-    changed = [
-        f"{key} is {old!r} in the run, {new!r} was given"
-        for key, old, new in _differences(moved.model_dump(), wanted)
-    ]
+def _refuse(changes: Iterable[tuple[str, Any, Any]]) -> None:
+    """Raise ConfigError if there is a change ``(setting, old value, new value)``."""
+    changed = [f"{key} is {old!r} in the run, {new!r} was given" for key, old, new in changes]
     if changed:
         raise ConfigError(
             "a resumed run keeps its configuration, except for updates and stop: "

@@ -10,21 +10,28 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffsim.runs import provenance, user_code
-from diffsim.algorithms.base import Algorithm, Record
-from diffsim.assembly import build_algorithm, resolve
+from diffsim.algorithms.base import Record
+from diffsim.assembly import Assembly, assemble
 from diffsim.config import RunConfig, load_config, merge
 from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
 from diffsim.isolation import torch_defaults
+from diffsim.runs import provenance, user_code
 from diffsim.runs.log_writers import check_writers, make_writers
 from diffsim.runs.progress import Progress
-from diffsim.runs.references import Callback, EnvLike, RunLike, env_section
-from diffsim.runs.resuming import changed_on_resume, what_lengthening_means, with_moved_files
+from diffsim.runs.references import (
+    Callback,
+    EnvLike,
+    RunLike,
+    callbacks_of,
+    default_folder,
+    env_section,
+    run_folder,
+)
+from diffsim.runs.resuming import lengthened, resumed_with, what_lengthening_means
 from diffsim.runs.runfile import (
     COLUMNS,
     RunFile,
@@ -36,8 +43,7 @@ from diffsim.runs.runfile import (
 )
 from diffsim.runs.signals import stop_on_signals
 from diffsim.runs.user_code import Source
-from diffsim.values import folder, shown
-from robotics_envs import JULIA
+from diffsim.values import shown
 
 _ALL_SECTIONS = ("env", "policy", "algorithm", "optimizer")
 MAX_DROPPED_IN_A_ROW = 10
@@ -79,9 +85,27 @@ def train(
         DivergenceError: training produced non-finite numbers and cannot go on.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP arrived; a checkpoint has been written.
     """
-    values = settings if env is None else merge(settings, {"env": env_section(env)})
-    callbacks = _callbacks(callback)
-    check_writers([log] if isinstance(log, str) else log)
+    values = settings if env is None else {**settings, "env": env}
+    return trained(values, out, resume, init, callback, log, trust, quiet).file
+
+
+def trained(
+    values: Mapping[str, Any],
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    init: RunLike | None = None,
+    callback: Callback | Sequence[Callback] = (),
+    log: str | Sequence[str] = (),
+    trust: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """The run that :func:`train` makes or resumes, at its end; ``values`` are the settings, ``env`` among them."""
+    if "env" in values:
+        others = {key: value for key, value in values.items() if key != "env"}
+        values = merge(others, {"env": env_section(values["env"])})
+    callbacks = callbacks_of(callback)
+    writers = [log] if isinstance(log, str) else list(log)
+    check_writers(writers)
     with Progress(quiet=quiet) as progress:
         progress.status("loading")
         if resume:
@@ -93,39 +117,20 @@ def train(
             config = file.config()  # refuse a missing or foreign file before locking its folder
             with torch_defaults(config.threads), file.training_lock():
                 run = Run.resume(file, values, trust, progress)
-                run.train([*callbacks, *_writers(log, file)])
-            return file
+                run.train([*callbacks, *make_writers(writers, file.folder)])
+            return run
         config = load_config(_with_policy_of(init, values, trust))
-        file = RunFile(_default_folder(config) if out is None else checked_folder(out))
+        file = RunFile(default_folder(config) if out is None else run_folder(out))
         if file.exists():
             raise RunFileError(already_there(file.path))
         with torch_defaults(config.threads):
-            config = resolve(config)
-            run = Run(file, config, build_algorithm(config), progress)
+            assembly = assemble(config)
+            run = Run(file, assembly.config, assembly, progress)
             start = {} if init is None else run.start_from(RunFile(init))
             with file.training_lock():
                 run.create(start)
-                run.train([*callbacks, *_writers(log, file)])
-    return file
-
-
-def checked_folder(out: str | os.PathLike[str]) -> Path:
-    """The folder of a new run.
-
-    Raises:
-        ConfigError: it is a file, or named like one.
-    """
-    place = folder(out)
-    if place.is_file() or place.suffix == ".h5":
-        raise ConfigError(f"out = {os.fspath(out)!r}: give a folder; the run becomes run.h5 in it")
-    return place
-
-
-def _default_folder(config: RunConfig) -> Path:
-    """``runs/pendulum``; of a simulator in a file ``my_env.py``, ``runs/my_env.MyEnv``."""
-    start, _, name = config.env.name.rpartition(":")
-    stem = Path(start.removeprefix(JULIA)).stem if start.endswith((".py", ".jl")) else start
-    return Path("runs", f"{stem}.{name}".replace(":", ".").strip("."))
+                run.train([*callbacks, *make_writers(writers, file.folder)])
+    return run
 
 
 def _with_policy_of(init: RunLike | None, values: Mapping[str, Any], trust: bool) -> Mapping[str, Any]:
@@ -141,34 +146,29 @@ def _with_policy_of(init: RunLike | None, values: Mapping[str, Any], trust: bool
     return {**values, "policy": config.policy.model_dump()}
 
 
-def _callbacks(callback: Callback | Sequence[Callback]) -> list[Callback]:
-    callbacks: list[Any] = list(callback) if isinstance(callback, (list, tuple)) else [callback]
-    for one in callbacks:
-        if not callable(one):
-            raise ConfigError(
-                f"callback = {one!r}: give a function of a row of the history, or a list of them"
-            )
-    return callbacks
-
-
-def _writers(log: str | Sequence[str], file: RunFile) -> list[Any]:
-    return make_writers([log] if isinstance(log, str) else list(log), file.folder)
-
-
 class Run:
-    """A configuration being trained into a file, whose training lock the caller holds."""
+    """A configuration being trained into a file, whose training lock the caller holds.
+
+    Args:
+        file: of the run.
+        config: as it is stored.
+        assembly: what it names; names of the user's may lead to other places here than in ``config``.
+        progress: what a person sees.
+        sources: texts of the user's files that the run is made from.
+    """
 
     def __init__(
         self,
         file: RunFile,
         config: RunConfig,
-        algorithm: Algorithm,
+        assembly: Assembly,
         progress: Progress,
         sources: Sequence[Source] = (),
     ) -> None:
         self.file = file
         self.config = config
-        self.algorithm = algorithm
+        self.assembly = assembly
+        self.algorithm = assembly.algorithm
         self.progress = progress
         self.sources = sources
         self.history: dict[str, list[float]] = {name: [] for name in COLUMNS}
@@ -191,12 +191,12 @@ class Run:
                 f"{shown(file.folder)} diverged and would again: {status['reason']}. Start a new run with that "
                 f"change; --init {shlex.quote(shown(file.folder))} starts it from this one's policy"
             )
-        config = changed_on_resume(stored, values, len(file.history()["update"]))
+        wanted = resumed_with(stored, values, len(file.history()["update"]))
         sources = file.sources()
-        runnable = user_code.consented(
-            with_moved_files(config, values), sources, file.is_own(), trust, file.path, _ALL_SECTIONS
-        )
-        run = cls(file, config, build_algorithm(runnable), progress, sources)
+        runnable = user_code.consented(wanted, sources, file.is_own(), trust, file.path, _ALL_SECTIONS)
+        assembly = assemble(runnable)
+        config = lengthened(stored, values, wanted, assembly)
+        run = cls(file, config, assembly, progress, sources)
         run._load_checkpoint()
         run.history = {name: column.tolist() for name, column in file.history().items()}
         run._saved, run._facts, run._own = run.updates_done, file.provenance(), file.is_own()
@@ -416,7 +416,7 @@ class Run:
         return sections
 
     def _why_it_diverged(self, record: Record) -> str:
-        options = resolve(self.config).optimizer.options
+        options = self.assembly.config.optimizer.options
         hints = [f"a smaller optimizer.{name}" for name in ("lr", "sigma", "radius") if options.get(name)]
         hints += ["optimizer.max_grad_norm=1"] if "max_grad_norm" in options else []
         return (

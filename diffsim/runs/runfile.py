@@ -33,12 +33,13 @@ import h5py
 import numpy as np
 from filelock import FileLock, Timeout
 
-from diffsim.runs import authorship, state_tree, user_code
+import diffsim.state_tree as state_tree
 from diffsim.config import RunConfig, stored_config
 from diffsim.errors import ConfigError, RunFileError
+from diffsim.runs import authorship, user_code
 from diffsim.runs.user_code import Source
-from diffsim.values import folder, shown
 from diffsim.runs.whole_files import write_whole
+from diffsim.values import folder, shown
 from lazy_registry.registry import unknown
 
 FORMAT = "diffsim-run"

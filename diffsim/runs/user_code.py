@@ -22,15 +22,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from diffsim.runs import authorship
-from diffsim.config import Named, RunConfig
+from diffsim.config import ALGORITHMS, NETWORKS, Named, RunConfig
 from diffsim.errors import TrustError
-from diffsim.values import printable, shown
+from diffsim.runs import authorship
 from diffsim.runs.whole_files import write_whole
+from diffsim.values import printable, shown
+from lazy_registry.installation import cache_folder
+from lazy_registry.user_files import definitions, file_of, imported_files
 from robotics_envs import ENVIRONMENTS, JULIA
 from robotics_envs.julia import SIMULATORS
-from solvers.native.build import cache_folder
-from lazy_registry.user_files import definitions, file_of, imported_files
 
 logger = logging.getLogger("diffsim")
 
@@ -67,9 +67,7 @@ class Source:
 
 def user_names(config: RunConfig, sections: Iterable[str] | None = None) -> dict[str, str]:
     """The names by section that do not come with this project; of the given sections, or of all."""
-    from diffsim.algorithms import ALGORITHMS
     from diffsim.optimizers import is_shipped
-    from diffsim.policy import NETWORKS
 
     shipped: dict[str, Callable[[str], bool]] = {
         "env": lambda n: n in ENVIRONMENTS or (n.removeprefix(JULIA) in SIMULATORS and n.startswith(JULIA)),

@@ -6,10 +6,11 @@ import numbers
 
 import torch
 
+from lazy_registry.source_places import defined_at
 from robotics_envs.base import NEEDED, Box, Env
 from robotics_envs.conformance.samples import BATCH, generator, sample
 from robotics_envs.drawing import flatten
-from robotics_envs.user_code import defined_at, describe_failure
+from robotics_envs.user_code import describe_failure
 from solvers.validation import whole_number
 
 

@@ -15,7 +15,7 @@ from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter
 from robotics_envs.julia.runtime import JuliaError, Runtime, start
 from solvers.methods.base import Solver, State, VectorField
 
-logger = logging.getLogger("diffsim")
+logger = logging.getLogger("robotics_envs")
 
 PREFIX = "julia:"
 _INTERVAL, _SLOPE, _COST, _OBSERVATION, _DONE = range(5)

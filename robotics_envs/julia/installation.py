@@ -9,21 +9,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from robotics_envs import julia_sources
-
 PACKAGE = "DiffSimEnvs"
 ADJOINTS = ("SciMLSensitivity", "1ed8b502-d754-442c-8d5d-10ac956f44a1")
 OLDEST = (1, 10)
 
+MODULE = "robotics_envs.julia"
+SETUP = f"python -m {MODULE} setup"
+
 TWO_WAYS = (
-    "either let it be installed: diffsim julia setup; or name an existing one (>= 1.10) with a project to keep the "
+    f"either let it be installed: {SETUP}; or name an existing one (>= 1.10) with a project to keep the "
     "packages in, PYTHON_JULIACALL_EXE=/path/to/julia and PYTHON_JULIACALL_PROJECT=/path/to/project, and run "
-    "diffsim julia setup once with them"
+    f"{SETUP} once with them"
 )
 
 
 class JuliaError(RuntimeError):
     """Julia is missing, cannot do what was asked, or reports an error of its own."""
+
+
+def julia_sources() -> Path:
+    """The folder of ``DiffSimEnvs``, the Julia package with the Julia simulators (it holds ``Project.toml``)."""
+    here = Path(__file__).resolve().parents[1]
+    # In a wheel the sources lie inside this package; in a checkout, in the folder julia/.
+    return next(p for p in (here / "DiffSimEnvs", here.parent / "julia" / "DiffSimEnvs") if p.is_dir())
 
 
 @dataclass(frozen=True)
@@ -55,13 +63,10 @@ def find() -> Installation:
     found = shutil.which(executable)
     if found is None:
         raise JuliaError(
-            f"PYTHON_JULIACALL_EXE = {executable!r} is no executable file; correct it, or unset it and run "
-            "diffsim julia setup"
+            f"PYTHON_JULIACALL_EXE = {executable!r} is no executable file; correct it, or unset it and run {SETUP}"
         )
     if not Path(project).is_dir():
-        raise JuliaError(
-            f"PYTHON_JULIACALL_PROJECT = {project!r} is no folder; create it, then run diffsim julia setup"
-        )
+        raise JuliaError(f"PYTHON_JULIACALL_PROJECT = {project!r} is no folder; create it, then run {SETUP}")
     return Installation(os.path.abspath(found), os.path.abspath(project), "PYTHON_JULIACALL_EXE")
 
 
@@ -135,13 +140,13 @@ class Report:
             found.append(f"Julia {self.version} is too old: 1.10 or newer is needed")
         missing = [name for name in (PACKAGE, "PythonCall") if name not in self.packages]
         if missing:
-            found.append(f"the project lacks {' and '.join(missing)}: run diffsim julia setup")
+            found.append(f"the project lacks {' and '.join(missing)}: run {SETUP}")
         elif Path(self.source).resolve() != julia_sources().resolve():
             found.append(
-                f"the project takes {PACKAGE} from {self.source}, not from {julia_sources()}: run diffsim julia setup"
+                f"the project takes {PACKAGE} from {self.source}, not from {julia_sources()}: run {SETUP}"
             )
         elif not self.precompiled:
-            found.append("not precompiled: the first start will take minutes; run diffsim julia setup")
+            found.append(f"not precompiled: the first start will take minutes; run {SETUP}")
         return found
 
 

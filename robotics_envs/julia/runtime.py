@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from robotics_envs.julia.installation import ADJOINTS, PACKAGE, Installation, JuliaError, find
+from robotics_envs.julia.installation import ADJOINTS, MODULE, PACKAGE, SETUP, Installation, JuliaError, find
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -97,9 +97,7 @@ class Runtime:
         _refuse_fork()
         said = _text(self._load_adjoints)
         if said:
-            raise JuliaError(
-                f"adjoints need the Julia package {ADJOINTS[0]}, run diffsim julia setup --adjoints: {said}"
-            )
+            raise JuliaError(f"adjoints need the Julia package {ADJOINTS[0]}, run {SETUP} --adjoints: {said}")
         self._adjoints_loaded = True
 
     def evaluate(self, number: int, *arguments: int) -> int:
@@ -199,7 +197,7 @@ def _start(threads: int | None) -> Runtime:
 def _does_not_load(installation: Installation, reason: object) -> JuliaError:
     return JuliaError(
         f"{installation.executable} with the project {installation.project} does not load {PACKAGE} "
-        f"({str(reason).strip().splitlines()[0]}); run diffsim julia setup; diffsim julia status shows what is there"
+        f"({str(reason).strip().splitlines()[0]}); run {SETUP}; python -m {MODULE} status shows what is there"
     )
 
 

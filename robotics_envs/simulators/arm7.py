@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -11,42 +9,27 @@ from torch import Tensor
 
 from robotics_envs.base import Actions, Box, Costs, Observations, Params, States
 from robotics_envs.drawing import Circle, Floats, Shape
-from robotics_envs.mechanics.quaternions import product, rotation
-from robotics_envs.simulators.arm7_point import (
+from robotics_envs.mechanics.panda import (
     JOINT_HIGH,
     JOINT_LOW,
-    LINKS,
     MAX_TORQUE,
     READY,
-    Arm7Point,
     Joints,
     Points,
-    axes_of,
+    Quaternions,
+    attitude,
     cross,
+    frames,
+    hand,
 )
-
-Quaternions = Float[Tensor, "batch 4"]
+from robotics_envs.mechanics.quaternions import rotation
+from robotics_envs.simulators.arm7_point import Arm7Point, axes_of
 
 TARGET_SPREAD = 0.4  # rad, of each joint about READY, where targets are drawn
 _JOINTS = Box(JOINT_LOW, JOINT_HIGH)
 _ROUNDING = 0.05  # m and 1, where the cost changes from quadratic to linear
 _TARGET_LOW = (-0.05, -0.4, 0.25, -0.6, 0.5, -0.9, -0.6)  # m and 1
 _TARGET_HIGH = (0.5, 0.4, 0.95, 0.6, 1.0, 0.3, 0.6)
-
-
-def attitude(q: Joints) -> Quaternions:
-    """The attitude of the flange in the base frame at the joint angles ``q`` rad, a unit quaternion.
-
-    The product of the rotations of all links, so it is smooth in the angles, also over several turns.
-    """
-    half, zero = 0.5 * q, torch.zeros_like(q)
-    about_z = torch.stack((torch.cos(half), zero, zero, torch.sin(half)), dim=-1)
-    total = about_z[:, 0]
-    for i, link in enumerate(LINKS[1:], start=1):
-        quarter = math.pi / 4 * link.twist
-        about_x = about_z.new_tensor((math.cos(quarter), math.sin(quarter), 0.0, 0.0)).expand_as(total)
-        total = product(total, product(about_x, about_z[:, i]))
-    return total
 
 
 class Arm7(Arm7Point):
@@ -93,12 +76,12 @@ class Arm7(Arm7Point):
 
     def misalignment(self, q: Joints, target: Quaternions) -> Float[Tensor, " batch"]:
         """Half of 1 minus the cosine of the angle from the flange's attitude to that of ``target``."""
-        axes, _ = self.frames(q)
+        axes, _ = frames(q)
         return 0.25 * (3 - (axes[:, -1].flatten(-2) * rotation(target)).sum(-1))
 
     def turn_left(self, q: Joints, target: Quaternions) -> tuple[Points, Float[Tensor, "batch 1"]]:
         """Of the turn from the flange's attitude to that of ``target``: axis times sine, and cosine."""
-        axes, _ = self.frames(q)
+        axes, _ = frames(q)
         wanted = rotation(target).unflatten(-1, (3, 3))
         both = 0.5 * cross(axes[:, -1].mT, wanted.mT).sum(-2)
         return both, 1 - 2 * self.misalignment(q, target).unsqueeze(-1)
@@ -113,7 +96,7 @@ class Arm7(Arm7Point):
         q, qd, target, quaternion = x.split((7, 7, 3, 4), dim=-1)
         effort = u / self.action_box.bounds(u)[1]
         beyond = q - q.clamp(*_JOINTS.bounds(q))
-        far = torch.sqrt(((self.hand(q) - target) ** 2).sum(-1) + _ROUNDING**2) - _ROUNDING
+        far = torch.sqrt(((hand(q) - target) ** 2).sum(-1) + _ROUNDING**2) - _ROUNDING
         turned = torch.sqrt(self.misalignment(q, quaternion) + _ROUNDING**2) - _ROUNDING
         return 2 * far + turned + (0.01 * qd**2 + 0.005 * effort**2 + beyond**2).sum(-1)
 
@@ -130,7 +113,7 @@ class Arm7(Arm7Point):
         quaternion = attitude(q)
         # Of the two quaternions of an attitude the one in the state box.
         quaternion = torch.where(quaternion[:, 1:2] < 0, -quaternion, quaternion)
-        return torch.cat((x[:, :14], self.hand(q), quaternion), dim=-1)
+        return torch.cat((x[:, :14], hand(q), quaternion), dim=-1)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The arm as ``arm7_point`` draws it, and the target: a ring with long thin axes."""

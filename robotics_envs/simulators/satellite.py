@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
 from robotics_envs.drawing import Circle, Floats, Line, Point, Polygon, Shape, View
-from robotics_envs.simulators.quadrotor import unit
+from robotics_envs.mechanics.quaternions import unit
 from solvers.methods.runge_kutta import RK4
 
 _CUBESAT = "CubeSat Design Specification rev. 13 (2014), a full 3U: 4.0 kg in 100 x 100 x 340.5 mm, uniform"

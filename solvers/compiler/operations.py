@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from solvers.compiler.ir import Graph, Node, Operand
+Operand = Any
+"""A node or a constant of ``solvers.compiler.ir``, which stands above this table."""
 
-Derivative = Callable[..., "tuple[Operand, ...]"]
+
+class Graph(Protocol):
+    """What derivatives are written with; ``solvers.compiler.ir.Graph`` is one."""
+
+    def apply(self, op: str, *args: Operand) -> Operand:
+        """The result of an operation."""
+
+    def zero_product(self, a: Operand, b: Operand) -> Operand:
+        """``a · b``, zero where a factor is the constant zero."""
+
+
+Derivative = Callable[..., tuple[Operand, ...]]
 """``(graph, bar, out, *args) -> terms``: ``bar · d out / d arg`` for every argument."""
 
 
@@ -53,7 +64,7 @@ def _comparison(symbol: str, fold: Callable[..., float]) -> Operation:
     return Operation(_infix(symbol), None, fold, boolean=True)
 
 
-def _d_extremum(g: Graph, bar: Operand, out: Node, a: Operand, b: Operand) -> tuple[Operand, ...]:
+def _d_extremum(g: Graph, bar: Operand, out: Operand, a: Operand, b: Operand) -> tuple[Operand, ...]:
     # As torch does: half to each where they are equal.
     half = g.apply("mul", 0.5, bar)
     tie = g.apply("eq", a, b)
@@ -64,7 +75,7 @@ def _d_extremum(g: Graph, bar: Operand, out: Node, a: Operand, b: Operand) -> tu
     return side(a), side(b)
 
 
-def _d_power(g: Graph, bar: Operand, out: Node, a: Operand, b: Operand) -> tuple[Operand, ...]:
+def _d_power(g: Graph, bar: Operand, out: Operand, a: Operand, b: Operand) -> tuple[Operand, ...]:
     by_a = g.zero_product(bar, g.apply("mul", b, g.apply("pow", a, g.apply("sub", b, 1.0))))
     if isinstance(b, (int, float)):
         return by_a, 0.0
@@ -77,7 +88,7 @@ def _cosine_of_asin(g: Graph, a: Operand) -> Operand:
     return g.apply("sqrt", g.apply("sub", 1.0, g.apply("mul", a, a)))
 
 
-def _d_atan2(g: Graph, bar: Operand, out: Node, y: Operand, x: Operand) -> tuple[Operand, ...]:
+def _d_atan2(g: Graph, bar: Operand, out: Operand, y: Operand, x: Operand) -> tuple[Operand, ...]:
     square = g.apply("add", g.apply("mul", y, y), g.apply("mul", x, x))
     return (
         g.apply("div", g.zero_product(bar, x), square),

@@ -11,24 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solvers.marching.problem import Leaves, Problem, functions_at
+from solvers.marching.problem import Problem
 from solvers.modes import AutocastState
 
 
 def check_field(
-    name: str, problem: Problem, leaves: Leaves, adjoint: str, *, per_rollout: bool, recomputed: bool
+    problem: Problem, adjoint: str, *, sees_captured: bool, per_rollout: bool, recomputed: bool
 ) -> bool:
     """Evaluate f at the start, with a time for every rollout or for all, to say early what is wrong with it.
 
     Random generators and buffers are put back afterwards.
 
     Args:
+        adjoint: its name, for messages.
+        sees_captured: whether the adjoint differentiates by tensors that are not among ``problem.leaves``.
         recomputed: whether the solve may evaluate f more than once at the same point: for another attempt of a step,
             or to repeat the step for its gradient.  Then f (and the events) must be functions of their arguments.
 
     Returns:
-        Whether f or an event depends on a tensor that requires a gradient and is not among ``leaves``; False if the
-        solve recomputes nothing.
+        Whether f or an event depends on a tensor that requires a gradient and is not among ``problem.leaves``; False
+        if the solve recomputes nothing.
 
     Raises:
         ValueError, TypeError: f cannot be solved; the message says why.
@@ -46,16 +48,16 @@ def check_field(
     _check_slope(slope, t, x, per_rollout)
     captured = False
     if recomputed:
-        with torch.set_grad_enabled(torch.is_grad_enabled() or adjoint in ("checkpoint", "adjoint")):
-            values, captured = _look_again(problem, t, x, leaves)
-    watch.settle(lambda: functions_at(problem, t, x.clone(), problem.held(0), problem.p))
+        with torch.set_grad_enabled(torch.is_grad_enabled() or not sees_captured):
+            values, captured = _look_again(problem, t, x)
+    watch.settle(lambda: _functions_at(problem, t, x.clone(), problem.held(0), problem.p))
     if recomputed:
         cause = watch.cause()
         if not cause and _differs(slope, values[0].detach()):
             cause = "f gives another value when it is evaluated again with the same arguments"
         if cause:
             raise ValueError(
-                f"{cause}, so a step that is computed again is not the same step, and solver={name!r} with "
+                f"{cause}, so a step that is computed again is not the same step, and solver={problem.name!r} with "
                 f"adjoint={adjoint!r} computes steps again: the gradient would be that of another function. Pass a "
                 "frozen noise tensor through u or p, or put the module into evaluation mode with .eval(), or compute "
                 "every step once: an explicit method with dt and adjoint='backprop', without events and without "
@@ -65,12 +67,12 @@ def check_field(
         half = x.shape[-1] // 2
         if x.shape[-1] % 2 or not torch.equal(slope[..., :half], x[..., half:]):
             raise ValueError(
-                f"solver {name!r} is for x = [q, v] with dq/dt = v; this f has another dq/dt or an odd n"
+                f"solver {problem.name!r} is for x = [q, v] with dq/dt = v; this f has another dq/dt or an odd n"
             )
     batch = x.shape[:-1]
     if per_rollout and batch and batch[-1] == x.shape[-1] > 1:
         _check_times_broadcast(problem, t, x)
-    if captured and adjoint in ("checkpoint", "adjoint"):
+    if captured and not sees_captured:
         raise ValueError(
             "f or an event uses a tensor that requires a gradient and is neither in u nor in p: "
             f"adjoint={adjoint!r} would lose its gradient. Pass it through u or p (modules may be passed whole), "
@@ -117,21 +119,29 @@ def _check_times_broadcast(problem: Problem, t: Tensor, x: Tensor) -> None:
                 )
 
 
-def _look_again(problem: Problem, t: Tensor, x: Tensor, leaves: Leaves) -> tuple[list[Tensor], bool]:
+def _look_again(problem: Problem, t: Tensor, x: Tensor) -> tuple[list[Tensor], bool]:
     """The values of f and the events, and whether they depend on a tensor outside of the leaves.
 
     A leaf that f makes itself (to differentiate an energy) is another one at every evaluation, one that existed before
     the call is the same.
     """
     index = problem.grid.controls[0] if problem.holds_controls else None
-    u, p, own = leaves.detached(index)
+    u, p, own = problem.leaves.detached(index)
     known = {id(leaf) for leaf in own}
-    values = functions_at(problem, t, x.clone(), u, p)
+    values = _functions_at(problem, t, x.clone(), u, p)
     unknown = _graph_leaves(values, known)
     if unknown:
-        again = functions_at(problem, t, x.clone(), u, p)
+        again = _functions_at(problem, t, x.clone(), u, p)
         unknown = {key: leaf for key, leaf in _graph_leaves(again, known).items() if key in unknown}
     return values, bool(unknown)
+
+
+def _functions_at(problem: Problem, t: Tensor, x: Tensor, u: Any, p: Any) -> list[Tensor]:
+    """The vector field, and the events' functions and jumps, at one point."""
+    values = [problem.f(t, x, u, p)]
+    for event in problem.events:
+        values += [event.value(t, x, u, p), event.after(t, x, u, p)]
+    return values
 
 
 def _graph_leaves(values: list[Tensor], known: set[int]) -> dict[int, Tensor]:

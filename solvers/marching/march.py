@@ -2,103 +2,67 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from solvers.failure import Failure
 from solvers.marching.events import EventFinder, coincidence, resolved
-from solvers.marching.outputs import Outputs, output_times
 from solvers.marching.problem import Problem
+from solvers.marching.track import Kept, OutputRecorder, Stride, Track, output_times
 from solvers.methods.base import Attempt
 from solvers.solution import no_steps
-
-
-@dataclass(frozen=True)
-class Stride:
-    """One attempted step of the whole batch, with what the backward pass needs to repeat it.
-
-    Attributes:
-        leg: the leg it belongs to.
-        t, x: time and state at the start, ``[*batch]`` and ``[*batch, n]``; None unless states are kept.
-        h: the length of the step, ``[*batch]``; 0 where it was rejected or the rollout has finished,
-            so that repeating the step changes nothing there.
-        to_target: rollouts whose step ended at the end of the leg, ``[*batch]``.
-        event: the event that fired at the end of the step, ``[*batch]``, -1 for none; None if none fired.
-        slot: how many events each rollout had before.
-        inside: outputs that some rollout passed, and which rollouts passed them, ``[len, *batch]``.
-    """
-
-    leg: int
-    t: Tensor | None
-    x: Tensor | None
-    h: Tensor
-    to_target: Tensor
-    event: Tensor | None = None
-    slot: Tensor | None = None
-    inside: tuple[list[int], Tensor] | None = None
-
-
-@dataclass
-class Track:
-    """The result of a march.
-
-    Attributes:
-        strides: the attempts in order.
-        status, stopped: status of every rollout, and whether a terminal event ended it.
-        t, x, last_step: time and state at which every rollout ended, and its last step size.
-        seen: up to which time the outputs of every rollout are known; before t just after an event.
-        accepted, rejected: counts of steps.
-        outputs: the states at the outputs and the events, without a graph.
-        safe: a state at which every rollout's vector field is known to be finite: failed rollouts are kept there
-            while the others' steps are repeated.
-    """
-
-    strides: list[Stride]
-    status: Tensor
-    stopped: Tensor
-    t: Tensor
-    x: Tensor
-    seen: Tensor
-    last_step: Tensor
-    accepted: Tensor
-    rejected: Tensor
-    outputs: Outputs
-    safe: Tensor
 
 
 @torch.no_grad()
 def march(
     problem: Problem,
     *,
-    keep_states: bool,
-    stop_at_failure: bool,
+    keep: Kept = "states",
+    stop_at_failure: bool = True,
     frozen: Tensor | None = None,
     visit: Callable[[Stride], object] | None = None,
 ) -> Track:
-    """Take all steps of the grid once, without a graph.
+    """Take all steps of the grid once, without a graph: leg after leg, until every rollout is at the end or has failed.
 
     Every rollout has its own time and step size; those that have finished take steps of length zero.  Nothing is
-    computed across rollouts except whether any of them is active.  ``frozen`` rollouts take no step.  Every stride is
-    given to ``visit``; by default it is appended to the track.
+    computed across rollouts except whether any of them is active.
+
+    Args:
+        keep: what the track holds: "states" (every stride, with the times and states at its start), "steps" (every
+            stride, without those) or "nothing" (no strides).
+        stop_at_failure: whether the march ends at the first failure of some rollout.
+        frozen: rollouts that take no step, ``[*batch]``.
+        visit: what every stride is given to, instead of appending it to the track.
     """
     strides: list[Stride] = []
-    walk = _March(problem, frozen)
-    walk.run(keep_states, stop_at_failure, strides.append if visit is None else visit)
-    safe = _safe_states(problem.x0.detach(), walk.accepted > 0)
-    return Track(
-        strides, walk.status, walk.stopped, walk.t, walk.x, walk.seen, walk.last_step, walk.accepted,
-        walk.rejected, walk.outputs, safe,
-    )  # fmt: skip
+    if visit is None:
+        visit = _forget if keep == "nothing" else strides.append
+    rollouts = _Rollouts(problem, frozen, keep == "states")
+    # Asking whether any rollout is active waits for the device: on a GPU only at every eighth attempt.
+    interval = 1 if problem.x0.device.type == "cpu" else 8
+    for leg in range(len(problem.grid.controls)):
+        rollouts.enter(leg)
+        for attempt in itertools.count():
+            active = rollouts.active()
+            if attempt % interval == 0 and rollouts.are_done(active, stop_at_failure):
+                break
+            visit(rollouts.stride(active))
+        rollouts.recorder.at_target(leg, rollouts.x)
+    return rollouts.track(strides)
 
 
-class _March:
+def _forget(stride: Stride) -> None:
+    """What is done with a stride that is not kept."""
+
+
+class _Rollouts:
     """The state of all rollouts between two attempts."""
 
-    def __init__(self, problem: Problem, frozen: Tensor | None) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, frozen: Tensor | None, keep_states: bool) -> None:
+        self.problem, self.keep_states = problem, keep_states
         self.x = problem.x0.detach()
         batch, device = self.x.shape[:-1], self.x.device
         self.t = problem.grid.start.detach().to(self.x.dtype).expand(batch)
@@ -113,38 +77,42 @@ class _March:
         self.slope: Tensor | None = None  # f at the present state, where it is known
         self.finder = EventFinder(problem.events, problem.event_samples) if problem.events else None
         self.held = none.expand(len(problem.events), *batch)
-        self.outputs = Outputs(problem, self.x)
+        self.recorder = OutputRecorder(problem, self.x)
 
-    def run(self, keep_states: bool, stop_at_failure: bool, visit: Callable[[Stride], object]) -> None:
-        """Leg after leg, until every rollout has reached the end, stopped or failed."""
+    def enter(self, leg: int) -> None:
+        """Begin a leg of the grid."""
         grid = self.problem.grid
-        # Asking whether any rollout is active waits for the device: on a GPU only at every eighth attempt.
-        interval = 1 if self.x.device.type == "cpu" else 8
-        for leg, control in enumerate(grid.controls):
-            self.leg, self.u = leg, self.problem.held(leg)
-            self.target = grid.targets[leg].detach().to(self.x.dtype).expand(self.t.shape)
-            self.started = self.t
-            if leg and control != grid.controls[leg - 1]:
-                self.slope = None
-            attempts = 0
-            while True:
-                live = (self.status == Failure.SUCCESS) & ~self.stopped & ~self.frozen
-                active = live & ((self.t < self.target) | self.pending)
-                if attempts % interval == 0:
-                    failed = stop_at_failure and bool((self.status != Failure.SUCCESS).any())
-                    if failed or not bool(active.any()):
-                        break
-                attempts += 1
-                visit(self._stride(active, keep_states))
-            self.outputs.at_target(leg, self.x)
+        self.leg, self.u = leg, self.problem.held(leg)
+        self.target = grid.targets[leg].detach().to(self.x.dtype).expand(self.t.shape)
+        self.started = self.t
+        if leg and grid.controls[leg] != grid.controls[leg - 1]:
+            self.slope = None
 
-    def _stride(self, active: Tensor, keep_states: bool) -> Stride:
+    def active(self) -> Tensor:
+        """The rollouts that have not reached the end of the leg, stopped or failed, ``[*batch]``."""
+        live = (self.status == Failure.SUCCESS) & ~self.stopped & ~self.frozen
+        return live & ((self.t < self.target) | self.pending)
+
+    def are_done(self, active: Tensor, stop_at_failure: bool) -> bool:
+        """Whether the leg is over."""
+        failed = stop_at_failure and bool((self.status != Failure.SUCCESS).any())
+        return failed or not bool(active.any())
+
+    def track(self, strides: list[Stride]) -> Track:
+        """The result, when all legs are over."""
+        safe = _safe_states(self.problem.x0.detach(), self.accepted > 0)
+        return Track(
+            strides, self.status, self.stopped, self.t, self.x, self.seen, self.last_step, self.accepted,
+            self.rejected, self.recorder, safe,
+        )  # fmt: skip
+
+    def stride(self, active: Tensor) -> Stride:
         """One attempt of all rollouts; advances those whose step is accepted."""
         problem, t, x = self.problem, self.t, self.x
         if self.slope is None and (problem.controller is not None or self.finder is not None):
             self.slope = problem.f(t, x, self.u, problem.p)
         h, to_target = self._length(active)
-        attempt = self._attempt(h, self.slope)
+        attempt = problem.method.attempt(problem.f, t, x, self.u, problem.p, h, self.slope)
         accepted = self._judge(active, h, to_target, attempt)
         self.last_step = torch.where(active, h, self.last_step)
 
@@ -162,11 +130,11 @@ class _March:
                 event, slot, end_slope = torch.where(fired, which, -1), self.fired, None
                 same_time = coincidence(t, h)
                 h, to_target = torch.where(fired, when, h), to_target & ~fired
-                attempt = self._attempt(h)
+                attempt = problem.method.attempt(problem.f, t, x, self.u, problem.p, h)
                 t_new = torch.where(fits, torch.where(fired, t + when, t_new), t)
                 after = self._jump(event, tied, t_new, attempt.x)
                 x_new = torch.where(fired.unsqueeze(-1), after, torch.where(fits.unsqueeze(-1), x_new, x))
-                self.outputs.event(event, slot, t_new, attempt.x)
+                self.recorder.event(event, slot, t_new, attempt.x)
                 self.fired = self.fired + fired
         h, to_target = torch.where(accepted, h, 0.0), to_target & accepted
         seen = torch.where(accepted, t_new, self.seen)
@@ -179,8 +147,12 @@ class _March:
         inside = _outputs_inside(problem, self.leg, t, self.seen, seen, accepted)
         self.seen = seen
         if inside is not None:
-            assert attempt.dense is not None
-            self.outputs.inside(inside, t, h, attempt.dense)
+            if attempt.dense is None:
+                raise TypeError(
+                    f"solver {problem.name!r} has no dense output for the requested times between its steps: let its "
+                    "attempt return one (Attempt.dense), or give dt"
+                )
+            self.recorder.inside(inside, t, h, attempt.dense)
         self.accepted = self.accepted + accepted
         self.rejected = self.rejected + (active & ~accepted)
         if end_slope is None or self.slope is None:
@@ -190,18 +162,14 @@ class _March:
         self.t, self.x = t_new, x_new
         return Stride(
             self.leg,
-            t if keep_states else None,
-            x if keep_states else None,
+            t if self.keep_states else None,
+            x if self.keep_states else None,
             h,
             to_target,
             event,
             slot,
             inside,
         )
-
-    def _attempt(self, h: Tensor, slope: Tensor | None = None) -> Attempt:
-        problem = self.problem
-        return problem.method.attempt(problem.f, self.t, self.x, self.u, problem.p, h, slope)
 
     def _length(self, active: Tensor) -> tuple[Tensor, Tensor]:
         """The step size to attempt, and for which rollouts it reaches the end of the leg."""
@@ -215,8 +183,9 @@ class _March:
             self.proposal = controller.first(
                 problem.f, self.t, self.x, self.u, problem.p, self.slope, remaining, order
             )
-        if controller.max_step is not None:
-            self.proposal = self.proposal.clamp_max(controller.max_step)
+        longest = getattr(controller, "max_step", None)
+        if longest is not None:
+            self.proposal = self.proposal.clamp_max(longest)
         to_target = active & (self.proposal >= remaining)
         return torch.where(active, torch.where(to_target, remaining, self.proposal), 0.0), to_target
 
@@ -234,7 +203,11 @@ class _March:
                 )
             accepted, failed = active & good, active & ~good
         else:
-            assert attempt.error is not None
+            if attempt.error is None:
+                raise TypeError(
+                    f"solver {problem.name!r} calls itself adaptive, but its attempt returns no error estimate "
+                    "(Attempt.error)"
+                )
             assert self.proposal is not None
             error = controller.scaled_error(attempt.error, self.x, attempt.x)
             good = good & torch.isfinite(error)

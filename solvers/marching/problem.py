@@ -1,11 +1,11 @@
-"""An initial-value problem: all that is fixed before the first step."""
+"""A checked initial-value problem: all that is fixed before the first step."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from solvers.marching.events import Event
 from solvers.marching.grid import Grid
-from solvers.marching.step_size import StepSizeController
+from solvers.marching.step_size import Controller
 from solvers.methods.base import Solver, VectorField
 from solvers.modes import NormalTensors
 
@@ -40,7 +40,7 @@ class Counted:
             slope = self._adapted(t, x, u, p) if adapted else self.f(t, x, u, p)
         except Exception as error:
             if not self._adapt(error):
-                add_location(error, p)
+                _add_location(error, p)
                 raise
             self.calls -= 1
             return self(t, x, u, p)
@@ -67,45 +67,6 @@ class Counted:
                 stack.enter_context(torch.enable_grad())
                 x = x if x.requires_grad else x.detach().requires_grad_(True)
             return self.f(t, x, u, p)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is solved, on which grid and how.
-
-    ``u`` has a leading index of controls where ``holds_controls``, otherwise it is passed on as it is.
-    ``controller`` is None for steps of fixed length.
-    """
-
-    f: Counted
-    method: Solver
-    x0: Tensor
-    u: Any
-    p: Any
-    ts: Tensor
-    grid: Grid
-    holds_controls: bool
-    controller: StepSizeController | None
-    events: tuple[Event, ...]
-    event_samples: int
-    max_events: int
-    max_steps: int
-
-    def held(self, leg: int, u: Any = None) -> Any:
-        """The control that acts on a leg."""
-        u = self.u if u is None else u
-        if not self.holds_controls:
-            return u
-        index = self.grid.controls[leg]
-        return tree_map(lambda leaf: leaf[index], u)
-
-    def equal_steps(self) -> Iterator[tuple[int, Tensor]]:
-        """Every leg of the grid as one step of all rollouts together: its number and the state at its end."""
-        t, x = self.grid.start, self.x0
-        for leg, target in enumerate(self.grid.targets):
-            x = self.method.step(self.f, t, x, self.held(leg), self.p, target - t)
-            t = target
-            yield leg, x
 
 
 @dataclass(frozen=True)
@@ -165,7 +126,7 @@ class Leaves:
         """A gradient of zero for each of :meth:`tensors`."""
         return [torch.zeros_like(leaf) for leaf in self.tensors()]
 
-    def add(self, totals: list[Tensor], gradients: list[Tensor | None], index: int | None) -> None:
+    def add(self, totals: list[Tensor], gradients: Sequence[Tensor | None], index: int | None) -> None:
         """Add the gradients of :meth:`detached` leaves to ``totals``, in place."""
         controls = len(self._differentiable(self.u_leaves))
         for k, (total, gradient) in enumerate(zip(totals, gradients, strict=True)):
@@ -177,21 +138,81 @@ class Leaves:
                 total += gradient
 
 
-def states_at_outputs(problem: Problem) -> Tensor:
-    """The outputs of a solve in steps of fixed length, ``[T, *batch, n]``."""
-    outputs = [x for leg, x in problem.equal_steps() if problem.grid.at_target[leg] >= 0]
-    return torch.stack((problem.x0, *outputs))
+@dataclass(frozen=True)
+class Problem:
+    """A checked initial-value problem: what is solved, on which grid and how.
+
+    Attributes:
+        f: the vector field; it counts its calls.  Of a solve backwards in time it is ``-f(-t, x, u, p)``.
+        method: the method, and ``name``, what messages call it.
+        x0: the initial states ``[*batch, n]``.
+        u: the controls, with a leading index of controls where ``holds_controls``; :meth:`held` gives one of them.
+        p: the parameters.
+        ts: the times of the outputs, increasing, ``[T]`` or ``[T, *batch]``; ``requested`` has them as they were given.
+        sign: -1 for a solve backwards in time, where all times are negated, else 1.
+        control_times: the times from which controls are held, increasing with ``ts``; None without them.
+        grid: the legs of the solve, whose ends no step crosses.
+        leaves: the tensors in f, u and p to differentiate by.
+        controller: what chooses the step sizes; None for steps of fixed length.
+        tolerances: ``rtol`` and ``atol`` of a method of torchdiffeq; of our methods the controller has them.
+        dt: the longest step of steps of fixed length, else None.
+        events, event_samples, max_events: the events, and how they are looked for.
+        on_failure: "raise" or "mark".
+        max_steps: limit of the attempted steps of a rollout.
+    """
+
+    f: Counted
+    method: Solver
+    name: str
+    x0: Tensor
+    u: Any
+    p: Any
+    ts: Tensor
+    requested: Tensor
+    sign: float
+    control_times: Tensor | None
+    grid: Grid
+    leaves: Leaves
+    controller: Controller | None
+    tolerances: dict[str, float]
+    dt: float | None
+    events: tuple[Event, ...]
+    event_samples: int
+    max_events: int
+    on_failure: str
+    max_steps: int
+
+    @property
+    def holds_controls(self) -> bool:
+        """Whether u is a sequence of controls, each held for some time."""
+        return self.control_times is not None
+
+    @property
+    def per_rollout(self) -> bool:
+        """Whether every rollout has a time of its own."""
+        return self.controller is not None or bool(self.events) or self.on_failure == "mark"
+
+    def inputs(self) -> list[Tensor]:
+        """What the solution is differentiated by: initial state, start, ends of legs, output times, ``leaves``."""
+        return [self.x0, self.grid.start, self.grid.targets, self.ts, *self.leaves.tensors()]
+
+    def held(self, leg: int) -> Any:
+        """The control that acts on a leg."""
+        if not self.holds_controls:
+            return self.u
+        index = self.grid.controls[leg]
+        return tree_map(lambda leaf: leaf[index], self.u)
+
+    def equal_steps(self) -> Iterator[tuple[int, Tensor]]:
+        """Every leg of the grid as one step of all rollouts together: its number and the state at its end."""
+        t, x = self.grid.start, self.x0
+        for leg, target in enumerate(self.grid.targets):
+            x = self.method.step(self.f, t, x, self.held(leg), self.p, target - t)
+            t = target
+            yield leg, x
 
 
-def functions_at(problem: Problem, t: Tensor, x: Tensor, u: Any, p: Any) -> list[Tensor]:
-    """The vector field, and the events' functions and jumps, at one point."""
-    values = [problem.f(t, x, u, p)]
-    for event in problem.events:
-        values += [event.value(t, x, u, p), event.after(t, x, u, p)]
-    return values
-
-
-def add_location(error: Exception, p: Any) -> None:
+def _add_location(error: Exception, p: Any) -> None:
     """Note on an error out of f where in the user's file it was raised, and the names in p if one is missing there."""
     note = getattr(error, "add_note", None)  # from Python 3.11 on
     if note is None or getattr(error, "__notes__", None):
@@ -204,7 +225,8 @@ def add_location(error: Exception, p: Any) -> None:
 
 
 def _is_library(filename: str) -> bool:
-    return filename.startswith((_TORCH, _HERE))
+    return filename.startswith((_TORCH, _SOLVERS))
 
 
-_TORCH, _HERE = (os.path.dirname(os.path.abspath(file)) + os.sep for file in (torch.__file__, __file__))
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_SOLVERS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,51 @@ from torch import Tensor
 
 from solvers.methods.base import State, VectorField, over_components
 from solvers.validation import real_number
+
+
+class Controller(Protocol):
+    """What chooses the step sizes of an adaptive method: any object with these methods.
+
+    Its methods are called for the whole batch, and the backward solve of ``adjoint="adjoint"`` calls them too: they
+    must not remember what they were called with.  :class:`StepSizeController` is the controller by default.
+    """
+
+    @property
+    def max_step(self) -> float | None:
+        """No step is longer; None for no limit, also where an object has no such attribute."""
+        return None
+
+    def first(
+        self,
+        f: VectorField,
+        t: Tensor,
+        x: State,
+        u: object,
+        p: object,
+        slope: Tensor,
+        span: Tensor,
+        order: int,
+    ) -> Float[Tensor, "*batch"]:
+        """The length of the first step of every rollout.
+
+        Args:
+            slope: ``f`` at the start.
+            span: the time to the end of the first leg, ``[*batch]``; a longer step ends there.
+            order: the order of the method's error estimate.
+        """
+        ...
+
+    def scaled_error(self, error: State, x: State, x_new: State) -> Float[Tensor, "*batch"]:
+        """The estimated error of a step from x to x_new in units of the tolerance: it is accepted where at most 1."""
+        ...
+
+    def factor(self, error: Tensor, before: Tensor, order: int) -> Tensor:
+        """By how much the next step is longer than one of scaled error ``error``, ``[*batch]``.
+
+        ``error`` is infinite where the step is not finite; ``before`` is that of the last accepted step that did not
+        end a leg, 1 at first.
+        """
+        ...
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from solvers.failure import Failure, SolveError, describe
-from solvers.first_order import without_second_derivatives
 from solvers.methods import tableau
 from solvers.methods.base import Attempt, Solver, State, VectorField, over_components
 from solvers.methods.jacobian import linearize
 from solvers.methods.runge_kutta import combine
+from solvers.modes import without_second_derivatives
 from solvers.validation import real_number, whole_number
 
 

@@ -40,22 +40,26 @@ class ExplicitRungeKutta(Solver):
         p: Any,
         dt: float | Tensor,
         start_slope: Tensor | None = None,
-        count: int | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The first ``count`` stage states and their slopes ``f``; all by default."""
+        """The stage states and their slopes ``f``."""
         h = over_components(dt)
         states, slopes = [x], [f(t, x, u, p) if start_slope is None else start_slope]
-        for row, c in zip(self.tableau.a[1:count], self.tableau.c[1:count], strict=True):
+        for row, c in zip(self.tableau.a[1:], self.tableau.c[1:], strict=True):
             states.append(x + h * combine(row, slopes))
             slopes.append(f(t + c * dt, states[-1], u, p))
         return states, slopes
 
     def step(self, f: VectorField, t: float | Tensor, x: State, u: Any, p: Any, dt: float | Tensor) -> State:
         """The state at ``t + dt``; an evaluation of ``f`` for every stage with a weight."""
-        b = self.tableau.b
-        used = len(b) - (b[-1] == 0.0)
-        _, slopes = self.stages(f, t, x, u, p, dt, count=used)
-        return x + over_components(dt) * combine(b[:used], slopes)
+        # Operation by operation as in `stages`: autograd sums gradients in the order in which operations were recorded,
+        # so that another order, or `h` in the last line, changes their last bits.
+        table, h = self.tableau, over_components(dt)
+        used = len(table.b) - (table.b[-1] == 0.0)
+        slopes = [f(t, x, u, p)]
+        for row, c in zip(table.a[1:used], table.c[1:used], strict=True):
+            state = x + h * combine(row, slopes)
+            slopes.append(f(t + c * dt, state, u, p))
+        return x + over_components(dt) * combine(table.b[:used], slopes)
 
     def attempt(
         self,

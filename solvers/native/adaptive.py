@@ -35,12 +35,12 @@ from solvers.compiler.print_cpp import Printer
 from solvers.compiler.slots import Slots, array_of
 from solvers.compiler.structs import Struct, fields
 from solvers.compiler.trace import NativeUnsupportedError, trace
-from solvers.first_order import first_derivatives_only
 from solvers.marching.inspection import check_field
 from solvers.marching.problem import Leaves, Problem
+from solvers.marching.step_size import StepSizeController
 from solvers.methods.runge_kutta import ExplicitRungeKutta
 from solvers.methods.tableau import ButcherTableau
-from solvers.modes import AutocastState
+from solvers.modes import AutocastState, first_derivatives_only
 from solvers.native import build
 
 logger = logging.getLogger("solvers")
@@ -84,6 +84,8 @@ def unsupported(problem: Problem) -> str | None:
     method = problem.method
     if problem.controller is None or not isinstance(method, ExplicitRungeKutta) or not method.tableau.dense:
         return "only adaptive explicit Runge–Kutta methods (tsit5, dopri5) have a kernel"
+    if type(problem.controller) is not StepSizeController:
+        return f"a step-size controller of another class ({type(problem.controller).__name__}) has no kernel"
     if problem.events:
         return "events have no kernel"
     if problem.x0.device.type != "cpu":
@@ -153,8 +155,7 @@ def _key(problem: Problem, leaves: Leaves) -> Any:
 def _build(problem: Problem, leaves: Leaves) -> Kernel:
     """Trace and compile, and check the result against the field itself on the whole batch."""
     # Before the trace, which would change buffers itself and fix the present value of a counter.
-    solver = type(problem.method).__name__
-    check_field(solver, problem, leaves, "checkpoint", per_rollout=True, recomputed=True)
+    check_field(problem, "checkpoint", sees_captured=False, per_rollout=True, recomputed=True)
     batch = problem.x0.shape[:-1]
     tensors = [leaf for leaf in (*leaves.u_leaves, *leaves.p_leaves) if isinstance(leaf, Tensor)]
     fitting = [_fits(problem, leaf, k < _count(leaves.u_leaves)) for k, leaf in enumerate(tensors)]

@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from lazy_registry.installation import cache_folder
 from solvers.compiler.trace import NativeUnsupportedError
 
 logger = logging.getLogger("solvers")
@@ -62,16 +63,8 @@ def with_headers(template: str) -> str:
     return with_vectors.replace("// LAYERS", _header("layers.h"), 1)
 
 
-def cache_folder() -> Path:
-    """Where libraries are kept: ``$DIFFSIM_CACHE``, or ``diffsim`` in the user's cache folder."""
-    named = os.environ.get("DIFFSIM_CACHE")
-    return (
-        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffsim"
-    )
-
-
 NO_COMPILER = """\
-there is no C++ compiler; without one, training takes 2 to 14 times as long.
+there is no C++ compiler; without one, simulating takes 2 to 14 times as long.
 Install one: apt-get install g++ (as root), or pip install ziglang"""
 """At most 80 columns a line.
 

@@ -3,16 +3,16 @@ import json
 import numpy as np
 import pytest
 
+from diffsim.assembly import assemble
 from diffsim.config import RunConfig, load_config, merge, parse_assignment, read_toml, validate
 from diffsim.errors import ConfigError
-from diffsim.runs.run import resolve
 
 
 def test_defaults_are_complete():
     config = load_config({"env": "pendulum"})
     assert config.env.name == "pendulum"
     assert config.optimizer.name == "adam"
-    assert resolve(config).optimizer.options["lr"] == 5e-3
+    assert assemble(config).config.optimizer.options["lr"] == 5e-3
     assert config.seed == 0
 
 
@@ -62,7 +62,7 @@ def test_a_configuration_cannot_be_changed():
 )
 def test_impossible_settings_are_named(values, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        resolve(load_config({"env": "pendulum", **values}))
+        assemble(load_config({"env": "pendulum", **values})).config.to_json()
 
 
 def test_a_run_needs_an_environment():
@@ -115,7 +115,7 @@ def test_a_nested_section_may_be_named_before_its_options_are_given():
         {"optimizer": {"first": "cma_es"}},
         {"optimizer": {"first": {"sigma": 0.5}}},
     ]
-    options = resolve(load_config({"env": "pendulum"}, *layers)).optimizer.options
+    options = assemble(load_config({"env": "pendulum"}, *layers)).config.optimizer.options
     assert options["first"]["name"] == "cma_es"
     assert options["first"]["sigma"] == 0.5
 
@@ -144,4 +144,4 @@ def test_numpy_numbers_are_what_they_hold():
 )
 def test_truth_values_are_no_numbers(setting):
     with pytest.raises(ConfigError, match="truth value"):
-        resolve(load_config({"env": "pendulum", **setting}))
+        assemble(load_config({"env": "pendulum", **setting})).config.to_json()

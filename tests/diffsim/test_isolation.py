@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 import diffsim
+from diffsim.assembly import assemble
 from diffsim.config import Named, PolicyConfig, load_config
 from diffsim.isolation import drawing_from, torch_defaults
 from diffsim.optimizers import Objective, make_optimizer
 from diffsim.policy import MLP, initialised, make_policy
-from diffsim.runs.run import build_algorithm, resolve
 from robotics_envs import make_env
 
 CPU = torch.device("cpu")
@@ -104,7 +104,7 @@ def test_updates_inside_the_defaults_are_the_same_whatever_surrounds_them(algori
     def trained():
         with torch_defaults(threads=1):
             settings = {"algorithm": {"name": algorithm, "batch": 8}, "policy": {"hidden": [8]}, "updates": 3}
-            algorithm_ = build_algorithm(resolve(load_config({"env": "pendulum", **settings})))
+            algorithm_ = assemble(load_config({"env": "pendulum", **settings})).algorithm
             losses = [algorithm_.step().loss for _ in range(3)]
         return losses, algorithm_.policy.state_dict()
 
@@ -243,7 +243,7 @@ def test_an_optimizer_steps_the_same_whatever_surrounds_it(name, surrounding):
         options = {"popsize": 8} if name in POPULATIONS else {}
         optimizer = make_optimizer([parameter], Named(name=name, **options), 3)
         for _ in range(3):
-            optimizer.step(Objective([parameter], lambda: (parameter**2).sum(), lambda c: (c**2).sum(1)))
+            optimizer.step(Objective.of([parameter], lambda: (parameter**2).sum(), lambda c: (c**2).sum(1)))
         return parameter.tolist()
 
     wanted = stepped()

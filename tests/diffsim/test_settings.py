@@ -11,11 +11,11 @@ import torch
 import diffsim
 from diffsim import settings
 from diffsim.algorithms.short_window import ShortWindowSettings
+from diffsim.assembly import assemble
 from diffsim.config import load_config, parse_assignment
 from diffsim.errors import ConfigError
 from diffsim.optimizers import make_optimizer, optimizer_settings
 from diffsim.optimizers.hand_over import HandOverSettings
-from diffsim.runs.run import resolve
 from diffsim.runs.runfile import RunFile
 from diffsim.settings import whole_number
 
@@ -31,7 +31,7 @@ def warned(monkeypatch):
 
 
 def options(*layers):
-    config = resolve(load_config({"env": "pendulum"}, *layers))
+    config = assemble(load_config({"env": "pendulum"}, *layers)).config
     return config.algorithm.options, config.optimizer.options
 
 

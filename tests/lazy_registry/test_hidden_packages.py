@@ -1,6 +1,7 @@
 """A user's file or folder that hides one of the packages is named when the package is imported."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def hide(folder, package, kind):
         ("solvers", "from robotics_envs import Env"),
         ("solvers", "from diffsim.runs.run import train"),
         ("robotics_envs", "from diffsim import train"),
+        ("lazy_registry", "import diffsim"),
+        ("lazy_registry", "import robotics_envs"),
     ],
 )
 def test_the_file_that_hides_a_package_is_named(hidden, code, kind, tmp_path):
@@ -46,8 +49,9 @@ def test_the_file_that_hides_a_package_is_named(hidden, code, kind, tmp_path):
     script.write_text(code)
     done = run(script, tmp_path)
     assert done.returncode == 1
+    needed = re.search(r"\b(diffsim|robotics_envs)\b", code)[0]
     assert done.stderr.splitlines()[-1] == (
-        f"ImportError: {path} hides the package {hidden} of diffsim; rename the {kind}"
+        f"ImportError: {path} hides the package {hidden}, which {needed} needs; rename the {kind}"
     )
     assert "the file of the user" not in done.stderr
 

@@ -1,6 +1,7 @@
 """The layers hold, and importing a package root does nothing but define names."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LAYERS = ("solvers", "robotics_envs", "diffsim")  # a layer imports itself and those before it
+LAYERS = (
+    "lazy_registry",
+    "solvers",
+    "robotics_envs",
+    "diffsim",
+)  # a layer imports itself and those before it
 
 
 def imported(path: Path) -> set[str]:
@@ -31,6 +37,31 @@ def test_imports_point_left(layer):
     for path in files:
         wrong = {name for name in imported(path) if name.split(".")[0] in forbidden}
         assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def rooms(layer: str) -> dict[str, set[str]]:
+    """Of every file and folder directly in a package: those that it imports, inside of functions too."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / layer).rglob("*.py"):
+        here, *_ = path.relative_to(ROOT / layer).with_suffix("").parts
+        if here == "__init__":
+            continue  # the package's face, which only hands names on
+        uses = found.setdefault(here, set())
+        for name in imported(path):
+            top, *rest = name.split(".")
+            if top == layer:
+                assert rest, f"{path.relative_to(ROOT)} imports the face of its own package"
+                uses.add(rest[0])
+    return {room: uses - {room} for room, uses in found.items()}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_files_and_folders_of_a_package_import_each_other_in_no_circle(layer):
+    try:
+        order = [*graphlib.TopologicalSorter(rooms(layer)).static_order()]
+    except graphlib.CycleError as error:
+        pytest.fail(f"{layer}: {' -> '.join(error.args[1])}")
+    assert len(order) > 3
 
 
 def test_at_most_one_module_imports_juliacall():

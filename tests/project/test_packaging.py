@@ -35,15 +35,20 @@ def wheel(tmp_path_factory):
     return zipfile.ZipFile(path)
 
 
-def test_the_wheel_holds_three_packages_and_no_module_julia(wheel):
+def test_the_wheel_holds_the_packages_and_no_module_julia(wheel):
     tops = {name.split("/")[0] for name in wheel.namelist()}
-    assert {t for t in tops if not t.endswith(".dist-info")} == {"diffsim", "robotics_envs", "solvers"}
+    assert {t for t in tops if not t.endswith(".dist-info")} == {
+        "diffsim",
+        "robotics_envs",
+        "solvers",
+        "lazy_registry",
+    }
 
 
 def test_every_source_file_ships(wheel):
     names = set(wheel.namelist())
-    for package in ("diffsim", "robotics_envs", "solvers"):
-        for path in (p for kind in ("*.py", "*.cpp") for p in (ROOT / package).rglob(kind)):
+    for package in ("diffsim", "robotics_envs", "solvers", "lazy_registry"):
+        for path in (p for kind in ("*.py", "*.cpp", "*.h") for p in (ROOT / package).rglob(kind)):
             assert str(path.relative_to(ROOT)) in names
     for path in (p for kind in ("*.toml", "*.jl", "*.json") for p in (ROOT / "julia").rglob(kind)):
         assert f"robotics_envs/{path.relative_to(ROOT / 'julia')}" in names
@@ -78,7 +83,7 @@ def test_licence_and_types_ship(wheel, metadata):
     text = wheel.read(licence).decode()
     assert "Apache License" in text
     assert "END OF TERMS AND CONDITIONS" in text
-    for package in ("diffsim", "robotics_envs", "solvers"):
+    for package in ("diffsim", "robotics_envs", "solvers", "lazy_registry"):
         assert f"{package}/py.typed" in wheel.namelist()
     assert "Typing :: Typed" in metadata.get_all("Classifier")
 

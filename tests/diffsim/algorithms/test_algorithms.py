@@ -7,12 +7,12 @@ import pytest
 import torch
 from same_state import same
 
+from diffsim import state_tree
 from diffsim.algorithms import ALGORITHMS
+from diffsim.assembly import assemble
 from diffsim.config import load_config
 from diffsim.errors import ConfigError
 from diffsim.rollouts import Rollout
-from diffsim.runs import state_tree
-from diffsim.runs.run import build_algorithm, resolve
 from robotics_envs.base import Box, Env, Parameter
 from robotics_envs.simulators.pendulum import Pendulum
 from solvers.methods.runge_kutta import Euler
@@ -27,7 +27,7 @@ def build(algorithm="short_window", env="pendulum", optimizer=None, **settings):
     ]
     if optimizer:
         layers.append({"optimizer": optimizer})
-    return build_algorithm(resolve(load_config(*layers)))
+    return assemble(load_config(*layers)).algorithm
 
 
 class Drift(Env):
@@ -117,13 +117,13 @@ def test_the_gradient_is_that_of_the_objective(algorithm):
     before = [p.detach().clone() for p in parameters]
     a.optimizer.step, original = capture, a.optimizer.step
     if algorithm == "short_window":
-        a._fit_critic = lambda states, costs: None  # keep the objective what it was
+        a._fit_critic = lambda window: None  # keep the objective what it was
     a.step()
     a.optimizer.step = original
     with torch.no_grad():
         for p, old in zip(parameters, before, strict=True):
             p.copy_(old)
-    gradients = torch.autograd.grad(captured["objective"]._mean(), parameters)
+    gradients = torch.autograd.grad(captured["objective"].loss(), parameters)
     norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
     assert captured["report"].grad_norm == pytest.approx(norm, rel=1e-9)
     generator, eps = torch.Generator().manual_seed(1), 1e-6
@@ -133,7 +133,7 @@ def test_the_gradient_is_that_of_the_objective(algorithm):
         for sign in (1, -1):
             with torch.no_grad():
                 p.add_(sign * eps * direction)
-                values.append(float(captured["objective"]._mean()))
+                values.append(float(captured["objective"].loss()))
                 p.sub_(sign * eps * direction)
         slope = (values[0] - values[1]) / (2 * eps)
         assert slope == pytest.approx(float((g * direction).sum()), rel=1e-5, abs=1e-7)
@@ -182,7 +182,7 @@ def test_full_horizon_takes_the_tasks_episode_unless_told():
 
 
 def _loss(algorithm, window):
-    return algorithm._terms(window).sum(0).mean()
+    return algorithm.objective.terms(window).sum(0).mean()
 
 
 def test_the_first_loss_is_the_mean_cost():
@@ -227,7 +227,7 @@ def test_td_lambda_targets_are_the_weighted_mixture_of_n_step_returns():
     values = torch.stack(
         [algorithm.critic.values(algorithm.policy.normalise(observe(x))) for x in window.states]
     )
-    algorithm._fit_critic(window.states, window.costs)
+    algorithm._fit_critic(window)
     targets = algorithm._data[-1][1].view(steps, 8)
     for t in range(steps):
         returns = [
@@ -249,7 +249,7 @@ def test_nothing_counts_after_an_end():
         window = algorithm.rollout(torch.full((8, 1), 0.75).double(), 3, algorithm.params)
         loss = float(_loss(algorithm, window) * algorithm.critic.target.scale)
         assert loss == pytest.approx(0.75)
-        algorithm._fit_critic(window.states, window.costs)
+        algorithm._fit_critic(window)
         assert torch.allclose(algorithm._data[-1][1][:8], torch.full((8,), 0.75).double())
     algorithm._ends = window.states[-1]
     assert not (algorithm._draw()[0] == algorithm._ends).all(dim=1).any()

@@ -6,12 +6,12 @@ import h5py
 import torch
 from torch import nn
 
+from diffsim import state_tree
 from diffsim.config import Named
 from diffsim.optimizers import (
     Objective,
     make_optimizer,
 )
-from diffsim.runs import state_tree
 
 
 def build(name, parameters, seed=0, **options):
@@ -24,7 +24,7 @@ def vector(*values, dtype=torch.float64):
 
 def sphere(parameter, centre=0.0):
     """The squared distance to ``centre``, for optimizers of every kind."""
-    return Objective(
+    return Objective.of(
         [parameter], lambda: ((parameter - centre) ** 2).sum(), lambda c: ((c - centre) ** 2).sum(1)
     )
 

@@ -21,7 +21,7 @@ def sloping(steps, loss=lambda step: 0.0, **options):
     for step in range(steps):
         before = parameter.detach().clone()
         value = lambda at=before, k=step: (parameter - at).sum() + loss(k)
-        optimizer.step(Objective([parameter], value), 1.0 - step / steps)
+        optimizer.step(Objective.of([parameter], value), 1.0 - step / steps)
         moved.append(float(before - parameter.detach()))
         handed.append(optimizer.handed_over)
     return moved, handed
@@ -75,7 +75,7 @@ def test_the_second_part_starts_at_the_better_of_mean_and_best_on_the_objective_
         near = (candidates - chosen).abs().sum(1) == 0.0
         return torch.where(near, -1.0, worse).double()
 
-    report = optimizer.step(Objective([parameter], lambda: parameter.sum(), values), 0.5)
+    report = optimizer.step(Objective.of([parameter], lambda: parameter.sum(), values), 0.5)
     assert len(asked) == 1
     assert torch.equal(asked[0], torch.stack([mean, best]))
     assert (report.evaluations, report.gradients) == (3, 1)

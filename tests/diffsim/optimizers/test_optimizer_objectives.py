@@ -39,7 +39,7 @@ class Problem:
             self.calls += len(candidates)
             return disturbed(candidates)
 
-        return Objective([self.point], loss, population)
+        return Objective.of([self.point], loss, population)
 
     def disturbed(self):
         return self.value

@@ -76,7 +76,7 @@ def test_gradient_methods_step_as_the_library_does(name, kind, options, fixed):
     optimizer = build(name, ours, schedule="constant", max_grad_norm=None, **options)
     library = kind(theirs, **options, **fixed)
     for _ in range(50):
-        report = optimizer.step(Objective(ours, lambda: rosenbrock(joined(ours))))
+        report = optimizer.step(Objective.of(ours, lambda: rosenbrock(joined(ours))))
         library.zero_grad()
         loss = rosenbrock(joined(theirs))
         loss.backward()
@@ -114,7 +114,7 @@ def test_lbfgs_steps_as_torch_does(max_eval):
             return loss.detach()
 
         loss = float(library.step(closure))
-        report = optimizer.step(Objective([ours], lambda: rosenbrock(ours)))
+        report = optimizer.step(Objective.of([ours], lambda: rosenbrock(ours)))
         assert (report.evaluations, report.gradients) == (calls, calls)
         assert report.loss == pytest.approx(loss, rel=1e-12, abs=1e-12)
         assert torch.allclose(ours, theirs, rtol=0.0, atol=1e-12)
@@ -139,7 +139,7 @@ def test_lbfgs_without_a_line_search_steps_as_torch_does(max_iter):
 
     for _ in range(6):
         library.step(closure)
-        optimizer.step(Objective([ours], lambda: bowl(ours)))
+        optimizer.step(Objective.of([ours], lambda: bowl(ours)))
         assert torch.allclose(ours, theirs, rtol=0.0, atol=1e-12)
     assert optimizer.restarts == 0
 
@@ -159,7 +159,7 @@ def test_lbfgsb_goes_where_scipy_goes(iterations):
         low=-1.25,
         high=0.9,
     )
-    report = optimizer.step(Objective([ours], lambda: rosenbrock(ours)))
+    report = optimizer.step(Objective.of([ours], lambda: rosenbrock(ours)))
 
     def function(x):
         point = torch.tensor(x, requires_grad=True)
@@ -210,7 +210,7 @@ def test_cma_es_goes_where_pycma_goes(covariance):
             found[lost] = torch.tensor([math.inf, math.nan], dtype=torch.float64)[: len(lost)]
             return found
 
-        report = optimizer.step(Objective([parameter], parameter.sum, values))
+        report = optimizer.step(Objective.of([parameter], parameter.sum, values))
         candidates = library.ask()
         told = [float(rosenbrock(torch.from_numpy(c))) for c in candidates]
         for i in lost:
@@ -257,7 +257,7 @@ def test_pgpe_goes_where_evotorch_goes(shaping, antithetic):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         for _ in range(20):
-            optimizer.step(Objective([parameter], parameter.sum, bowl))
+            optimizer.step(Objective.of([parameter], parameter.sum, bowl))
             population = evotorch.pgpe_ask(state, popsize=MEMBERS)
             state = evotorch.pgpe_tell(state, population, bowl(population))
             assert torch.allclose(parameter, state.optimizer_state.center, rtol=1e-12, atol=1e-12)
@@ -291,7 +291,7 @@ def test_openai_es_goes_where_evotorch_goes_with_adam_and_one_fixed_deviation(an
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         for _ in range(20):
-            optimizer.step(Objective([parameter], parameter.sum, bowl))
+            optimizer.step(Objective.of([parameter], parameter.sum, bowl))
             population = evotorch.pgpe_ask(state, popsize=MEMBERS)
             state = evotorch.pgpe_tell(state, population, bowl(population))
             assert torch.allclose(parameter, state.optimizer_state.center, rtol=1e-12, atol=1e-12)
@@ -323,7 +323,7 @@ def test_pgpe_moves_by_clipup_along_the_ranked_gradient():
             asked.append(candidates.clone())
             return bowl(candidates)
 
-        optimizer.step(Objective([parameter], parameter.sum, values))
+        optimizer.step(Objective.of([parameter], parameter.sum, values))
         (candidates,) = asked
         ranks = bowl(candidates).argsort(descending=True).argsort().double() / (MEMBERS - 1) - 0.5
         noise = candidates[0::2] - centre
@@ -396,7 +396,7 @@ def test_swarms_go_where_evox_goes_in_the_box(name, options, make):
             getattr(swarm, key)[0] = 0.0
         swarm.evaluate = evaluate
         for generation in range(20):
-            optimizer.step(Objective([parameter], parameter.sum, bowl))
+            optimizer.step(Objective.of([parameter], parameter.sum, bowl))
             swarm.step() if generation else swarm.init_step()
             assert torch.allclose(optimizer.inner.pop, swarm.pop, rtol=0.0, atol=1e-12)
             assert torch.allclose(parameter, best[1], rtol=0.0, atol=1e-12)
@@ -449,7 +449,7 @@ def test_the_bias_of_the_blend_stays_within_the_tolerance(tolerance):
 
 def sampled(function, groups):
     parameter = nn.Parameter(torch.full((3,), 0.1, dtype=torch.float64))
-    objective = Objective([parameter], lambda: function(parameter))
+    objective = Objective.of([parameter], lambda: function(parameter))
     samples = objective.samples(groups, 0.2, torch.Generator().manual_seed(0))
     assert (objective.evaluations, objective.gradients) == (groups + 1, groups)
     return samples
@@ -500,12 +500,12 @@ def test_both_orders_of_a_quadratic_estimate_the_gradient_of_the_smoothed_one():
 def test_adam_records_the_weight_of_its_blend():
     parameter = nn.Parameter(torch.full((3,), 0.1, dtype=torch.float64))
     optimizer = build("adam", [parameter], gradient="alpha_order", gradient_groups=600, smoothing=0.2)
-    optimizer.step(Objective([parameter], lambda: ((parameter - 1.0) ** 2).sum()))
+    optimizer.step(Objective.of([parameter], lambda: ((parameter - 1.0) ** 2).sum()))
     smooth = optimizer.alpha
     with torch.no_grad():
         parameter.fill_(0.1)
     optimizer.step(
-        Objective([parameter], lambda: 10.0 * (parameter > 0).double().sum() + 0.0 * parameter.sum())
+        Objective.of([parameter], lambda: 10.0 * (parameter > 0).double().sum() + 0.0 * parameter.sum())
     )
     assert smooth > 0.9
     assert optimizer.alpha < 0.5

@@ -13,6 +13,7 @@ from diffsim.errors import ConfigError
 from diffsim.optimizers import (
     OPTIMIZERS,
     Objective,
+    Samples,
     conformance,
     make_optimizer,
     optimizer_class,
@@ -173,7 +174,7 @@ def test_frozen_parameters_stay_and_the_others_move(name):
     free, frozen = vector(1.0, 2.0), vector(3.0, 4.0)
     frozen.requires_grad_(False)
     optimizer = build(name, [frozen, free])
-    objective = Objective(
+    objective = Objective.of(
         [frozen, free], lambda: (free**2).sum() + frozen.sum(), lambda c: (c**2).sum(1) + frozen.sum()
     )
     for _ in range(3):
@@ -201,16 +202,84 @@ def test_a_step_beyond_the_largest_number_is_not_taken(name, option):
 )
 def test_a_loss_must_be_a_scalar(loss, told):
     parameter = vector(1.0, 2.0)
-    objective = Objective([parameter], lambda: loss(parameter))
+    objective = Objective.of([parameter], lambda: loss(parameter))
     for name in ("adam", "lbfgs", "cma_es"):
         with pytest.raises(ConfigError, match=told):
             build(name, [parameter]).step(objective)
 
 
+class Line(Objective):
+    """x₁ + 2 x₂ as a subclass defines it, with a note of which of its methods was asked."""
+
+    def __init__(self, parameter):
+        super().__init__([parameter])
+        self.parameter, self.asked = parameter, []
+
+    def loss(self):
+        self.asked.append("loss")
+        return self.parameter[0] + 2 * self.parameter[1]
+
+
+class Plane(Line):
+    def population(self, candidates):
+        self.asked.append("population")
+        assert not torch.is_grad_enabled()
+        return candidates[:, 0] + 2 * candidates[:, 1]
+
+
+def test_an_objective_is_a_subclass_with_a_loss():
+    parameter = vector(3.0, 1.0)
+    objective = Line(parameter)
+    assert objective.gradient().flat().tolist() == [1.0, 2.0]
+    assert objective.values(torch.tensor([[0.0, 1.0], [5.0, 0.0]]).double()).tolist() == [2.0, 5.0]
+    assert parameter.tolist() == [3.0, 1.0]
+    assert objective.asked == ["loss"] * 3
+    samples = objective.samples(2, None, torch.Generator().manual_seed(0))
+    assert samples.first.tolist() == [[1.0, 2.0]] * 2
+    assert (objective.evaluations, objective.gradients) == (6, 3)
+
+
+def test_a_subclass_with_a_population_is_asked_for_it():
+    objective = Plane(vector(3.0, 1.0))
+    build("cma_es", objective.vector.parameters, popsize=4).step(objective)
+    assert objective.asked == ["population"]
+    assert (objective.evaluations, objective.gradients) == (4, 0)
+
+
+def test_an_objective_without_a_loss_cannot_be_made():
+    class Nothing(Objective):
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Nothing([vector(1.0)])
+
+
+def test_the_old_call_with_functions_works_and_says_what_replaced_it():
+    layer = torch.nn.Linear(2, 1)
+    samples = Samples((7.0, None), torch.zeros(2), torch.zeros(2, 3), torch.zeros(2, 3))
+    functions = (
+        lambda: layer.weight.sum(),
+        lambda c: c.sum(1),
+        lambda groups, smoothing, generator: samples,
+    )
+    told = r"is now Objective\.of\(parameters, loss, population\)"
+    with pytest.warns(DeprecationWarning, match=told):
+        objective = Objective(layer.parameters(), *functions)
+    assert isinstance(objective, Objective)
+    assert len(objective.vector) == 3
+    assert objective.gradient().flat().tolist() == [1.0, 1.0, 0.0]
+    assert objective.values(torch.ones(2, 3)).tolist() == [3.0, 3.0]
+    assert objective.samples(2, None, torch.Generator()) is samples
+    assert (objective.evaluations, objective.gradients) == (4, 2)
+    with pytest.warns(DeprecationWarning, match=told):
+        named = Objective(parameters=layer.parameters(), loss=functions[0])
+    assert named.gradient().norm == pytest.approx(2**0.5)
+
+
 @pytest.mark.parametrize("shape", [(8, 1), (7,), ()])
 def test_a_population_has_a_value_a_member(shape):
     parameter = vector(1.0, 2.0)
-    objective = Objective([parameter], lambda: (parameter**2).sum(), lambda c: torch.ones(shape))
+    objective = Objective.of([parameter], lambda: (parameter**2).sum(), lambda c: torch.ones(shape))
     with pytest.raises(ConfigError, match=r"tensor of shape \[8\], got one of shape"):
         build("cma_es", [parameter], popsize=8).step(objective)
 
@@ -317,7 +386,7 @@ def test_optimizers_and_objectives_say_what_they_are_in_one_line():
     optimizer, objective = build("cma_es", [vector(0.0, 1.0)], popsize=8), sphere(vector(0.0, 1.0))
     assert repr(optimizer) == "CMAES(2 parameters, popsize=8, sigma=0.3, covariance='auto')"
     objective.gradient()
-    assert repr(objective) == "Objective(2 parameters, 1 evaluations, 1 with a gradient)"
+    assert repr(objective) == "FunctionObjective(2 parameters, 1 evaluations, 1 with a gradient)"
     for name in OPTIMIZERS:
         assert "\n" not in repr(build(name, [vector(0.0, 1.0)]))
 

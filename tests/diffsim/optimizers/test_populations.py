@@ -32,7 +32,7 @@ def generations(name, count, change=lambda values: values, seed=4, **options):
         return change((c**2).sum(1))
 
     for _ in range(count):
-        optimizer.step(Objective([parameter], lambda: (parameter**2).sum(), values))
+        optimizer.step(Objective.of([parameter], lambda: (parameter**2).sum(), values))
         points.append(parameter.detach().clone())
     return optimizer, points, candidates
 
@@ -74,7 +74,7 @@ def test_what_a_swarm_remembers_is_never_replaced_by_a_member_without_a_finite_v
     remembered = "pop" if name == "differential_evolution" else "local_best_location"
     usable = torch.zeros(12, dtype=torch.bool)
     for step in range(12):
-        optimizer.step(Objective([parameter], parameter.sum, values))
+        optimizer.step(Objective.of([parameter], parameter.sum, values))
         if step:  # a particle's memory is brought up to date at the beginning of the next step
             now = (parameter.new_tensor([0.9, 2.0, -2.0]) + 2.0 * getattr(optimizer.inner, remembered))[
                 :, 0
@@ -94,7 +94,7 @@ def test_the_only_member_with_a_finite_value_becomes_the_policy_of_a_swarm(name)
         candidates.append(c.clone())
         return torch.tensor([math.nan] * 5 + [5.0] + [math.nan] * 2, dtype=torch.float64)
 
-    optimizer.step(Objective([parameter], parameter.sum, values))
+    optimizer.step(Objective.of([parameter], parameter.sum, values))
     assert torch.equal(parameter, candidates[0][5])
     assert (optimizer.best_loss, optimizer.best.tolist()) == (5.0, parameter.tolist())
 
@@ -107,7 +107,7 @@ def test_a_generation_without_any_finite_value_teaches_nothing(name, before):
     parameter = optimizer.vector.parameters[0]
     point, state = parameter.detach().clone(), copy.deepcopy(optimizer.state_dict())
     suggested = [q.clone() for q in optimizer.suggestions()]
-    report = optimizer.step(Objective([parameter], lambda: parameter.sum(), lambda c: c.sum(1) * math.nan))
+    report = optimizer.step(Objective.of([parameter], lambda: parameter.sum(), lambda c: c.sum(1) * math.nan))
     after = optimizer.state_dict()
     assert (report.finite, report.evaluations, report.gradients) == (False, 12, 0)
     assert math.isnan(report.loss)
@@ -200,7 +200,9 @@ def test_a_swarm_values_what_it_remembers_again_when_the_objective_changes(name)
         optimizer = build(name, [parameter], seed=4, popsize=12, radius=4.0, reevaluate=again)
         reports = [
             optimizer.step(
-                Objective([parameter], parameter.sum, lambda c, k=step: ((c - 0.5) ** 2).sum(1) + 100.0 * k)
+                Objective.of(
+                    [parameter], parameter.sum, lambda c, k=step: ((c - 0.5) ** 2).sum(1) + 100.0 * k
+                )
             )
             for step in range(15)
         ]

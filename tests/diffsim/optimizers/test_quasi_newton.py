@@ -54,7 +54,7 @@ def test_a_line_search_that_runs_into_nan_goes_back():
     parameter = vector(1.0)
     optimizer = build("lbfgs", [parameter], lr=10.0)
     report = optimizer.step(
-        Objective([parameter], lambda: torch.sqrt(parameter).sum())
+        Objective.of([parameter], lambda: torch.sqrt(parameter).sum())
     )  # undefined below zero
     assert (report.finite, report.loss, report.grad_norm) == (False, 1.0, 0.5)
     assert (parameter.item(), optimizer.restarts) == (1.0, 1)
@@ -71,7 +71,7 @@ def poisoned_quartic(parameter, from_call):
         seen.append((float(value.detach()), parameter.detach().clone()))
         return value
 
-    return Objective([parameter], loss), seen
+    return Objective.of([parameter], loss), seen
 
 
 def test_a_restart_lands_on_the_best_point_and_resumes_bit_for_bit():
@@ -105,7 +105,7 @@ def test_steps_smaller_than_an_ulp_of_a_float32_parameter_add_up():
     for step in range(12):
         target = 1.0 if step % 2 else -1.0
         optimizer.step(
-            Objective(
+            Objective.of(
                 [jumping, creeping], lambda t=target: ((jumping - t) ** 2).sum() / 2 + 1e-8 * creeping.sum()
             )
         )
@@ -126,7 +126,9 @@ def test_pairs_of_curvature_come_from_one_objective_though_it_changes_every_step
     checked = 0
     for _ in range(6):
         b = torch.randn(6, generator=draws, dtype=torch.float64)
-        optimizer.step(Objective([parameter], lambda b=b: parameter @ matrix @ parameter / 2 + b @ parameter))
+        optimizer.step(
+            Objective.of([parameter], lambda b=b: parameter @ matrix @ parameter / 2 + b @ parameter)
+        )
         state = optimizer.inner.state[optimizer.point]
         for s, y in zip(state["old_stps"], state["old_dirs"], strict=True):
             assert torch.allclose(y, matrix @ s, rtol=0.0, atol=1e-10)
@@ -145,7 +147,7 @@ def test_lbfgsb_evaluates_nothing_outside_its_bounds_and_ends_on_them():
         return ((parameter - torch.tensor([2.0, 0.5, -2.0], dtype=torch.float64)) ** 2).sum()
 
     for _ in range(3):
-        optimizer.step(Objective([parameter], loss))
+        optimizer.step(Objective.of([parameter], loss))
     assert parameter[0].item() == 0.7
     assert parameter[1].item() == pytest.approx(0.5, abs=1e-8)
     assert parameter[2].item() == -0.3
@@ -159,7 +161,7 @@ def test_bounds_of_each_parameter_are_tensors_and_a_start_outside_moves_to_the_n
     optimizer = LBFGSB(parameters, optimizer_settings(Named(name="lbfgsb")), bounds=(low, high))
     assert [p.tolist() for p in parameters] == [[1.0, -1.0], [0.0]]
     for _ in range(3):
-        optimizer.step(Objective(parameters, lambda: sum(((p - 9.0) ** 2).sum() for p in parameters)))
+        optimizer.step(Objective.of(parameters, lambda: sum(((p - 9.0) ** 2).sum() for p in parameters)))
     assert parameters[0].tolist() == [1.0, 2.0]
     assert parameters[1].item() == pytest.approx(9.0, abs=1e-6)
 

@@ -11,8 +11,8 @@ from scipy import stats
 
 import diffsim
 from diffsim.cli import main
-from diffsim.runs.curves import default_path, mean_and_interval
 from diffsim.errors import ConfigError, RunFileError
+from diffsim.runs.curves import default_path, mean_and_interval
 from diffsim.runs.runfile import RunFile
 
 RNG = np.random.default_rng(0)

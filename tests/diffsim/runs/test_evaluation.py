@@ -10,8 +10,8 @@ from scipy import stats
 
 import diffsim
 from diffsim.errors import ConfigError, EvaluationError, RunFileError
-from diffsim.runs.evaluation import Evaluation, LoadedRun
 from diffsim.rollouts import Rollout
+from diffsim.runs.evaluation import Evaluation, LoadedRun
 from robotics_envs import ENVIRONMENTS
 
 

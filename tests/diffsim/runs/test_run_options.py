@@ -422,8 +422,8 @@ def test_lengths_are_measured(tmp_path):
     lengths = diffsim.evaluate(run, episodes=8).lengths
     assert lengths.shape == (8,)
     # Ends of this simulator's own: fall over from a state close to the bound.
-    from diffsim.runs.evaluation import LoadedRun
     from diffsim.rollouts import Rollout
+    from diffsim.runs.evaluation import LoadedRun
 
     loaded = LoadedRun(run)
     x = loaded.env.reset(8, torch.Generator().manual_seed(1000), torch.float32)

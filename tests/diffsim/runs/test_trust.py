@@ -12,8 +12,8 @@ import pytest
 
 import diffsim
 from diffsim import RunFile
-from diffsim.runs import authorship
 from diffsim.errors import TrustError
+from diffsim.runs import authorship
 
 MARK = "import os, pathlib\npathlib.Path(os.environ['MARK']).touch()\n"
 ENV = MARK + "from robotics_envs.simulators.pendulum import Pendulum\n\n\nclass Mine(Pendulum):\n    pass\n"
@@ -218,7 +218,8 @@ def test_without_a_home_nothing_is_signed_and_training_goes_on(tmp_path, monkeyp
 def test_a_class_of_a_script_is_stored_without_the_rest_of_it(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import diffsim\nfrom robotics_envs.simulators.pendulum import Pendulum\n\nCOST = 2.0\n\n\nclass Mine(Pendulum):\n"
+        "import diffsim\n"
+        "from robotics_envs.simulators.pendulum import Pendulum\n\nCOST = 2.0\n\n\nclass Mine(Pendulum):\n"
         "    def cost(self, x, u, p):\n        return COST + 0.0 * x[..., 0] + 0.0 * u[..., 0]\n\n\n"
         "run = diffsim.train(Mine, out='run', updates=1, quiet=True)\n"
         "print(diffsim.evaluate(run, episodes=1).mean)\n"

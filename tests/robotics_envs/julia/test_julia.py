@@ -38,7 +38,7 @@ except JuliaError as error:
 pytestmark = [pytest.mark.julia, pytest.mark.skipif(bool(MISSING), reason=f"no Julia: {MISSING}")]
 needs_adjoints = pytest.mark.skipif(
     REPORT is None or "SciMLSensitivity" not in REPORT.packages,
-    reason="no SciMLSensitivity: diffsim julia setup --adjoints",
+    reason="no SciMLSensitivity: python -m robotics_envs.julia setup --adjoints",
 )
 
 

@@ -21,7 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-WAYS_OUT = ("diffsim julia setup", "PYTHON_JULIACALL_EXE=", "PYTHON_JULIACALL_PROJECT=")
+WAYS_OUT = ("python -m robotics_envs.julia setup", "PYTHON_JULIACALL_EXE=", "PYTHON_JULIACALL_PROJECT=")
 
 
 @pytest.fixture
@@ -97,7 +97,10 @@ def report(**changes) -> Report:
         ({}, None),
         ({"version": "1.9.4"}, "Julia 1.9.4 is too old: 1.10 or newer"),
         ({"version": "1.11.0-rc1"}, None),
-        ({"packages": {"PythonCall": "0.9.30"}}, "the project lacks DiffSimEnvs: run diffsim julia setup"),
+        (
+            {"packages": {"PythonCall": "0.9.30"}},
+            "the project lacks DiffSimEnvs: run python -m",
+        ),
         ({"packages": {}}, "the project lacks DiffSimEnvs and PythonCall"),
         ({"source": "/elsewhere"}, "takes DiffSimEnvs from /elsewhere, not from"),
         ({"precompiled": False}, "not precompiled"),

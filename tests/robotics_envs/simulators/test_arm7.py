@@ -5,9 +5,11 @@ import math
 import torch
 from torch.autograd.functional import jvp
 
+from robotics_envs.mechanics import panda
+from robotics_envs.mechanics.panda import JOINT_HIGH, JOINT_LOW, READY, attitude
 from robotics_envs.mechanics.quaternions import product, rotation, unit
-from robotics_envs.simulators.arm7 import Arm7, attitude
-from robotics_envs.simulators.arm7_point import JOINT_HIGH, JOINT_LOW, READY, Arm7Point
+from robotics_envs.simulators.arm7 import Arm7
+from robotics_envs.simulators.arm7_point import Arm7Point
 
 F64 = torch.float64
 TARGET, QUATERNION = slice(14, 17), slice(17, 21)
@@ -32,7 +34,7 @@ def reached(batch):
     """At rest in the target's pose."""
     x, _ = some_states(batch)
     x[:, 7:14] = 0.0
-    x[:, TARGET], x[:, QUATERNION] = Arm7().hand(x[:, :7]), attitude(x[:, :7])
+    x[:, TARGET], x[:, QUATERNION] = panda.hand(x[:, :7]), attitude(x[:, :7])
     return x
 
 
@@ -45,7 +47,7 @@ def test_the_product_of_quaternions_is_that_of_rotations():
 
 def test_the_attitude_by_quaternions_is_that_of_the_frames():
     x, _ = some_states(50)
-    frames, _ = Arm7().frames(x[:, :7])
+    frames, _ = panda.frames(x[:, :7])
     assert torch.allclose(rotation(attitude(x[:, :7])), frames[:, -1].flatten(-2), rtol=0, atol=1e-13)
     assert torch.allclose(attitude(x[:, :7]).norm(dim=-1), torch.ones(50, dtype=F64))
 
@@ -63,7 +65,7 @@ def test_the_flange_turns_about_the_joints_axes():
     x, _ = some_states(20)
     q, qd = x[:, :7], x[:, 7:14]
     value, change = jvp(attitude, q, qd)
-    w = (qd.unsqueeze(-1) * Arm7().links(q).axis).sum(1)
+    w = (qd.unsqueeze(-1) * panda.motion(q).axis).sum(1)
     pure = torch.cat((torch.zeros(20, 1, dtype=F64), w), -1)
     assert torch.allclose(change, 0.5 * product(pure, value), rtol=0, atol=1e-12)
 
@@ -128,8 +130,8 @@ def test_a_feedback_through_the_jacobian_reaches_the_pose():
     p = env.params(x)
     first = env.observe(x)
     for _ in range(100):
-        at, errors = env.links(x[:, :7]), env.observe(x)[:, 14:20]
-        lever = (env.hand(x[:, :7]).unsqueeze(1)).expand(-1, 7, 3)
+        at, errors = panda.motion(x[:, :7]), env.observe(x)[:, 14:20]
+        lever = (panda.hand(x[:, :7]).unsqueeze(1)).expand(-1, 7, 3)
         slide = at.arm + torch.linalg.cross(at.axis, lever)  # of the hand under a unit turn of each joint
         pull = (slide * (-100.0 * errors[:, None, :3]) + at.axis * (10.0 * errors[:, None, 3:])).sum(-1)
         x, _ = env.step(x, pull - x[:, 7:14] * x.new_tensor((10, 10, 10, 10, 1, 1, 1)), p)
@@ -152,7 +154,7 @@ def test_starts_and_their_targets_are_in_the_state_box_and_within_reach():
     assert (x[:, :7] < limits[1]).all()
     turn = torch.rad2deg(torch.acos(env.observe(x)[:, 20]))
     assert 25 < turn.median() < 60
-    assert 0.1 < (env.hand(x[:, :7]) - x[:, TARGET]).norm(dim=-1).median() < 0.4
+    assert 0.1 < (panda.hand(x[:, :7]) - x[:, TARGET]).norm(dim=-1).median() < 0.4
 
 
 def test_the_gradient_is_finite_in_the_pose_itself_and_half_a_turn_from_it():

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from robotics_envs.simulators.arm7_point import JOINT_LOW, LINKS, READY, Arm7Point
+from robotics_envs.mechanics import panda
+from robotics_envs.mechanics.panda import JOINT_LOW, LINKS, READY
+from robotics_envs.simulators.arm7_point import Arm7Point
 from solvers.methods.runge_kutta import RK4
 
 F64 = torch.float64
@@ -77,7 +79,7 @@ def frictionless(env, x):
 
 def test_the_hand_is_where_plane_geometry_puts_it():
     """Upright; and ready, with the upper arm 45 degrees back, the forearm level and the hand down."""
-    hand = Arm7Point().hand(torch.tensor([(0.0,) * 7, READY], dtype=F64))
+    hand = panda.hand(torch.tensor([(0.0,) * 7, READY], dtype=F64))
     s = math.sqrt(0.5)
     upright = (0.088, 0.0, 0.333 + 0.316 + 0.384 - 0.107)
     ready = (s * (0.0825 - 0.316) + 0.384 + 0.088, 0.0, 0.333 + s * (0.316 + 0.0825) + 0.0825 - 0.107)
@@ -89,7 +91,7 @@ def test_the_hand_is_where_the_transforms_put_it():
     _, q, _ = some_states(5)
     flange = torch.tensor([0.0, 0.0, FLANGE_D, 1.0], dtype=F64)
     expected = torch.stack([(transforms(angles)[-1] @ flange)[:3] for angles in q])
-    assert torch.allclose(Arm7Point().hand(q), expected, rtol=0, atol=1e-13)
+    assert torch.allclose(panda.hand(q), expected, rtol=0, atol=1e-13)
 
 
 def test_every_links_inertia_is_that_of_a_body():
@@ -106,7 +108,7 @@ def test_the_mass_matrix_is_symmetric_and_positive_definite():
     env = Arm7Point()
     x, q, _ = some_states(500)
     p = {**env.params(x), "armature": torch.zeros((), dtype=F64)}
-    m = env.mass_matrix(q, p)
+    m = panda.mass_matrix(panda.motion(q), p["armature"])
     assert torch.equal(m, m.mT)
     assert torch.linalg.eigvalsh(m).min() > 1e-4
 
@@ -115,7 +117,9 @@ def test_the_mass_matrix_is_that_of_the_kinetic_energy():
     env = Arm7Point()
     x, q, _ = some_states(5)
     expected = torch.stack([mass_matrix(angles, 0.1) for angles in q])
-    assert torch.allclose(env.mass_matrix(q, env.params(x)), expected, rtol=0, atol=1e-10)
+    assert torch.allclose(
+        panda.mass_matrix(panda.motion(q), env.params(x)["armature"]), expected, rtol=0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -128,9 +132,9 @@ def test_the_bias_is_lagranges(seed):
     motion = motion - 0.5 * torch.einsum("ijk,i,j->k", slope, rates, rates)
     weight = jacobian(potential, angles)
     assert motion.norm() > 0.1
-    assert torch.allclose(Arm7Point().bias(q, qd)[0], motion, rtol=0, atol=1e-8)
-    assert torch.allclose(Arm7Point().bias(q, qd, G)[0], motion + weight, rtol=0, atol=1e-8)
-    assert torch.allclose(Arm7Point().bias(q, 0 * qd, G)[0], weight, rtol=0, atol=1e-10)
+    assert torch.allclose(panda.bias(panda.motion(q), qd)[0], motion, rtol=0, atol=1e-8)
+    assert torch.allclose(panda.bias(panda.motion(q), qd, G)[0], motion + weight, rtol=0, atol=1e-8)
+    assert torch.allclose(panda.bias(panda.motion(q), 0 * qd, G)[0], weight, rtol=0, atol=1e-10)
 
 
 def test_the_dynamics_solve_the_equation_of_motion():
@@ -140,7 +144,7 @@ def test_the_dynamics_solve_the_equation_of_motion():
     u = env.action_box.sample(4, torch.Generator().manual_seed(1), F64)
     rate = env.dynamics(0.0, x, u, env.params(x))
     m = torch.stack([mass_matrix(angles, 0.05) for angles in q])
-    torque = (m @ rate[:, 7:14, None])[..., 0] + env.bias(q, qd) + 0.7 * qd
+    torque = (m @ rate[:, 7:14, None])[..., 0] + panda.bias(panda.motion(q), qd) + 0.7 * qd
     assert torch.allclose(torque, u, rtol=0, atol=1e-9)
     assert torch.equal(rate[:, :7], qd)
     assert not rate[:, 14:].any()
@@ -154,7 +158,7 @@ def drift(env, steps):
     p = frictionless(env, x)
 
     def falling(t, x, u, p):
-        return env.dynamics(t, x, -env.bias(x[:, :7], torch.zeros_like(x[:, :7]), G), p)
+        return env.dynamics(t, x, -panda.bias(panda.motion(x[:, :7]), torch.zeros_like(x[:, :7]), G), p)
 
     def energy(x):
         kinetic = 0.5 * x[0, 7:14] @ mass_matrix(x[0, :7], 0.1) @ x[0, 7:14]
@@ -198,7 +202,8 @@ def test_gravity_compensation_keeps_the_arm_at_rest():
         x, _ = env.step(x, u, env.params(x))
     assert torch.equal(x, start)
     # ... which is no small feat: without it each arm would set off.
-    fall = env.dynamics(0.0, start, -env.bias(start[:, :7], 0 * start[:, :7], G), env.params(x))[:, 7:14]
+    held = -panda.bias(panda.motion(start[:, :7]), 0 * start[:, :7], G)
+    fall = env.dynamics(0.0, start, held, env.params(x))[:, 7:14]
     assert fall.norm(dim=-1).min() > 1.0
 
 
@@ -221,7 +226,7 @@ def test_the_cost_counts_distance_rates_torque_and_limits():
     env = Arm7Point()
     x = torch.zeros(4, 17, dtype=F64)
     x[:, :7] = torch.tensor(READY, dtype=F64)
-    x[:, 14:] = env.hand(x[:, :7])
+    x[:, 14:] = panda.hand(x[:, :7])
     x[1, 14] += 0.5
     x[2, 7:14] = 1.0
     u = torch.zeros(4, 7, dtype=F64)
@@ -229,7 +234,7 @@ def test_the_cost_counts_distance_rates_torque_and_limits():
     cost = env.cost(x, u, env.params(x)).tolist()
     assert cost == pytest.approx([0.0, 0.25, 0.035, 0.035])
     x[0, 3] = JOINT_LOW[3] - 0.1
-    x[0, 14:] = env.hand(x[:1, :7])[0]
+    x[0, 14:] = panda.hand(x[:1, :7])[0]
     assert float(env.cost(x, u, env.params(x))[0]) == pytest.approx(0.01)
 
 

@@ -184,3 +184,20 @@ def test_torchdiffeq_failures_are_the_batchs(name):
     assert not done.ok.any()
     assert torch.equal(done.xs[0], X0)
     assert torch.isnan(done.xs[1:]).all()
+
+
+@pytest.mark.skipif(not hasattr(Exception, "add_note"), reason="errors have notes from Python 3.11 on")
+def test_an_error_of_a_field_is_placed_in_the_users_file_and_never_in_ours():
+    """Backwards in time f is called through a function of ours; torch.add has no file of its own."""
+
+    def wrong(t, x, u, p):
+        return x + p["gain"]
+
+    for ts in ([0.0, 1.0], [1.0, 0.0]):
+        with pytest.raises(KeyError) as caught:
+            solve(wrong, X0, ts, None, {"rate": 1.0})
+        assert caught.value.__notes__[0].startswith(f"raised by the vector field f, in {__file__}:")
+        assert caught.value.__notes__[1:] == ["p has the names: rate"]
+        with pytest.raises(TypeError) as caught:
+            solve(torch.add, X0, ts)
+        assert getattr(caught.value, "__notes__", []) == []

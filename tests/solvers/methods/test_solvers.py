@@ -287,3 +287,24 @@ def test_a_step_stays_on_its_device_and_asks_for_no_value(name):
     attempt = make_solver(name).attempt(free, times, x, None, torch.zeros((), device="meta"), times)
     assert attempt.x.device.type == "meta"
     assert attempt.x.shape == x.shape
+
+
+@pytest.mark.parametrize("name", ["heun", "midpoint", "rk4"])
+def test_a_step_has_the_gradient_of_its_stages_to_the_last_bit(name):
+    """``step`` is written out apart from ``stages``: the order of its operations decides how gradients are rounded."""
+    method, g = make_solver(name), torch.Generator().manual_seed(0)
+    new = lambda *shape: torch.rand(*shape, generator=g).requires_grad_()
+    t, x, p, dt = new(64), new(64, 2), new(()), new(64)
+    field = lambda t, x, u, p: torch.stack((x[..., 1], -p * torch.sin(x[..., 0]) + torch.cos(t)), -1)
+    _, slopes = method.stages(field, t, x, None, p, dt)
+    weighted = [b * k for b, k in zip(method.tableau.b, slopes, strict=True) if b != 0.0]
+    total = weighted[0]
+    for term in weighted[1:]:
+        total = total + term
+    by_stages = x + dt.unsqueeze(-1) * total
+    by_step = method.step(field, t, x, None, p, dt)
+    assert torch.equal(by_step, by_stages)
+    for one, other in zip(
+        *(torch.autograd.grad(y.sum(), (t, x, p, dt)) for y in (by_step, by_stages)), strict=True
+    ):
+        assert torch.equal(one, other)

@@ -23,7 +23,7 @@ def rates(remaining=REMAINING, **options):
     moved = []
     for share in remaining:
         before = parameter.item()
-        optimizer.step(Objective([parameter], lambda: parameter.sum()), share)
+        optimizer.step(Objective.of([parameter], lambda: parameter.sum()), share)
         moved.append(before - parameter.item())
     return moved
 
@@ -72,7 +72,7 @@ def test_reduce_on_plateau_sees_the_loss():
     seen = []
     for loss in (5.0, 4.0, 4.0, 4.0, 4.0, 3.0):
         seen.append(optimizer.inner.param_groups[0]["lr"])
-        optimizer.step(Objective([parameter], lambda q=loss: 0.0 * parameter.sum() + q))
+        optimizer.step(Objective.of([parameter], lambda q=loss: 0.0 * parameter.sum() + q))
     assert seen == pytest.approx([1.0, 1.0, 1.0, 1.0, 0.1, 0.1])
 
 
@@ -80,7 +80,7 @@ def test_gradients_above_the_norm_are_scaled_down_to_it_and_others_are_left_alon
     for limit, wanted in ((1.0, (2.4, 3.2)), (5.1, (0.0, 0.0))):
         parameter = vector(3.0, 4.0)
         optimizer = build("sgd", [parameter], lr=1.0, max_grad_norm=limit)
-        report = optimizer.step(Objective([parameter], lambda p=parameter: (p**2).sum() / 2))
+        report = optimizer.step(Objective.of([parameter], lambda p=parameter: (p**2).sum() / 2))
         assert report.grad_norm == pytest.approx(5.0)
         assert parameter.tolist() == pytest.approx(wanted)
 
@@ -112,7 +112,7 @@ def test_a_gradient_that_is_not_finite_leaves_parameters_and_state_bit_for_bit(n
             else 1 / (parameter - before).sum()
         ),
     ):
-        report = optimizer.step(Objective([parameter], loss))
+        report = optimizer.step(Objective.of([parameter], loss))
         assert (report.finite, report.evaluations, report.gradients) == (False, 1, 1)
         assert torch.equal(parameter, before)
         assert same(optimizer.state_dict(), state)
@@ -122,4 +122,4 @@ def test_a_gradient_that_is_not_finite_leaves_parameters_and_state_bit_for_bit(n
 def test_a_loss_that_does_not_depend_on_the_parameters_is_an_error():
     parameter = vector(1.0)
     with pytest.raises(ConfigError, match="does not depend on the policy"):
-        build("adam", [parameter]).step(Objective([parameter], lambda: torch.tensor(1.0)))
+        build("adam", [parameter]).step(Objective.of([parameter], lambda: torch.tensor(1.0)))

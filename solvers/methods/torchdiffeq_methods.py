@@ -1,7 +1,6 @@
 """torchdiffeq's methods behind the same interface.
 
-They use one step size for the whole batch, so a failure concerns the whole batch.  Controls are held between control
-times by one call of torchdiffeq per interval.
+They use one step size for the whole batch, so a failure concerns the whole batch.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from solvers.failure import Failure, SolveError
-from solvers.marching.problem import Leaves, Problem
 from solvers.methods.base import Solver, State, VectorField
 from solvers.modes import AutocastState
 from solvers.validation import real_number, whole_number
@@ -199,33 +196,6 @@ class _Field:
 
     def _callback_reject_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
         self.counts["rejected"] = self.counts.get("rejected", 0) + 1
-
-
-def integrate_legs(
-    problem: Problem, leaves: Leaves, adjoint: str, tolerances: dict[str, float], dt: float | None
-) -> tuple[Tensor, dict[str, Any]]:
-    """All legs of a problem's grid, from control switch to control switch: ``xs [T, *batch, n]`` and counts."""
-    method, grid = problem.method, problem.grid
-    assert isinstance(method, TorchdiffeqSolver)
-    xs: list[Tensor] = [problem.x0] * len(problem.ts)
-    x, begin = problem.x0, grid.start
-    counts: dict[str, Any] = {}
-    for leg, output in enumerate(grid.at_target):
-        inside, u = grid.inside[leg], problem.held(leg)
-        ts = torch.stack((begin, *(problem.ts[i] for i in inside), grid.targets[leg]))
-        own = None
-        if adjoint == "adjoint":
-            own = tuple(q for q in tree_leaves((u, problem.p)) if isinstance(q, Tensor) and q.requires_grad)
-            own += leaves.parameters
-        states = method.integrate(
-            problem.f, x, ts, u, problem.p, tolerances, dt=dt, adjoint=own, counts=counts
-        )
-        for i, state in zip(inside, states[1:-1], strict=True):
-            xs[i] = state
-        x, begin = states[-1], grid.targets[leg]
-        if output >= 0:
-            xs[output] = x
-    return torch.stack(xs), counts
 
 
 class Dopri5(TorchdiffeqSolver):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from same_state import same
 
-from diffsim.runs import state_tree
+from diffsim import state_tree
 
 
 def round_trip(tmp_path, value):

@@ -1,0 +1,74 @@
+"""The simulators by name."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lazy_registry.registry import Registry, UnknownNameError
+
+if TYPE_CHECKING:
+    from robotics_envs.base import Env
+
+JULIA = "julia:"
+"""What the names of simulators written in Julia begin with."""
+
+
+class EnvironmentRegistry(Registry):
+    """The simulators in Python, and by ``"julia:Pendulum"`` or ``"julia:my_env.jl:MyEnv"`` those in Julia."""
+
+    def load(self, name: str) -> Any:
+        """The class behind a name; see :meth:`Registry.load`.
+
+        Raises:
+            UnknownNameError: no such name, file, module or attribute.
+            robotics_envs.julia.JuliaError: there is no Julia, or it reports an error.
+        """
+        if not (isinstance(name, str) and name.startswith(JULIA)):
+            return super().load(name)
+        simulator = name.rpartition(":")[2]
+        if not simulator:
+            raise UnknownNameError(
+                f"environment {name!r} names no simulator: 'julia:Pendulum', or your own as 'julia:my_env.jl:MyEnv'"
+            )
+        return importlib.import_module("robotics_envs.julia.env").julia_env(name)
+
+
+ENVIRONMENTS = EnvironmentRegistry(
+    "environment",
+    {
+        "pendulum": "robotics_envs.simulators.pendulum:Pendulum",
+        "cartpole_swingup": "robotics_envs.simulators.cartpole_swingup:CartpoleSwingup",
+        "cartpole_balance": "robotics_envs.simulators.cartpole_balance:CartpoleBalance",
+        "acrobot": "robotics_envs.simulators.acrobot:Acrobot",
+        "double_pendulum": "robotics_envs.simulators.double_pendulum:DoublePendulum",
+        "reacher": "robotics_envs.simulators.reacher:Reacher",
+        "arm7": "robotics_envs.simulators.arm7:Arm7",
+        "arm7_point": "robotics_envs.simulators.arm7_point:Arm7Point",
+        "quadrotor_planar": "robotics_envs.simulators.quadrotor_planar:QuadrotorPlanar",
+        "quadrotor": "robotics_envs.simulators.quadrotor:Quadrotor",
+        "quadrotor_eight": "robotics_envs.simulators.quadrotor_eight:QuadrotorEight",
+        "car": "robotics_envs.simulators.car:Car",
+        "rocket_landing": "robotics_envs.simulators.rocket_landing:RocketLanding",
+        "satellite": "robotics_envs.simulators.satellite:Satellite",
+        "orbit_transfer": "robotics_envs.simulators.orbit_transfer:OrbitTransfer",
+        "hopper": "robotics_envs.simulators.hopper:Hopper",
+        "trebuchet": "robotics_envs.simulators.trebuchet:Trebuchet",
+        "reactor": "robotics_envs.simulators.reactor:Reactor",
+        "heat_rod": "robotics_envs.simulators.heat_rod:HeatRod",
+    },
+)
+
+
+def make_env(name: str, **parameters: float) -> Env:
+    """A simulator by its registry name, or one's own as ``"my_env.py:MyEnv"`` or ``"module:Class"``.
+
+    Those in Julia are ``"julia:Pendulum"``, one's own ``"julia:my_env.jl:MyEnv"``.  ``parameters`` override
+    the physics.
+
+    Raises:
+        solvers.UnknownNameError: no such simulator or parameter.
+        ValueError: a parameter outside its bounds.
+        robotics_envs.julia.JuliaError: there is no Julia, or it reports an error.
+    """
+    return ENVIRONMENTS.load(name)(**parameters)
