@@ -8,6 +8,7 @@ depends on another: each group of them becomes a loop, whose arguments come from
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -85,6 +86,9 @@ class _Rolling:
         self.made: dict[Node, Operand] = {}
 
     def _sort(self) -> None:
+        uses = Counter(_key(a) for node in self.order for a in node.args)
+        # What many rows use is the same in rows that are alike: a coefficient, the length of a step.
+        self.shared = {value: k for k, (value, count) in enumerate(uses.items()) if count >= ROWS}
         kinds: dict[Any, int] = {}
         for node in self.order:
             args = node.args
@@ -108,7 +112,9 @@ class _Rolling:
                 self.members.setdefault(kind, []).append(node)
 
     def _kind_of(self, value: Operand) -> int:
-        """Constants are alike, whatever their values, but truth values are not."""
+        """Constants are alike, whatever their values, but truth values and what many rows share are not."""
+        if (shared := self.shared.get(_key(value))) is not None:
+            return -4 - shared
         if isinstance(value, Node):
             return self.kind[value]
         return -2 - value if isinstance(value, bool) else -1
@@ -226,3 +232,8 @@ class _Rolling:
         function = Function("row", parameters, [value])
         for node, (result,) in zip(members, self.graph.loop(function, [], items), strict=True):
             self.made[node] = result
+
+
+def _key(value: Operand) -> Operand | tuple[str, str]:
+    """A key for a value: a node itself, and constants by what is printed, since 0.0 is not -0.0."""
+    return value if isinstance(value, Node) else (type(value).__name__, repr(value))
