@@ -17,9 +17,9 @@ from diffsim.optimizers import canonical, optimizer_class
 from diffsim.optimizers.base import Optimizer
 from diffsim.policy import Policy, make_policy
 from diffsim.settings import Settings
-from robotics_envs import ENVIRONMENTS, JULIA
 from robotics_envs.base import Env
 from robotics_envs.conformance.stated import names_match_shapes, shapes_on
+from robotics_envs.environments import ENVIRONMENTS, JULIA
 from robotics_envs.julia.installation import JuliaError
 from robotics_envs.user_code import describe_failure
 

@@ -276,7 +276,7 @@ def check(env: str) -> None:
 @main.command()
 def envs() -> None:
     """List the simulators."""
-    from robotics_envs import ENVIRONMENTS, JULIA
+    from robotics_envs.environments import ENVIRONMENTS, JULIA
     from robotics_envs.julia import SIMULATORS
 
     for name, path in ENVIRONMENTS.items():

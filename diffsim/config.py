@@ -21,7 +21,7 @@ from diffsim.errors import ConfigError
 from diffsim.settings import Seed, Settings
 from lazy_registry.registry import Registry, UnknownNameError, remember, unknown
 from lazy_registry.user_files import file_of
-from robotics_envs import ENVIRONMENTS, JULIA
+from robotics_envs.environments import ENVIRONMENTS, JULIA
 from robotics_envs.julia.installation import JuliaError
 
 if sys.version_info >= (3, 11):

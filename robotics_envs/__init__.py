@@ -32,7 +32,7 @@ _refuse_hidden_packages()
 from lazy_registry.lazy_import import lazy_attributes  # noqa: E402
 from lazy_registry.moved import serve_old_names  # noqa: E402
 from robotics_envs._moved import MOVED  # noqa: E402
-from robotics_envs.environments import ENVIRONMENTS, JULIA, make_env  # noqa: E402, F401
+from robotics_envs.environments import ENVIRONMENTS, make_env  # noqa: E402
 
 if TYPE_CHECKING:
     from robotics_envs.base import (

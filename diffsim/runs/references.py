@@ -12,8 +12,8 @@ from diffsim.errors import ConfigError
 from diffsim.runs.runfile import RunFile
 from diffsim.values import folder
 from lazy_registry.user_files import load_file
-from robotics_envs import JULIA
 from robotics_envs.base import Env
+from robotics_envs.environments import JULIA
 
 EnvLike: TypeAlias = "str | os.PathLike[str] | type[Env] | Env | Mapping[str, Any]"
 """A name, the path of a file with one simulator, a class, an instance, or a section with name and parameters."""

@@ -11,7 +11,7 @@ from diffsim.config import RunConfig, absolute_name, load_config
 from diffsim.errors import ConfigError
 from diffsim.optimizers import canonical
 from diffsim.runs.user_code import user_names
-from robotics_envs import JULIA
+from robotics_envs.environments import JULIA
 
 _LENGTH = ("updates", "stop")
 _SECTIONS = ("env", "policy", "algorithm", "optimizer")

@@ -29,7 +29,7 @@ from diffsim.runs.whole_files import write_whole
 from diffsim.values import printable, shown
 from lazy_registry.installation import cache_folder
 from lazy_registry.user_files import definitions, file_of, imported_files
-from robotics_envs import ENVIRONMENTS, JULIA
+from robotics_envs.environments import ENVIRONMENTS, JULIA
 from robotics_envs.julia import SIMULATORS
 
 logger = logging.getLogger("diffsim")

@@ -40,7 +40,7 @@ from solvers.marching.problem import Leaves, Problem
 from solvers.marching.step_size import StepSizeController
 from solvers.methods.runge_kutta import ExplicitRungeKutta
 from solvers.methods.tableau import ButcherTableau
-from solvers.modes import AutocastState, first_derivatives_only
+from solvers.modes import AutocastState
 from solvers.native import build
 
 logger = logging.getLogger("solvers")
@@ -451,24 +451,3 @@ def _disagreement(problem: Problem, leaves: Leaves, kernel: Kernel) -> float | N
     scale = 1.0 + exact.abs().max()
     difference = float(((compiled - exact).abs() / scale).max())
     return None if difference < (1e-11 if exact.dtype == torch.float64 else 1e-4) else difference
-
-
-class NativeMarch(torch.autograd.Function):
-    """``apply(run, leaves, x0, start, targets, ts, *leaves.tensors())``."""
-
-    @staticmethod
-    def forward(ctx: Any, run: Run, leaves: Leaves, xs: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.run, ctx.leaves = run, leaves
-        ctx.save_for_backward(*tensors)
-        return xs.clone() if xs.requires_grad else xs
-
-    @staticmethod
-    @first_derivatives_only
-    def backward(ctx: Any, by_xs: Tensor) -> Any:
-        _ = ctx.saved_tensors
-        by_x0, gradients, by_start, by_targets, by_ts = ctx.run.backward(by_xs)
-        ok = (ctx.run.status == 0).unsqueeze(-1)
-        by_x0 = by_x0 + torch.where(ok, by_xs[0], 0.0)
-        dtypes = [q.dtype for q in ctx.leaves.tensors()]
-        moved = [g.to(d) for g, d in zip(gradients, dtypes, strict=True)]
-        return None, None, None, by_x0, by_start, by_targets, by_ts, *moved
