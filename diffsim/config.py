@@ -37,6 +37,7 @@ NETWORKS = Registry("policy", {"mlp": "diffsim.policy:MLP"})
 ALGORITHMS = Registry(
     "algorithm",
     {
+        "value_gradient": "diffsim.algorithms.value_gradient:ValueGradient",
         "short_window": "diffsim.algorithms.short_window:ShortWindow",
         "full_horizon": "diffsim.algorithms.full_horizon:FullHorizon",
     },

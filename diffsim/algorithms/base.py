@@ -30,6 +30,8 @@ class Record(NamedTuple):
     """The part of the update's time that compiling rollouts took; it is recorded separately."""
     dropped: str = ""
     """Why the update left the parameters unchanged; empty if it changed them."""
+    left_out: int = 0
+    """How many rollouts were left out of the update because they were not finite."""
 
 
 class Algorithm(abc.ABC):

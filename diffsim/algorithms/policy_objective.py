@@ -30,10 +30,10 @@ class PolicyObjective(Objective):
         rollout: simulates its policy, whose parameters are optimized.
         steps: control intervals.
         params: physical parameters of the simulator.
-        noise_std: the standard deviation that ``noise`` is drawn with.
+        noise_std: the standard deviation that ``noise`` is drawn with, for all actions or one each, ``[m]``.
 
     Attributes:
-        x: initial states ``[B, n]`` of this step; set before the first.
+        x: initial states ``[B, n]`` of this step.
         noise: on actions, ``[steps, B, m]``; None for none.
         trajectory: of the first evaluation of this step at the policy's own parameters, detached; None before that.
     """
@@ -46,7 +46,7 @@ class PolicyObjective(Objective):
         rollout: Rollout,
         steps: int,
         params: Params,
-        noise_std: float = 0.0,
+        noise_std: float | Tensor = 0.0,
     ) -> None:
         assert isinstance(rollout.policy, Policy)
         self.rollout, self.policy, self.steps, self.params = rollout, rollout.policy, steps, params
@@ -59,17 +59,26 @@ class PolicyObjective(Objective):
         self._frozen = {name: q.detach() for name, q in named.items() if not q.requires_grad}
         super().__init__(named[name] for name in self._names)
 
+    def begin(self, x: States, noise: Tensor | None = None) -> None:
+        """Set the scenarios of the next step."""
+        self.x, self.noise, self.trajectory = x, noise, None
+
     def terms(self, trajectory: Trajectory) -> Float[Tensor, "K batch"]:
-        """What a rollout's loss is the sum of, in the order of time: ``K`` is ``steps``, or one more.
+        """What a rollout's loss is the sum of, in the order of time: ``K`` is ``steps``, one more, or 1 for the whole.
 
         The costs of the control intervals, if not overridden.
         """
         return trajectory.costs
 
+    def evaluate(self, x: States, noise: Tensor | None) -> tuple[Trajectory, Float[Tensor, "K batch"]]:
+        """Rollouts from ``x`` and their :meth:`terms`, differentiable by the policy's parameters."""
+        trajectory = self.rollout(x, self.steps, self.params, noise=noise)
+        return trajectory, self.terms(trajectory)
+
     def loss(self) -> Tensor:
-        trajectory = self.rollout(self.x, self.steps, self.params, noise=self.noise)
+        trajectory, terms = self.evaluate(self.x, self.noise)
         self._remember(trajectory)
-        return self.terms(trajectory).sum(0).mean()
+        return terms.sum(0).mean()
 
     def population(self, candidates: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
         popsize = len(candidates)
@@ -99,14 +108,13 @@ class PolicyObjective(Objective):
                 f"optimizer.gradient_groups = {groups} needs a batch of {2 * groups} or more, got {len(self.x)}"
             )
         noise, std = self.noise, self.noise_std
-        if smoothing is not None or noise is None or not std:
+        if smoothing is not None or noise is None or not torch.as_tensor(std).all():
             std = smoothing or DEFAULT_NOISE_STD
             shape = (self.steps, len(self.x), self.policy.centre.numel())
             drawn = torch.randn(shape, generator=generator, dtype=self.x.dtype, device=generator.device)
             noise = std * drawn.to(self.x.device)
         parts = torch.arange(len(self.x), device=self.x.device).tensor_split(groups)
-        rollouts = [self.rollout(self.x[i], self.steps, self.params, noise=noise[:, i]) for i in parts]
-        terms = [self.terms(r) for r in rollouts]
+        rollouts, terms = zip(*(self.evaluate(self.x[i], noise[:, i]) for i in parts), strict=True)
         losses = [t.sum(0).mean() for t in terms]
         first = [self._flat(loss) for loss in losses]
         to_go = torch.cat([t.detach() for t in terms], 1).flip(0).cumsum(0).flip(0)[: self.steps]
@@ -119,7 +127,7 @@ class PolicyObjective(Objective):
             states = rollout.states[:-1].detach()
             observation = self.rollout.env.observe(states.flatten(0, 1))
             raw = self.policy.network(self.policy.normalise(observation)).unflatten(0, states.shape[:2])
-            score = (raw * noise[:, i]).sum(-1) / std**2
+            score = (raw * noise[:, i] / std**2).sum(-1)
             zeroth.append(self._flat((advantage[:, i] * score).sum(0).mean()))
         states = torch.cat([r.states for r in rollouts if r.states is not None], 1)
         self._remember(Trajectory(states[-1], torch.cat([r.costs for r in rollouts], 1), states, None))

@@ -29,11 +29,12 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffsim.algorithms.base import Algorithm, Record
-from diffsim.algorithms.critic import Critic, Value
+from diffsim.algorithms.critic import Critic
 from diffsim.algorithms.policy_objective import PolicyObjective
+from diffsim.algorithms.windows import CostToGo, not_ended, what_is_not_finite
 from diffsim.config import RunConfig
 from diffsim.optimizers.base import Optimizer
 from diffsim.policy import MLP, Policy, initialised
@@ -162,7 +163,7 @@ class ShortWindow(Algorithm):
         # Where the windows start, and the noise on their actions.
         self._windows = x, noise = self._draw()
         # Rollouts over the windows, the critic's value at their ends, and the loss from both: WindowObjective.terms.
-        objective.x, objective.noise, objective.trajectory = x, noise, None
+        objective.begin(x, noise)
         # The optimizer evaluates the loss once or several times and changes the policy.
         report = self.optimizer.step(objective, self.remaining)
         # The critic learns from the windows of the policy, and the next windows continue them.
@@ -171,7 +172,7 @@ class ShortWindow(Algorithm):
             self._fit_critic(window)
             self._ends = window.last
         else:
-            dropped = _what_is_not_finite(window, report.gradients > 0)
+            dropped = what_is_not_finite(window, report.gradients > 0)
             self._ends, self._data = None, []
         self.updates_done += 1
         return Record(
@@ -265,32 +266,3 @@ class ShortWindow(Algorithm):
         self._windows = None if windows is None else (windows[0].to(self.device), windows[1].to(self.device))
         self._ends = None if ends is None else ends.to(self.device)
         self._data = [(z.to(self.device), y.to(self.device)) for z, y in state["data"]]
-
-
-class CostToGo(nn.Module):
-    """The value ``[B]`` of states ``[B, n]``: the target network at their normalised observations."""
-
-    def __init__(self, env: Env, policy: Policy, value: Value) -> None:
-        super().__init__()
-        self.env, self.policy, self.value = env, policy, value
-
-    def forward(self, x: States) -> Costs:
-        return self.value(self.policy.normalise(self.env.observe(x)))
-
-
-def not_ended(env: Env, states: Tensor) -> Tensor:
-    """1 where the episode has not ended, 0 where it has, in the dtype of the states; ``[T, B, n] -> [T, B]``."""
-    ended = env.done(states.flatten(0, 1)).unflatten(0, states.shape[:2])
-    return (~ended).to(states.dtype)
-
-
-def _what_is_not_finite(window: Trajectory, gradient: bool) -> str:
-    """How many rollouts are not finite, and from which control interval on."""
-    assert window.states is not None
-    finite = window.states[1:].isfinite().all(dim=-1) & window.costs.isfinite()
-    wrong = ~finite.all(dim=0)
-    if not wrong.any():
-        what = "the gradient or the step is" if gradient else "the values of the whole population are"
-        return f"{what} not finite, although every rollout of the policy is"
-    first = int((~finite[:, wrong]).any(dim=1).int().argmax())
-    return f"{int(wrong.sum())} of {len(wrong)} rollouts not finite, first at control interval {first + 1}"

@@ -25,7 +25,8 @@ class Inputs:
         p: physical parameters, ``[]`` or ``[B]``.
         noise, controls: ``[steps, B, m]`` or None; noise may be a generator.
         modules: those of policy and terminal value that are modules.
-        parameters: their parameters that require a gradient.
+        parameters: their parameters whose gradient is computed.
+        fixed: those that require a gradient which is not computed here.
         truncate: the gradient is cut after every so many control intervals.
         members: number of policies; ``B`` holds equally many rollouts of each, one policy after the other.
         stacked: for a parameter (by identity) the values of all members, ``[members, ...]``.
@@ -43,6 +44,7 @@ class Inputs:
     controls: Tensor | None
     modules: tuple[nn.Module, ...]
     parameters: tuple[Tensor, ...]
+    fixed: tuple[Tensor, ...] = ()
     truncate: int | None = None
     threads: int = 1
     members: int = 1

@@ -169,7 +169,7 @@ def look(inputs: Inputs, gradient: bool) -> Findings:
     if not gradient:
         return Findings(frozenset(), (), changing)
     outputs = results[0]
-    known = {id(x), *map(id, inputs.parameters)}
+    known = {id(x), *map(id, (*inputs.parameters, *inputs.fixed))}
     functions: list[str] = []
     stack, seen = [q.grad_fn for q in outputs], set()
     while stack:

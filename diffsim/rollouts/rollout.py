@@ -97,6 +97,8 @@ class Rollout:
             rollout and ``expected_steps`` justifies the compile time, else eager.
         threads: of the native back end; by default torch's, and one for fewer than 256 rollouts.
         expected_steps: how many control intervals will be simulated in all calls together, if known.
+        parameter_gradients: False where no gradient by the parameters of policy and terminal value is wanted; the
+            backward pass is shorter then.
         on_failure: what to do where a state, cost or terminal value is not finite.  ``"raise"``: a
             :class:`robotics_envs.DivergenceError` with the first such interval.  ``"mark"``: ``Trajectory.ok`` is
             False for these rollouts, and they contribute exactly zero to every gradient, so that the gradient is that
@@ -117,6 +119,7 @@ class Rollout:
         backend: str = "auto",
         threads: SupportsIndex | None = None,
         expected_steps: SupportsIndex | None = None,
+        parameter_gradients: bool = True,
         on_failure: str | None = None,
     ) -> None:
         if backend != "auto" and backend not in BACKENDS:
@@ -131,6 +134,7 @@ class Rollout:
         self.expected_steps = (
             None if expected_steps is None else whole_number("expected_steps", expected_steps, 0)
         )
+        self.parameter_gradients = parameter_gradients
         self.on_failure = on_failure
         self._engines: dict[Any, Engine] = {}
         self._said: set[str] = set()
@@ -185,7 +189,8 @@ class Rollout:
             inputs = _without_inference_tensors(inputs)
             engine = self._engine(inputs, gradient)
             if isinstance(engine, Unrolled):
-                outcome, ok = engine.unrolled(inputs, self.on_failure == "mark")
+                with _without_gradient(inputs.fixed):
+                    outcome, ok = engine.unrolled(inputs, self.on_failure == "mark")
                 return _trajectory(outcome, _judge(inputs, outcome, self.on_failure) if ok is None else ok)
             return Trajectory(*_Function.apply(engine, inputs, self.on_failure, *inputs.named().values()))
 
@@ -419,7 +424,8 @@ class Rollout:
             if q.dtype != x0.dtype or q.device != x0.device:
                 raise ValueError(f"the policy has {q.dtype} on {q.device}, x0 is {x0.dtype} on {x0.device}")
         threads = self.threads or (1 if len(x0) < _FEW else torch.get_num_threads())
-        trained = tuple(q for q in parameters.values() if q.requires_grad)
+        trainable = tuple(q for q in parameters.values() if q.requires_grad)
+        trained, fixed = (trainable, ()) if self.parameter_gradients else ((), trainable)
         return Inputs(
             env,
             self._act,
@@ -431,6 +437,7 @@ class Rollout:
             controls,
             tuple(modules),
             trained,
+            fixed,
             truncate,
             threads,
         )
@@ -454,14 +461,16 @@ class Rollout:
 
     def _engine(self, inputs: Inputs, gradient: bool) -> Engine:
         """The back end for these inputs, prepared if it is new."""
-        kinds = [(name, v.ndim, v.requires_grad) for name, v in inputs.named().items()]
+        kinds = [(name, v.ndim) for name, v in inputs.named().items()]
+        wanted = tuple(gradient and v.requires_grad for v in inputs.named().values())
         held = fingerprint(self.env, self.policy, self.terminal)
         cast = autocast_state(inputs.x0.device)
         common = (inputs.x0.dtype, inputs.x0.device, cast, type(inputs.noise), *kinds, *held)
-        key = (gradient, common)
-        if (True, common) in self._engines:
-            return self._engines[True, common]  # one prepared for gradients serves without them as well
+        key = (common, wanted)
         if key not in self._engines:
+            for (others, _), engine in self._engines.items():
+                if others == common and not gradient:
+                    return engine  # one prepared for gradients serves without them as well
             started = time.perf_counter()
             with (
                 torch.inference_mode(False),
@@ -532,6 +541,18 @@ class Rollout:
         return [
             name for name in ("native", "inductor") if eager > _COMPILING[name] and (cpu or name != "native")
         ] + ["eager"]
+
+
+@contextlib.contextmanager
+def _without_gradient(parameters: tuple[Tensor, ...]) -> Iterator[None]:
+    """While inside, autograd takes these parameters for constants."""
+    for q in parameters:
+        q.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for q in parameters:
+            q.requires_grad_()
 
 
 def _trajectory(outcome: Outcome, ok: Tensor | None) -> Trajectory:

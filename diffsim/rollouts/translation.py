@@ -82,7 +82,7 @@ class Translation:
         self.own = [g.input("own", k) for k in range(len(self.own_names))]
         self.dt = g.input("dt")
         unknown = "a tensor that requires a gradient is neither p nor a parameter"
-        self.slots = Slots(g, inputs.parameters, unknown, self.gradient)
+        self.slots = Slots(g, inputs.parameters, unknown, self.gradient, inputs.fixed)
         self.p: dict[str, tuple[Tensor, Any]] = {}
         for name, value in inputs.p.items():
             if value.ndim == 1:

@@ -43,18 +43,21 @@ class Slots:
         trainable: tensors whose gradient is known to be wanted.
         unknown: the message where another tensor requires a gradient.
         gradient: whether any gradient is wanted.
+        fixed: tensors that require a gradient which is known not to be wanted.
     """
 
     graph: Graph
     trainable: Iterable[Tensor]
     unknown: str
     gradient: bool = True
+    fixed: Iterable[Tensor] = ()
     slots: list[Slot] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._known: dict[int, int] = {}
         self._trainable = {id(q) for q in self.trainable}
-        self._fixed: list[tuple[Tensor, int]] = []
+        self._not_wanted = {id(q) for q in self.fixed}
+        self._compiled_in: list[tuple[Tensor, int]] = []
 
     def add(self, source: Any, size: int, wanted: bool, own: bool = False, held: bool = False) -> int:
         """A new slot; its number."""
@@ -80,17 +83,18 @@ class Slots:
             NativeUnsupportedError: it requires a gradient that nobody would receive.
         """
         if not tensor.is_floating_point():
-            self._fixed.append((tensor, -1 if tensor.is_inference() else tensor._version))
+            self._compiled_in.append((tensor, -1 if tensor.is_inference() else tensor._version))
             return tensor.detach().numpy().astype(object)
-        if tensor.requires_grad and id(tensor) not in self._trainable:
+        wanted = tensor.requires_grad and id(tensor) not in self._not_wanted
+        if wanted and id(tensor) not in self._trainable:
             raise NativeUnsupportedError(self.unknown)
         if id(tensor) not in self._known:
-            self._known[id(tensor)] = self.add(tensor, tensor.numel(), tensor.requires_grad)
+            self._known[id(tensor)] = self.add(tensor, tensor.numel(), wanted)
         return self._known[id(tensor)]
 
     def stale(self) -> bool:
         """Whether a tensor that was compiled in has been changed since."""
-        return any(version >= 0 and tensor._version != version for tensor, version in self._fixed)
+        return any(version >= 0 and tensor._version != version for tensor, version in self._compiled_in)
 
 
 def array_of(nodes: Iterable[Any], shape: Iterable[int]) -> np.ndarray:

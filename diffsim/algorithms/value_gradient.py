@@ -1,0 +1,430 @@
+"""Value gradients with a critic that knows costates: the default algorithm.
+
+The policy's gradient is backpropagated through short windows of control intervals, where it is smooth and has a low
+variance; the critic's value at the end of the window stands for the rest of the horizon.  One backward pass of the
+windows gives what both networks learn from: the derivative of a window's cost by its actions moves the policy, that by
+its initial state (the costate) is what the critic's derivative is fitted to.
+
+Nothing is set per simulator.  What depends on time follows from the length of the task's episode, noise is in units of
+what the policy uses of its actions, and every scale comes from the data by medians.
+
+Taken from others:
+
+- Windows in parallel with a terminal critic, TD(lambda) targets, a target network, Adam with betas (0.7, 0.95), learning
+  rates that fall linearly to zero: SHAC (Xu et al., ICLR 2022, arXiv 2204.07137).
+- Policy gradients through a model and a value at its end: stochastic value gradients (Heess et al., 2015, arXiv
+  1510.09142), model-augmented actor-critic (Clavera et al., 2020, arXiv 2005.08068).
+- A discount that follows from the length of the episode: TD-MPC2 (Hansen et al., 2024, arXiv 2310.16828, appendix).
+- A critic fitted to derivatives: see :mod:`diffsim.algorithms.costate_critic`.
+- A scale of the value that follows the targets: PopArt (van Hasselt et al., 2016, arXiv 1602.07714).
+
+docs/algorithms.md has the measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from diffsim.algorithms.base import Algorithm, Record
+from diffsim.algorithms.costate_critic import CostateCritic, Rows, bounded
+from diffsim.algorithms.policy_objective import PolicyObjective
+from diffsim.algorithms.windows import CostToGo, not_ended, what_is_not_finite
+from diffsim.config import RunConfig
+from diffsim.optimizers.base import Optimizer
+from diffsim.policy import MLP, Policy, initialised
+from diffsim.rollouts import Rollout, Trajectory
+from diffsim.settings import Settings
+from robotics_envs.base import Costs, Env, Params, States
+
+
+class ValueGradientSettings(Settings):
+    batch: int = Field(default=256, ge=2)
+    """Windows per update."""
+    window: int = Field(default=8, ge=1)
+    """Control intervals that the gradient is backpropagated through; at most an episode."""
+    discount_start: float = Field(default=5.0, gt=0)
+    """Discount rate per episode at the start of the run: gamma = exp(-rate / intervals of an episode)."""
+    discount_end: float = Field(default=1.0, gt=0)
+    """Discount rate per episode at the end of the run; it changes geometrically."""
+    noise: float = Field(default=0.5, ge=0)
+    """Standard deviation of the noise on actions at the start of the run, as a share of the root mean square of the
+    actions that the policy asks for, both in half ranges of the action box; falls linearly to 0."""
+    noise_least: float = Field(default=0.02, ge=0)
+    """The least standard deviation of the noise, in half ranges of the action box."""
+    noise_largest: float = Field(default=0.5, ge=0)
+    """The largest standard deviation of the noise, in half ranges of the action box."""
+    fresh: float = Field(default=0.25, ge=0, le=1)
+    """Share of the windows that start from the state box at every update. The others continue the previous windows."""
+    resets: float = Field(default=0.5, ge=0, le=1)
+    """Share of the windows that do not continue, beside the fresh ones, that start from the task's initial states; the
+    others start from the state box."""
+    reach: float = Field(default=1.5, gt=0)
+    """A window does not continue from a state outside the state box enlarged by this factor."""
+    compression: float = Field(default=3.0, gt=0)
+    """A window counts less, the further its cost is from the median: from about this number of scales on."""
+    gradient_bound: float | None = Field(default=10.0, gt=0)
+    """The derivative of a window's cost by its actions is scaled down to at most this number of medians; None for no
+    bound."""
+    td_lambda: float = Field(default=0.8, ge=0, le=1)
+    """Lambda of the critic's TD(lambda) targets."""
+    critic_hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
+    """Widths of the critic's hidden layers."""
+    critic_learning_rate: float = Field(default=5e-3, gt=0)
+    """Of the critic's Adam, at the start of the run."""
+    critic_batches: int = Field(default=8, ge=1)
+    """Minibatches of regression per update."""
+    critic_batch_size: int = Field(default=256, ge=1)
+    """States per minibatch."""
+    critic_windows: int = Field(default=2, ge=1)
+    """The critic is fitted to the windows of this number of the last updates."""
+    costate_weight: float = Field(default=0.1, ge=0)
+    """Weight of the critic's error in costates; 0 fits it to values only."""
+    costate_bound: float = Field(default=3.0, gt=0)
+    """Costates longer than this number of medians weigh less."""
+    tau: float = Field(default=0.2, gt=0, le=1)
+    """Polyak averaging per update: target network <- (1 - tau) target network + tau critic."""
+    normalizer_rate: float = Field(default=0.1, gt=0, le=1)
+    """Coefficient of the exponential moving averages of the critic's mean and scale and of the actions' root mean
+    square, per update."""
+
+
+class Windows(NamedTuple):
+    """Rollouts over the windows and what follows from them, detached."""
+
+    costs: Costs
+    """Discounted costs ``[B]``, with the discounted value at the end."""
+    costates: Tensor
+    """Derivatives of ``costs`` by the initial states, ``[B, n]``."""
+    ok: Tensor
+    """Which windows are finite, derivatives included, ``[B]``."""
+    bounds: Tensor
+    """Factors in (0, 1] that bound the derivatives of the loss by the windows' actions, ``[B]``."""
+
+
+class WindowObjective(PolicyObjective):
+    """Mean over windows of ``c asinh(y / c)``, with ``c`` the setting ``compression``.
+
+    ``y = (J - mean) / scale`` is the window's discounted cost ``J = sum_t gamma^t cost_t + gamma^T V(x_T)``, standardised
+    by the critic's mean and scale; V is the critic's target network.  The derivative of the loss by J is
+    ``1 / (scale sqrt(1 + (y / c)²))``: windows of unusual cost weigh less.  Before the first fit of the critic there are
+    no values, and the loss is J over the standard deviation of costs.  Costs after the end of an episode are zero, and
+    so is the value; no gradient flows through the end.
+
+    For optimizers that use gradients, a window's term is multiplied by a factor that bounds its derivative by the
+    window's actions to ``gradient_bound`` medians, and windows that are not finite are left out.  The factors are found
+    at the first evaluation of a step and then kept: a line search compares values of one function.
+
+    Attributes:
+        gamma: discount factor per control interval.
+        windows: of the first evaluation with gradient of this step; None before.
+    """
+
+    needs_states = True
+
+    def __init__(
+        self, rollout: Rollout, params: Params, critic: CostateCritic, settings: ValueGradientSettings
+    ) -> None:
+        super().__init__(rollout, min(settings.window, rollout.env.episode_steps), params)
+        self.critic, self.settings = critic, settings
+        self.gamma = 1.0
+        self.windows: Windows | None = None
+
+    def begin(self, x: States, noise: Tensor | None = None) -> None:
+        super().begin(x, noise)
+        self.windows = None
+
+    def discounted(self, trajectory: Trajectory) -> Costs:
+        """Discounted costs ``[B]``, with the discounted value at the end."""
+        assert trajectory.states is not None
+        costs = trajectory.costs
+        exponents = torch.arange(self.steps + 1, dtype=costs.dtype, device=costs.device)
+        alive = not_ended(self.rollout.env, trajectory.states.detach()).cumprod(dim=0)
+        weights = (self.gamma**exponents).unsqueeze(-1) * alive
+        total = (weights[:-1] * costs).sum(0)
+        if not self.critic.fitted:
+            return total
+        assert trajectory.values is not None
+        return total + weights[-1] * trajectory.values
+
+    def losses(self, discounted: Costs, costs: Tensor) -> Costs:
+        """The loss ``[B]`` of each window."""
+        if not self.critic.fitted:
+            std = costs.detach().std()
+            return discounted / torch.where(std > 0, std, torch.ones_like(std))
+        c = self.settings.compression
+        return c * torch.asinh(self.critic.standardised(discounted) / c)
+
+    def terms(self, trajectory: Trajectory) -> Tensor:
+        return self.losses(self.discounted(trajectory), trajectory.costs).unsqueeze(0)
+
+    def evaluate(self, x: States, noise: Tensor | None) -> tuple[Trajectory, Tensor]:
+        """As :meth:`PolicyObjective.evaluate`, with one backward pass through the simulator for policy and critic.
+
+        The derivative by the noise is that by what the network returns, so the derivative by its parameters follows from
+        the network alone.
+        """
+        assert noise is not None
+        x, noise = x.detach().requires_grad_(), noise.detach().requires_grad_()
+        trajectory = self.rollout(x, self.steps, self.params, noise=noise)
+        discounted = self.discounted(trajectory)
+        if not discounted.requires_grad:  # a simulator without gradients
+            return trajectory, self.terms(trajectory)
+        costates, by_noise = torch.autograd.grad(
+            discounted.sum(), (x, noise), allow_unused=True, materialize_grads=True
+        )
+        trajectory = Trajectory(*(None if q is None else q.detach() for q in trajectory))
+        assert trajectory.states is not None
+        discounted = discounted.detach().requires_grad_()
+        losses = self.losses(discounted, trajectory.costs)
+        (by_cost,) = torch.autograd.grad(losses.sum(), discounted)
+        by_action = by_cost.unsqueeze(-1) * by_noise
+        ok = by_action.isfinite().all(-1).all(0) & trajectory.states.isfinite().all(-1).all(0)
+        ok = ok & costates.isfinite().all(-1) & losses.isfinite()
+        by_action = torch.where(ok.unsqueeze(-1), by_action, 0.0)
+
+        windows = self.windows
+        if windows is None or len(windows.ok) != len(ok):
+            bound = self.settings.gradient_bound
+            lengths = by_action.norm(dim=(0, 2))
+            bounds = torch.ones_like(lengths) if bound is None else bounded(lengths, bound)
+            windows = Windows(discounted.detach(), costates, ok, bounds)
+            if len(x) == len(self.x):
+                self.windows = windows
+        weights = torch.where(ok, windows.bounds, 0.0) * (len(ok) / ok.sum())
+
+        # Rows of windows that are left out are multiplied by zero, and have to be finite for that.
+        states = torch.where(ok.unsqueeze(-1), trajectory.states[:-1], 0.0)
+        raw = self.policy.network(self.policy.normalise(self.rollout.env.observe(states.flatten(0, 1))))
+        linear = (raw.unflatten(0, states.shape[:2]) * by_action).sum((0, 2))
+        losses = torch.where(ok, losses.detach(), 0.0)
+        return trajectory, (weights * (losses + linear - linear.detach())).unsqueeze(0)
+
+
+class ValueGradient(Algorithm):
+    """Each update: an optimizer step on the :class:`WindowObjective` of the next windows, then a fit of the critic."""
+
+    Settings = ValueGradientSettings
+
+    def __init__(
+        self,
+        env: Env,
+        policy: Policy,
+        config: RunConfig,
+        settings: ValueGradientSettings,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        super().__init__(env, policy, config, settings, optimizer)
+        self.settings = settings
+        network = initialised(
+            lambda: MLP(len(env.observation_names), 1, settings.critic_hidden), config.seed + 1
+        )
+        self.critic = CostateCritic(
+            network.to(policy.mean),
+            settings.critic_learning_rate,
+            (0.7, 0.95),
+            settings.tau,
+            settings.normalizer_rate,
+            settings.costate_weight,
+            settings.costate_bound,
+        )
+        self.rollout = Rollout(
+            env,
+            policy,
+            terminal=CostToGo(env, policy, self.critic.target),
+            backend=config.backend,
+            threads=config.threads,
+            expected_steps=config.updates * settings.window * self.optimizer.calls_per_step,
+            parameter_gradients=False,
+        )
+        low, high = env.state_box.bounds(policy.mean)
+        self._middle, self._half_size = (low + high) / 2, (high - low) / 2
+        self._is_angle = torch.tensor([n in env.angle_names for n in env.state_names], device=self.device)
+        # In these units the derivatives by different states can be compared.
+        self._sizes = torch.where(self._half_size > 0, self._half_size, torch.ones_like(self._half_size))
+        self.objective = WindowObjective(self.rollout, self.params, self.critic, settings)
+        # State that later updates depend on, beside networks and optimizers:
+        self._windows: tuple[Tensor, Tensor] | None = None
+        self._ends: Tensor | None = None
+        self._data: list[Rows] = []
+        self._used = torch.ones_like(policy.centre)
+        """Root mean square of the actions that the policy asks for, ``[m]``, in half ranges of their box."""
+
+    def step(self) -> Record:
+        """One optimizer step of the policy on the next windows, then a fit of the critic to them."""
+        s, objective = self.settings, self.objective
+        compiled, evaluations = self.rollout.compile_seconds, objective.evaluations
+        # What depends on time: the discount, and the noise.
+        rate = s.discount_end * (s.discount_start / s.discount_end) ** self.remaining
+        objective.gamma = math.exp(-rate / self.env.episode_steps)
+        std = (s.noise * self.remaining * self._used).clamp(s.noise_least, s.noise_largest)
+        # Where the windows start, and the noise on their actions.
+        self._windows = x, noise = self._draw(std)
+        objective.begin(x, noise)
+        objective.noise_std = std
+        # The optimizer evaluates the loss once or several times and changes the policy.
+        report = self.optimizer.step(objective, self.remaining)
+        # The critic learns from the windows of the policy, and the next windows continue them.
+        window, dropped, left_out = objective.simulated(), "", 0
+        if report.finite:
+            left_out = self._fit_critic(window, objective.windows)
+            self._ends = window.last
+        else:
+            dropped = what_is_not_finite(window, report.gradients > 0)
+            self._ends, self._data = None, []
+        self.updates_done += 1
+        return Record(
+            report.loss,
+            report.grad_norm,
+            env_steps=(objective.evaluations - evaluations) * len(x) * objective.steps,
+            gradient_evaluations=report.gradients,
+            compile_seconds=self.rollout.compile_seconds - compiled,
+            dropped=dropped,
+            left_out=left_out,
+        )
+
+    def returns(self, x: States) -> Costs:
+        """See :meth:`Algorithm.returns`; zero noise is passed so that the rollouts compiled for training are reused."""
+        return self.rollout.returns(x, self.params, noise=x.new_zeros(len(self.env.action_box)))
+
+    def _draw(self, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Initial states ``[B, n]`` and noise ``[window, B, m]``; the optimizer may ask to keep some of them."""
+        count, kept = self.optimizer.scenarios(self.settings.batch)
+        if self._windows is None:
+            kept = 0
+        x = self._starts(count - kept, kept)
+        noise = std * self._randn(self.objective.steps, count - kept, len(std))
+        if not kept:
+            return x, noise
+        assert self._windows is not None
+        last_x, last_noise = self._windows
+        return torch.cat((last_x[-kept:], x)), torch.cat((last_noise[:, -kept:], noise), 1)
+
+    def _starts(self, count: int, kept: int) -> Tensor:
+        """Initial states ``[count, n]``: drawn, or last states of windows that are not kept.
+
+        The mean length of a trajectory of windows is an episode of the task.
+        """
+        s, env = self.settings, self.env
+        if not count:
+            return self._middle.new_empty(0, len(self._middle))
+        drawn = env.state_box.sample(count, self.generator, self.dtype)
+        fresh = round(count * s.fresh)
+        resets = round((count - fresh) * s.resets)
+        if resets:
+            drawn[fresh : fresh + resets] = env.reset(resets, self.generator, self.dtype).to(drawn)
+        if self._ends is None:
+            return drawn
+        ends = self._ends[: len(self._ends) - kept][:count]
+        ends = torch.cat((ends, drawn[len(ends) :]))
+        near = ((ends - self._middle).abs() <= s.reach * self._half_size) | self._is_angle
+        survives = self._uniform(count) >= self.objective.steps / env.episode_steps
+        continues = (near & ends.isfinite()).all(dim=-1) & survives & ~env.done(ends)
+        continues[:fresh] = False
+        return torch.where(continues.unsqueeze(-1), ends, drawn)
+
+    @torch.no_grad()
+    def _fit_critic(self, window: Trajectory, gradients: Windows | None) -> int:
+        """Fit the critic to the last windows; returns how many of these are left out.
+
+        To TD(lambda) targets (Sutton and Barto, 2nd ed., §12.1) at all states and, where there are gradients, to
+        the costates at the windows' starts.
+        """
+        s, env, states = self.settings, self.env, window.states
+        assert states is not None
+        ok = states.isfinite().all(-1).all(0) & window.costs.isfinite().all(0)
+        if gradients is not None:
+            ok = ok & gradients.ok
+        left_out = int((~ok).sum())
+        if left_out == len(ok):
+            return left_out
+        states, costs = states[:, ok], window.costs[:, ok]
+        z = self.policy.normalise(env.observe(states.flatten(0, 1))).unflatten(0, states.shape[:2])
+        used = self.policy.network(z[:-1].flatten(0, 1)).clamp(-1.0, 1.0).square().mean(0).sqrt()
+        self._used = torch.lerp(self._used, used, s.normalizer_rate)
+
+        values = self.critic.values(z[1:])
+        goes_on = not_ended(env, states[1:])
+        target, targets = values[-1], torch.empty_like(values)
+        for t in reversed(range(len(costs))):
+            following = torch.lerp(values[t], target, s.td_lambda)
+            target = costs[t] + self.objective.gamma * goes_on[t] * following
+            targets[t] = target
+
+        # Costs far outside the box bound nothing that the value should reach.
+        inside = (((states[:-1] - self._middle).abs() <= self._half_size * (1 + 1e-3)) | self._is_angle).all(-1)
+        bounding = costs[inside] if inside.any() else costs
+        self.critic.renormalise(targets.flatten(), bounding.flatten(), self.objective.gamma)
+        rows = Rows(z[:-1].flatten(0, 1), targets.flatten(), *self._derivatives(states[0], z[0], ok, gradients))
+        self._data = [*self._data, rows][-s.critic_windows :]
+        self.critic.fit(
+            self._data, s.critic_batches, s.critic_batch_size, self.remaining, self.generator
+        )
+        return left_out
+
+    def _derivatives(
+        self, x: States, z: Tensor, ok: Tensor, gradients: Windows | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The last four fields of :class:`Rows`."""
+        if gradients is None or not self.settings.costate_weight:
+            return z[:0], z[:0, 0], x[:0], x.new_empty(0, z.shape[1], x.shape[1])
+        return (
+            z,
+            gradients.costs[ok],
+            gradients.costates[ok] * self._sizes,
+            observation_jacobian(self.env, self.policy, x) * self._sizes,
+        )
+
+    def _uniform(self, count: int) -> Tensor:
+        # In float32 for every run, whose dtype does not matter to a comparison with a probability.
+        return torch.rand(count, generator=self.generator, device=self.device, dtype=torch.float32)
+
+    def _randn(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "updates_done": self.updates_done,
+            "policy": dict(self.policy.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "critic": self.critic.state_dict(),
+            "generator": self.generator.get_state(),
+            "windows": self._windows,
+            "ends": self._ends,
+            "data": [tuple(rows) for rows in self._data],
+            "used": self._used,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        def here(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(self.device)
+
+        self.updates_done = state["updates_done"]
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.critic.load_state_dict(state["critic"])
+        self.generator.set_state(state["generator"])
+        windows = state["windows"]
+        self._windows = None if windows is None else (here(windows[0]), here(windows[1]))  # type: ignore[assignment]
+        self._ends = here(state["ends"])
+        self._data = [Rows(*map(here, rows)) for rows in state["data"]]  # type: ignore[arg-type]
+        self._used = state["used"].to(self.device)
+
+
+@torch.enable_grad()
+def observation_jacobian(env: Env, policy: Policy, x: States) -> Tensor:
+    """Derivatives ``[B, o, n]`` of the normalised observation by the state."""
+    x = x.detach().requires_grad_()
+    z = policy.normalise(env.observe(x))
+    if not z.requires_grad:
+        return x.new_zeros(*z.shape, x.shape[1])
+    # Rollouts of a batch are independent: the derivative of a sum over rollouts is that of each of them.
+    rows = [
+        torch.autograd.grad(z[:, k].sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+        for k in range(z.shape[1])
+    ]
+    return torch.stack(rows, 1)
