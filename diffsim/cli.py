@@ -104,7 +104,7 @@ def main() -> None:
 @click.option("--config", type=Run(), help="TOML file with settings; options here win over it.")
 @click.option("--seed", type=Whole(), help="Seed of everything random.  [default: 0]")
 @click.option("--updates", type=Whole(1), help="Length of the run in updates of the policy.")
-@click.option("--algorithm", help="How to train: short_window (default) or full_horizon.")
+@click.option("--algorithm", help="How to train: value_gradient (default), short_window or full_horizon.")
 @click.option("--optimizer", help="adam (default), lbfgs, cma_es, ...; see: diffsim optimizers.")
 @click.option("--device", help="Torch device, such as cpu or cuda:0.  [default: cpu]")
 @click.option("--dtype", help="float32 (default) or float64.")

@@ -139,7 +139,7 @@ class PolicyConfig(Named):
 class EvaluationConfig(Settings):
     """Returns measured in the run's own simulator while it trains (no exploration noise)."""
 
-    every: int = Field(default=25, ge=0)
+    every: int = Field(default=50, ge=0)
     """Updates between evaluations; 0 evaluates only at the end."""
     episodes: int = Field(default=128, ge=1)
 
@@ -164,10 +164,10 @@ class RunConfig(Settings):
 
     env: EnvConfig
     policy: PolicyConfig = PolicyConfig()
-    algorithm: Named = Named(name="short_window")
+    algorithm: Named = Named(name="value_gradient")
     optimizer: Named = Named(name="adam")
     evaluation: EvaluationConfig = EvaluationConfig()
-    updates: int = Field(default=500, ge=1)
+    updates: int = Field(default=600, ge=1)
     stop: StopConfig = StopConfig()
     checkpoint_every: int = Field(default=25, ge=1)
     """Updates between checkpoints: what a killed process can lose."""

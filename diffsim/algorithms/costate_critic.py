@@ -39,7 +39,7 @@ class CompressedValue(nn.Module):
         self.low: Tensor
         self.high: Tensor
         self.register_buffer("mean", like.new_zeros(()))
-        self.register_buffer("scale", like.new_ones(()))
+        self.register_buffer("scale", like.new_zeros(()))  # so that values are 0 before the first fit
         self.register_buffer("low", like.new_full((), -torch.inf))
         self.register_buffer("high", like.new_full((), torch.inf))
 
@@ -82,7 +82,7 @@ class CostateCritic:
         costate_bound: windows whose costate is more than this number of medians long weigh less, see :meth:`fit`.
 
     Attributes:
-        fitted: whether the critic has seen targets.  Before, it has no scale and its values are meaningless.
+        fitted: whether the critic has seen targets.  Before, all values are 0.
     """
 
     def __init__(
@@ -113,7 +113,9 @@ class CostateCritic:
     def __repr__(self) -> str:
         widths = [layer.in_features for layer in self.network if isinstance(layer, nn.Linear)]
         state = f"mean {float(self.target.mean):.4g}, scale {float(self.target.scale):.4g}"
-        return f"CostateCritic({' -> '.join(map(str, [*widths, 1]))}, {state if self.fitted else 'not fitted'})"
+        return (
+            f"CostateCritic({' -> '.join(map(str, [*widths, 1]))}, {state if self.fitted else 'not fitted'})"
+        )
 
     def values(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch"]:
         """``V(z)`` ``[...]`` of the target network for ``z [..., o]``; differentiable in z."""
@@ -124,9 +126,7 @@ class CostateCritic:
         return (costs - self.target.mean) / self.target.scale
 
     @torch.no_grad()
-    def renormalise(
-        self, targets: Float[Tensor, " N"], costs: Float[Tensor, " M"], gamma: float
-    ) -> None:
+    def renormalise(self, targets: Float[Tensor, " N"], costs: Float[Tensor, " M"], gamma: float) -> None:
         """Move mean and scale towards the centre and spread of ``targets``, and set the bounds of the value.
 
         Centre and spread are the median and half the range from 16% to 84% (of a normal distribution, its mean and
@@ -218,9 +218,7 @@ class _Shuffled:
 
     def next(self) -> list[Tensor]:
         if self.part % self.per_pass == 0:
-            self.order = torch.randperm(
-                self.number, generator=self.generator, device=self.tensors[0].device
-            )
+            self.order = torch.randperm(self.number, generator=self.generator, device=self.tensors[0].device)
             self.part = 0
         chosen = self.order[self.part * self.size : (self.part + 1) * self.size]
         self.part += 1

@@ -154,7 +154,8 @@ class WindowObjective(PolicyObjective):
     def losses(self, discounted: Costs, costs: Tensor) -> Costs:
         """The loss ``[B]`` of each window."""
         if not self.critic.fitted:
-            std = costs.detach().std()
+            finite = costs.detach()[:, costs.isfinite().all(0)]
+            std = finite.std(correction=0) if finite.numel() else finite.new_ones(())
             return discounted / torch.where(std > 0, std, torch.ones_like(std))
         c = self.settings.compression
         return c * torch.asinh(self.critic.standardised(discounted) / c)
@@ -195,7 +196,7 @@ class WindowObjective(PolicyObjective):
             windows = Windows(discounted.detach(), costates, ok, bounds)
             if len(x) == len(self.x):
                 self.windows = windows
-        weights = torch.where(ok, windows.bounds, 0.0) * (len(ok) / ok.sum())
+        weights = torch.where(ok, windows.bounds, 0.0) * (len(ok) / ok.to(losses).sum())
 
         # Rows of windows that are left out are multiplied by zero, and have to be finite for that.
         states = torch.where(ok.unsqueeze(-1), trajectory.states[:-1], 0.0)
@@ -356,14 +357,16 @@ class ValueGradient(Algorithm):
             targets[t] = target
 
         # Costs far outside the box bound nothing that the value should reach.
-        inside = (((states[:-1] - self._middle).abs() <= self._half_size * (1 + 1e-3)) | self._is_angle).all(-1)
+        inside = (((states[:-1] - self._middle).abs() <= self._half_size * (1 + 1e-3)) | self._is_angle).all(
+            -1
+        )
         bounding = costs[inside] if inside.any() else costs
         self.critic.renormalise(targets.flatten(), bounding.flatten(), self.objective.gamma)
-        rows = Rows(z[:-1].flatten(0, 1), targets.flatten(), *self._derivatives(states[0], z[0], ok, gradients))
-        self._data = [*self._data, rows][-s.critic_windows :]
-        self.critic.fit(
-            self._data, s.critic_batches, s.critic_batch_size, self.remaining, self.generator
+        rows = Rows(
+            z[:-1].flatten(0, 1), targets.flatten(), *self._derivatives(states[0], z[0], ok, gradients)
         )
+        self._data = [*self._data, rows][-s.critic_windows :]
+        self.critic.fit(self._data, s.critic_batches, s.critic_batch_size, self.remaining, self.generator)
         return left_out
 
     def _derivatives(

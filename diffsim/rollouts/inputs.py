@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from diffsim.rollouts.noise import Noise
@@ -28,6 +29,7 @@ class Inputs:
         parameters: their parameters whose gradient is computed.
         fixed: those that require a gradient which is not computed here.
         truncate: the gradient is cut after every so many control intervals.
+        costate_bound: see :meth:`bounded`; None for no bound.
         members: number of policies; ``B`` holds equally many rollouts of each, one policy after the other.
         stacked: for a parameter (by identity) the values of all members, ``[members, ...]``.
         act_together: ``act`` of all members at once.
@@ -46,6 +48,7 @@ class Inputs:
     parameters: tuple[Tensor, ...]
     fixed: tuple[Tensor, ...] = ()
     truncate: int | None = None
+    costate_bound: float | None = None
     threads: int = 1
     members: int = 1
     stacked: dict[int, Tensor] = field(default_factory=dict)
@@ -73,6 +76,19 @@ class Inputs:
         if cost.shape != x.shape[:1]:
             raise SizeError(_wrong("cost", self.env, "the cost", cost, x.shape[:1]))
         return following, cost
+
+    def sizes(self) -> Tensor:
+        """Half the sizes of the state box ``[n]``, 1 where it has none: units in which costates are measured."""
+        low, high = self.env.state_box.bounds(self.x0.detach())
+        half = (high - low) / 2
+        return torch.where(half > 0, half, torch.ones_like(half))
+
+    def bounded(self, costates: Tensor) -> Tensor:
+        """Costates ``[B, n]``, those longer than ``costate_bound`` (in units of :meth:`sizes`) scaled down to it."""
+        if self.costate_bound is None:
+            return costates
+        length = torch.linalg.vector_norm(costates * self.sizes(), dim=-1, keepdim=True)
+        return torch.where(length > self.costate_bound, costates * (self.costate_bound / length), costates)
 
     def value(self, x: Tensor) -> Tensor:
         """The terminal value ``[B]`` of final states.

@@ -115,6 +115,7 @@ class Native(Engine):
         a.batch, a.steps, a.members = batch, inputs.steps, inputs.members
         a.threads, a.groups = inputs.threads, min(_GROUPS, -(-batch // 64))
         a.truncate, a.dt = inputs.truncate or 0, float(inputs.env.dt)
+        a.costate_bound = inputs.costate_bound or 0.0
         a.x0 = _strided(x0, "bn")
         for k, tensor in enumerate(q for q in (inputs.noise, inputs.controls) if isinstance(q, Tensor)):
             a.timed[k] = _strided(tensor.detach(), "tbn")
@@ -122,6 +123,9 @@ class Native(Engine):
             a.noise_seed, a.noise_start = inputs.noise.seed, inputs.noise.start
             a.noise_scale = inputs.noise.scale
         keep = []
+        if inputs.costate_bound is not None:
+            keep.append(inputs.sizes())
+            a.sizes = _p(keep[-1])
         if inputs.noise_of is not None:
             keep.append(inputs.noise_of.contiguous())
             a.noise_of = _p(keep[-1])
@@ -150,7 +154,8 @@ def arguments_struct(timed: int, own: int, shared: int) -> Struct:
     """What a kernel with so many timed tensors, parameters of every rollout and shared slots is passed.
 
     ``noise_of [batch]`` is the number of the rollout whose noise each takes, null for its own.  ``member`` are the
-    numbers from one member's values of a slot to the next, 0 if they are the same for all.
+    numbers from one member's values of a slot to the next, 0 if they are the same for all.  ``costate_bound`` is 0 for
+    none; ``sizes [n]`` are the units it is measured in.
 
     Results are ``states [steps + 1, n, batch]``, ``last [n, batch]``, ``costs [steps, batch]``, ``values [batch]``;
     gradients ``by_x0 [n, batch]``, ``by_timed [steps, size, batch]``, ``by_own [batch]`` and ``by_shared [groups + 1,
@@ -163,7 +168,8 @@ def arguments_struct(timed: int, own: int, shared: int) -> Struct:
             *fields("uint64", "noise_seed"),
             *fields("int64", "noise_start"),
             *fields("int64*", "noise_of", constant=True),
-            *fields("double", "noise_scale", "dt"),
+            *fields("double", "noise_scale", "dt", "costate_bound"),
+            *fields("real*", "sizes", constant=True),
             *fields(STRIDED, "x0"),
             *fields(STRIDED, "timed", count=timed + 1),
             *fields(STRIDED, "own", count=own + 1),

@@ -218,6 +218,23 @@ static void forward_block(const Block& block, V* act) {
 }
 
 #if GRADIENT
+// Scales costates that are longer than the bound down to it.
+static inline void bound_costates(const Arguments& a, V (*lambda)[N], int nv) {
+  if (!(a.costate_bound > 0)) return;
+  for (int c = 0; c < nv; c++) {
+    V square = V{}, factor = splat(1);
+    for (int i = 0; i < N; i++) {
+      const V scaled = lambda[c][i] * splat(a.sizes[i]);
+      square += scaled * scaled;
+    }
+    for (int l = 0; l < LANES; l++) {
+      const T length = std::sqrt(square[l]);
+      if (length > T(a.costate_bound)) factor[l] = T(a.costate_bound) / length;
+    }
+    for (int i = 0; i < N; i++) lambda[c][i] *= factor;
+  }
+}
+
 template <class Network>
 static inline void pull_layers(In* in, const V* act, V* bar, V (*by_x)[N], V* by_shared, int nv, const T* const* shared) {
   Network::backward(shared, act, bar, by_shared, nv);
@@ -247,6 +264,7 @@ static void backward_block(const Block& block, V* act, V* bar, V* turned, V* by_
     Value::weights(act, bar, block.nv, turned, by_shared);
   }
   for (int64_t t = a.steps - 1; t >= 0; t--) {
+    bound_costates(a, lambda, block.nv);
     for (int c = 0; c < block.nv; c++) block.load_state(in[c], c, t), block.load_timed(in[c], c, t);
     run_layers<Policy>(in, act, block.nv, block.shared);
     for (int c = 0; c < block.nv; c++) {

@@ -163,6 +163,7 @@ class Rollout:
         noise: Tensor | Noise | None = None,
         controls: Tensor | None = None,
         truncate: SupportsIndex | None = None,
+        costate_bound: float | None = None,
         keep_states: bool = True,
     ) -> Trajectory:
         """Simulate ``steps`` control intervals from ``x0 [B, n]``.
@@ -173,15 +174,23 @@ class Rollout:
                 it on the fly.
             controls: ``[steps, B, m]``, actions instead of the policy's.
             truncate: cut the gradient after every so many intervals.
+            costate_bound: in the backward pass, scale the derivative by a rollout's state between two intervals, or at
+                the end, down to this length, measured in half sizes of the state box.  The gradient is not that of the
+                rollout then.  Contact makes a few of them very long.
             keep_states: False saves the memory of the trajectory's states where no gradient is wanted.
 
         Raises:
-            ValueError: shapes, dtypes or devices that do not match; neither policy nor controls.
+            ValueError: shapes, dtypes or devices that do not match; neither policy nor controls; ``costate_bound`` is
+                not positive.
             SizeError: the policy, the simulator or the terminal value returns tensors of other shapes (a ValueError).
             RolloutError: their code fails.
             robotics_envs.DivergenceError: numbers are not finite, with ``on_failure="raise"``.
         """
         inputs = self._inputs(x0, steps, p, noise, controls, truncate)
+        if costate_bound is not None:
+            if not costate_bound > 0:
+                raise ValueError(f"costate_bound = {costate_bound!r} must be positive, or None for no bound")
+            inputs = replace(inputs, costate_bound=float(costate_bound))
         gradient = torch.is_grad_enabled() and any(q.requires_grad for q in inputs.named().values())
         with self._explained():
             if not gradient:
@@ -438,8 +447,8 @@ class Rollout:
             tuple(modules),
             trained,
             fixed,
-            truncate,
-            threads,
+            truncate=truncate,
+            threads=threads,
         )
 
     def _act(self, x: Tensor, noise: Tensor | None) -> Tensor:

@@ -69,6 +69,7 @@ class Stepwise(Engine):
         timed: dict[str, list[Tensor]] = {"noise": [], "controls": []}
         no_cost = torch.zeros_like(inputs.x0[:, 0])
         for t in reversed(range(inputs.steps)):
+            by_x = inputs.bounded(by_x)
             pulled = self.pull(inputs, t, states[t], by_x, no_cost if by.costs is None else by.costs[t])
             by_x = pulled.pop("x0", torch.zeros_like(by_x))
             if inputs.truncate and t and t % inputs.truncate == 0:
@@ -105,6 +106,9 @@ class Unrolled(Stepwise):
                 x, cost = self.step(inputs, t, x)
             else:
                 x, cost = guard.run(functools.partial(self._step_of, t), x)
+            if inputs.costate_bound is not None and x.requires_grad:
+                x = x.clone()  # what is kept of the trajectory passes its own gradient on as well
+                x.register_hook(inputs.bounded)
             states.append(x)
             costs.append(cost)
         if inputs.terminal is None:

@@ -361,6 +361,11 @@ class Run:
             self.progress.say(
                 f"update {self.updates_done}: step dropped, {record.dropped}; the policy is unchanged"
             )
+        if record.left_out and not any(self.history["left_out"][:-1]):
+            self.progress.say(
+                f"update {self.updates_done}: {record.left_out} rollouts are not finite and were left out; the column "
+                "left_out counts them from here on"
+            )
         self._dropped_in_a_row = self._dropped_in_a_row + 1 if record.dropped else 0
         return record
 
@@ -379,6 +384,7 @@ class Run:
             "compile_seconds": previous["compile_seconds"] + record.compile_seconds,
             "grad_norm": record.grad_norm,
             "step_dropped": int(bool(record.dropped)),
+            "left_out": record.left_out,
         }
         every, stop = self.config.evaluation.every, self.config.stop
         last = (

@@ -61,6 +61,7 @@ COLUMNS: dict[str, type] = {
     "compile_seconds": np.float64,
     "grad_norm": np.float64,
     "step_dropped": np.int64,
+    "left_out": np.int64,  # rollouts that were not finite
 }
 """Of the history. Counts and seconds accumulate over the run; wall_seconds excludes evaluations,
 checkpoints and compile_seconds; env_steps are those that training used, evaluation_steps those that
@@ -312,9 +313,13 @@ class RunFile:
             return False
 
     def history(self) -> dict[str, np.ndarray]:
-        """Arrays ``[updates]`` by column name."""
+        """Arrays ``[updates]`` by column name; zeros where a file of an older version lacks the column."""
         with self._reading() as file:
-            return {name: file["history"][name][()] for name in COLUMNS}
+            group = file["history"]
+            return {
+                name: group[name][()] if name in group else np.zeros(len(group["update"]), dtype)
+                for name, dtype in COLUMNS.items()
+            }
 
     def checkpoint(self, name: str = "last") -> dict[str, Any]:
         """The stored state of a checkpoint, tensors on the CPU; whoever loads it moves what must move."""

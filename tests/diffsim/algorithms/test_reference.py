@@ -1,4 +1,4 @@
-"""The default algorithm against examples/short_window_reference.py, which states it in one file of plain torch."""
+"""``short_window`` against examples/short_window_reference.py, which states it in one file of plain torch."""
 
 import ast
 from pathlib import Path
@@ -20,6 +20,7 @@ def test_the_reference_trains_to_the_same_bits(simulator, updates, tmp_path):
         tmp_path / "run",
         updates=updates,
         seed=3,
+        algorithm="short_window",
         backend="eager",
         evaluation={"episodes": 2},
         quiet=True,

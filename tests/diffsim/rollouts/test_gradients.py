@@ -1,0 +1,139 @@
+"""Options of the backward pass: bounded costates, and no gradient by parameters."""
+
+import pytest
+import torch
+from test_rollouts import FinalCost, make_policy, random, simulator
+
+from diffsim.rollouts import Rollout
+
+F64 = torch.float64
+
+
+def drawn(env, batch=7, steps=5):
+    x = env.state_box.sample(batch, torch.Generator().manual_seed(0), F64).requires_grad_()
+    return x, random(steps, batch, len(env.action_box)).requires_grad_()
+
+
+def weighted(trajectory):
+    """A loss of every part of the result, by whose size costates of every interval differ."""
+    return (
+        trajectory.costs.square().sum()
+        + trajectory.states.pow(3).sum()
+        + trajectory.last.sum()
+        + 3.0 * trajectory.values.sum()
+    )
+
+
+def by_a_loop(env, policy, terminal, x, noise, bound):
+    """The same rollout in plain autograd, where a hook bounds the derivative by each state but the first."""
+    low, high = env.state_box.bounds(x.detach())
+    sizes = torch.where(high > low, (high - low) / 2, torch.ones_like(low))
+    lengths = []
+
+    def bounded(by):
+        length = (by * sizes).norm(dim=1, keepdim=True)
+        lengths.append(length)
+        return by * (bound / length).clamp_max(1.0)
+
+    states, costs, p = [x], [], env.params(x)
+    for u in noise:
+        following, cost = env.step(states[-1], policy(env.observe(states[-1]), u), p)
+        following = following.clone()
+        following.register_hook(bounded)
+        states.append(following)
+        costs.append(cost)
+    loss = (
+        torch.stack(costs).square().sum()
+        + torch.stack(states).pow(3).sum()
+        + states[-1].sum()
+        + 3.0 * terminal(states[-1]).sum()
+    )
+    return torch.autograd.grad(loss, (x, noise, *policy.parameters())), torch.cat(lengths)
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+@pytest.mark.parametrize("name", ["cartpole", "quadrotor"])
+def test_costates_are_bounded_in_units_of_the_box(name, backend):
+    env = simulator(name)
+    policy, terminal = make_policy(env), FinalCost(env)
+    x, noise = drawn(env)
+    lengths = by_a_loop(env, policy, terminal, x, noise, 1e30)[1]
+    bound = float(lengths.median())
+    expected = by_a_loop(env, policy, terminal, x, noise, bound)[0]
+    rollout = Rollout(env, policy, terminal=terminal, backend=backend)
+    found = torch.autograd.grad(
+        weighted(rollout(x, 5, noise=noise, costate_bound=bound)), (x, noise, *policy.parameters())
+    )
+    free = torch.autograd.grad(weighted(rollout(x, 5, noise=noise)), (x, noise, *policy.parameters()))
+    for ours, theirs, unbounded in zip(found, expected, free, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(ours, unbounded, rtol=1e-3)
+    assert len(rollout._engines) == 1  # a bound compiles nothing anew
+
+
+def test_a_bound_that_is_not_reached_changes_no_bit():
+    env = simulator("cartpole")
+    rollout = Rollout(env, make_policy(env), terminal=FinalCost(env), backend="native")
+    x, noise = drawn(env)
+    grads = [
+        torch.autograd.grad(weighted(rollout(x, 5, noise=noise, costate_bound=bound)), (x, noise))
+        for bound in (None, 1e30)
+    ]
+    assert all(map(torch.equal, *grads))
+
+
+def test_a_bound_holds_where_the_graph_is_kept():
+    """A policy that draws random numbers is simulated under plain autograd."""
+
+    class Drawing(torch.nn.Module):
+        def __init__(self, policy):
+            super().__init__()
+            self.policy = policy
+
+        def forward(self, observation, noise):
+            return self.policy(observation, noise) + 0 * torch.rand(())
+
+    env = simulator("cartpole")
+    policy, terminal = make_policy(env), FinalCost(env)
+    x, noise = drawn(env)
+    bound = float(by_a_loop(env, policy, terminal, x, noise, 1e30)[1].median())
+    expected = by_a_loop(env, policy, terminal, x, noise, bound)[0][:2]
+    rollout = Rollout(env, Drawing(policy), terminal=terminal, backend="eager")
+    found = torch.autograd.grad(weighted(rollout(x, 5, noise=noise, costate_bound=bound)), (x, noise))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, float("nan")])
+def test_a_bound_is_positive(bound):
+    env = simulator("cartpole")
+    x, noise = drawn(env)
+    with pytest.raises(ValueError, match="costate_bound = .* must be positive"):
+        Rollout(env, make_policy(env))(x, 5, noise=noise, costate_bound=bound)
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor", "native"])
+def test_without_gradients_by_parameters_the_others_are_the_same(backend):
+    env = simulator("cartpole")
+    policy, terminal = make_policy(env), FinalCost(env)
+    x, noise = drawn(env)
+    found = []
+    for wanted in (True, False):
+        rollout = Rollout(env, policy, terminal=terminal, backend=backend, parameter_gradients=wanted)
+        loss = weighted(rollout(x, 5, noise=noise))
+        found.append(torch.autograd.grad(loss, (x, noise), retain_graph=True))
+        others = [*policy.parameters(), *terminal.parameters()]
+        by = torch.autograd.grad(loss, others, allow_unused=True)
+        assert all((q is not None) == wanted for q in by)
+        assert all(q.requires_grad for q in others)
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_kernel_for_gradients_serves_evaluations():
+    env = simulator("cartpole")
+    rollout = Rollout(env, make_policy(env), backend="native", parameter_gradients=False)
+    x, noise = drawn(env)
+    rollout(x, 5, noise=noise).costs.sum().backward()
+    rollout.returns(x.detach(), noise=torch.zeros(1, dtype=F64))
+    assert len(rollout._engines) == 1
