@@ -1,10 +1,12 @@
 """The critic of :mod:`diffsim.algorithms.value_gradient`: values, and their derivatives by the state.
 
-The policy's gradient reads nothing of the critic but its derivative, and a differentiable simulator gives the derivative
-of a window's cost by its initial state (the costate) in the backward pass that trains the policy.  So the critic is
-fitted to both.  Fitting a network to values and derivatives: Czarnecki et al., "Sobolev Training for Neural Networks",
-2017, arXiv 1706.04859.  Critics that estimate costates: Werbos, "Approximate dynamic programming for real-time control
-and neural modeling", 1992 (DHP and GDHP).
+The policy's gradient reads nothing of the critic but its derivative, and a differentiable simulator gives the
+derivative of a window's cost by its initial state (the costate) in the backward pass that trains the policy.  So the
+critic is fitted to both.
+
+Fitting a network to values and derivatives: Czarnecki et al., "Sobolev Training for Neural Networks", 2017, arXiv
+1706.04859.  Critics that estimate costates: Werbos, "Approximate dynamic programming for real-time control and neural
+modeling", 1992 (DHP and GDHP).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import copy
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffsim.policy import MLP

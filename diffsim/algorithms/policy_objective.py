@@ -145,4 +145,4 @@ class PolicyObjective(Objective):
 
     def _remember(self, trajectory: Trajectory) -> None:
         if self.trajectory is None:
-            self.trajectory = Trajectory(*(None if q is None else q.detach() for q in trajectory))  # type: ignore[arg-type]
+            self.trajectory = trajectory.detached()

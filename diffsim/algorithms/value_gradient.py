@@ -10,8 +10,8 @@ what the policy uses of its actions, and every scale comes from the data by medi
 
 Taken from others:
 
-- Windows in parallel with a terminal critic, TD(lambda) targets, a target network, Adam with betas (0.7, 0.95), learning
-  rates that fall linearly to zero: SHAC (Xu et al., ICLR 2022, arXiv 2204.07137).
+- Windows in parallel with a terminal critic, TD(lambda) targets, a target network, Adam with betas (0.7, 0.95),
+  learning rates that fall linearly to zero: SHAC (Xu et al., ICLR 2022, arXiv 2204.07137).
 - Policy gradients through a model and a value at its end: stochastic value gradients (Heess et al., 2015, arXiv
   1510.09142), model-augmented actor-critic (Clavera et al., 2020, arXiv 2005.08068).
 - A discount that follows from the length of the episode: TD-MPC2 (Hansen et al., 2024, arXiv 2310.16828, appendix).
@@ -109,15 +109,15 @@ class Windows(NamedTuple):
 class WindowObjective(PolicyObjective):
     """Mean over windows of ``c asinh(y / c)``, with ``c`` the setting ``compression``.
 
-    ``y = (J - mean) / scale`` is the window's discounted cost ``J = sum_t gamma^t cost_t + gamma^T V(x_T)``, standardised
-    by the critic's mean and scale; V is the critic's target network.  The derivative of the loss by J is
-    ``1 / (scale sqrt(1 + (y / c)²))``: windows of unusual cost weigh less.  Before the first fit of the critic there are
-    no values, and the loss is J over the standard deviation of costs.  Costs after the end of an episode are zero, and
-    so is the value; no gradient flows through the end.
+    ``y = (J - mean) / scale`` is the window's discounted cost ``J = sum_t gamma^t cost_t + gamma^T V(x_T)``,
+    standardised by the critic's mean and scale; V is the critic's target network.  The derivative of the loss by J is
+    ``1 / (scale sqrt(1 + (y / c)²))``: windows of unusual cost weigh less.  Before the first fit of the critic there
+    are no values, and the loss is J over the standard deviation of costs.  Costs after the end of an episode are zero,
+    and so is the value; no gradient flows through the end.
 
     For optimizers that use gradients, a window's term is multiplied by a factor that bounds its derivative by the
-    window's actions to ``gradient_bound`` medians, and windows that are not finite are left out.  The factors are found
-    at the first evaluation of a step and then kept: a line search compares values of one function.
+    window's actions to ``gradient_bound`` medians, and windows that are not finite are left out.  The factors are
+    found at the first evaluation of a step and then kept: a line search compares values of one function.
 
     Attributes:
         gamma: discount factor per control interval.
@@ -166,8 +166,8 @@ class WindowObjective(PolicyObjective):
     def evaluate(self, x: States, noise: Tensor | None) -> tuple[Trajectory, Tensor]:
         """As :meth:`PolicyObjective.evaluate`, with one backward pass through the simulator for policy and critic.
 
-        The derivative by the noise is that by what the network returns, so the derivative by its parameters follows from
-        the network alone.
+        The derivative by the noise is that by what the network returns, so the derivative by its parameters follows
+        from the network alone.
         """
         assert noise is not None
         x, noise = x.detach().requires_grad_(), noise.detach().requires_grad_()
@@ -178,7 +178,7 @@ class WindowObjective(PolicyObjective):
         costates, by_noise = torch.autograd.grad(
             discounted.sum(), (x, noise), allow_unused=True, materialize_grads=True
         )
-        trajectory = Trajectory(*(None if q is None else q.detach() for q in trajectory))
+        trajectory = trajectory.detached()
         assert trajectory.states is not None
         discounted = discounted.detach().requires_grad_()
         losses = self.losses(discounted, trajectory.costs)
@@ -186,24 +186,24 @@ class WindowObjective(PolicyObjective):
         by_action = by_cost.unsqueeze(-1) * by_noise
         ok = by_action.isfinite().all(-1).all(0) & trajectory.states.isfinite().all(-1).all(0)
         ok = ok & costates.isfinite().all(-1) & losses.isfinite()
-        by_action = torch.where(ok.unsqueeze(-1), by_action, 0.0)
 
         windows = self.windows
         if windows is None or len(windows.ok) != len(ok):
             bound = self.settings.gradient_bound
-            lengths = by_action.norm(dim=(0, 2))
+            lengths = torch.where(ok, by_action.norm(dim=(0, 2)), 0.0)
             bounds = torch.ones_like(lengths) if bound is None else bounded(lengths, bound)
             windows = Windows(discounted.detach(), costates, ok, bounds)
             if len(x) == len(self.x):
                 self.windows = windows
-        weights = torch.where(ok, windows.bounds, 0.0) * (len(ok) / ok.to(losses).sum())
-
-        # Rows of windows that are left out are multiplied by zero, and have to be finite for that.
-        states = torch.where(ok.unsqueeze(-1), trajectory.states[:-1], 0.0)
+        chosen = ok.nonzero().squeeze(-1)
+        states = trajectory.states[:-1].index_select(1, chosen)
         raw = self.policy.network(self.policy.normalise(self.rollout.env.observe(states.flatten(0, 1))))
-        linear = (raw.unflatten(0, states.shape[:2]) * by_action).sum((0, 2))
-        losses = torch.where(ok, losses.detach(), 0.0)
-        return trajectory, (weights * (losses + linear - linear.detach())).unsqueeze(0)
+        linear = (raw.unflatten(0, states.shape[:2]) * by_action.index_select(1, chosen)).sum((0, 2))
+        # The mean over all rows of the result is to be that over those which count.
+        weights = windows.bounds[chosen] * (len(ok) / max(len(chosen), 1))
+        terms = weights * (losses.detach()[chosen] + linear - linear.detach())
+        left_out = torch.full_like(losses, 0.0 if len(chosen) else torch.nan)
+        return trajectory, left_out.index_copy(0, chosen, terms).unsqueeze(0)
 
 
 class ValueGradient(Algorithm):

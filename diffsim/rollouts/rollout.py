@@ -79,6 +79,10 @@ class Trajectory(NamedTuple):
     ok: Bool[Tensor, " batch"] | None = None
     """Which rollouts have finite states, costs and values only; None where ``on_failure`` is None."""
 
+    def detached(self) -> Trajectory:
+        """The same without gradient."""
+        return Trajectory(*(None if q is None else q.detach() for q in self))  # type: ignore[arg-type]
+
 
 class Rollout:
     """A policy acting in a simulator: ``rollout(x0, steps, p) -> Trajectory``, differentiable.

@@ -280,7 +280,7 @@ def test_what_the_critic_learns_from():
     """TD(lambda) by its definition (Sutton and Barto, eq. 12.3), and costates in units of the box."""
     lam, steps = 0.7, 5
     algorithm = build(window=steps, td_lambda=lam, dtype="float64")
-    x, noise = windows_of(algorithm)
+    x, _ = windows_of(algorithm)
     gamma = algorithm.objective.gamma
     algorithm.objective.loss()
     window, gradients = algorithm.objective.simulated(), algorithm.objective.windows
@@ -369,11 +369,9 @@ def test_a_line_search_stays_on_one_function():
     )
     for _ in range(3):
         algorithm.step()
-        x, noise = algorithm._windows
         objective = algorithm.objective
-        bounds = objective.windows.bounds
-        assert len(bounds) == 32
-        assert float(bounds.min()) < 1
+        assert len(objective.windows.bounds) == 32
+        assert float(objective.windows.bounds.min()) < 1
     report = algorithm.optimizer.step(objective, 0.5)
     after = float(objective.loss().detach())
     assert after < report.loss

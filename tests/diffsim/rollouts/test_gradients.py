@@ -108,7 +108,7 @@ def test_a_bound_holds_where_the_graph_is_kept():
 def test_a_bound_is_positive(bound):
     env = simulator("cartpole")
     x, noise = drawn(env)
-    with pytest.raises(ValueError, match="costate_bound = .* must be positive"):
+    with pytest.raises(ValueError, match=r"costate_bound = .* must be positive"):
         Rollout(env, make_policy(env))(x, 5, noise=noise, costate_bound=bound)
 
 
