@@ -341,8 +341,8 @@ class Env(abc.ABC):
         """Which whole episodes succeeded, ``[B]`` bool; a function of their states alone.
 
         ``states [episode_steps + 1, B, n]`` begins with the initial ones.  Those after an episode has ended (``done``)
-        count for nothing: an episode that ends early is a failure, unless its end is the goal.  An episode that
-        ends in non-finite states is a failure.
+        count for nothing: an episode that ends early is a failure, unless its end is the goal.  One that turns
+        to non-finite states before that is a failure.
 
         Raises:
             NotImplementedError: the simulator declares no success.
@@ -353,7 +353,7 @@ class Env(abc.ABC):
             "robotics_envs.Success(words, share, source) as a class attribute"
         )
 
-    def final_states(self, states: EpisodeStates, duration: float) -> EpisodeStates:
+    def final_states(self, states: EpisodeStates, duration: float) -> Float[Tensor, "final batch n"]:
         """Those of the last ``duration`` (in the unit of ``dt``, mostly seconds) of an episode, both ends included."""
         return states[-(math.floor(duration / self.dt + 1e-6) + 1) :]
 

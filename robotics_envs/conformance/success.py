@@ -76,13 +76,13 @@ def success_judges_each_rollout_by_itself(env: Env) -> list[str]:
 
 
 def success_ends_with_the_episode(env: Env) -> list[str]:
-    """States after the end count for nothing, and an episode that ends in NaN is a failure."""
+    """States after the end count for nothing, and an episode that turns to NaN before its end is a failure."""
     if not _declared(env):
         return []
     complaints = []
     states = _episodes(env)
     for first in sorted({1, states.shape[0] // 2, states.shape[0] - 1}):
-        failed = states.clone()
+        failed = states[:, ~env.done(states[0])].clone()
         failed[first:] = torch.nan
         count = int(env.success(failed).sum())
         if count:
