@@ -231,8 +231,9 @@ def evaluate(
         "low": low,
         "high": high,
     }
-    if result.successes is not None:
+    if result.successes is not None and result.criterion is not None:
         facts["successes"] = int(result.successes.sum())
+        facts["needed"] = result.criterion.needed(episodes)
     try:
         loaded.file.append_evaluation(result.returns, facts)
     except RunFileError as error:
@@ -263,6 +264,10 @@ def _successes(env: Env, states: Tensor) -> Tensor:
     Raises:
         EvaluationError: the simulator's code fails, or gives something else.
     """
+    if not isinstance(env.success_criterion, Success):
+        raise EvaluationError(
+            f"{env.name}: success_criterion = {env.success_criterion!r}, a robotics_envs.Success is needed"
+        )
     try:
         flags = env.success(states)
     except Exception as error:
