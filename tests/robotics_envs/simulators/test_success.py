@@ -206,6 +206,8 @@ HOLD = {
 
 ALWAYS = {"double_pendulum", "hopper", "car"}
 
+HERE = (*GOOD, "car")
+
 
 def episode(name, x):
     """Of one rollout that stays in ``x``, ``[T + 1, 1, n]``."""
@@ -237,7 +239,7 @@ def bad(name):
 
 
 def test_every_simulator_of_the_catalogue_is_here():
-    assert {*GOOD, "car"} == {*BAD, "car"} == {*HOLD, "hopper", "car"} == set(ENVIRONMENTS)
+    assert set(HERE) == {*BAD, "car"} == {*HOLD, "hopper", "car"} == set(ENVIRONMENTS)
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
@@ -251,7 +253,7 @@ def test_the_catalogue_declares_success_with_its_source(name):
     assert "{" not in criterion.words
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize("name", HERE)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_an_episode_that_meets_the_criterion_succeeds(name, dtype):
     assert succeeds(name, good(name).to(dtype)) == [True]
@@ -263,7 +265,7 @@ def test_an_episode_that_misses_one_condition_fails(name, why, dtype):
     assert succeeds(name, episode(name, BAD[name][why]).to(dtype)) == [False]
 
 
-@pytest.mark.parametrize("name", [name for name in ENVIRONMENTS if name not in ALWAYS])
+@pytest.mark.parametrize("name", [name for name in HERE if name not in ALWAYS])
 def test_only_the_end_counts(name):
     """A failure before the time that counts is forgiven, in it is not: to the interval."""
     env = make_env(name)
@@ -343,7 +345,7 @@ def test_criteria_follow_the_simulators_own_constants():
     assert slower.success(states).tolist() == [True]
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize("name", HERE)
 def test_standing_still_at_the_start_solves_only_what_starts_at_its_goal(name):
     env = make_env(name)
     x = env.reset(64, torch.Generator().manual_seed(0))
@@ -354,7 +356,7 @@ def test_standing_still_at_the_start_solves_only_what_starts_at_its_goal(name):
         assert solved < env.success_criterion.needed(64) / 2
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize("name", HERE)
 def test_rollouts_are_judged_side_by_side(name):
     states = torch.cat((bad(name), good(name), bad(name), good(name), good(name)), dim=1)
     states[-1, 4] = math.nan
