@@ -283,11 +283,12 @@ def envs(name: str | None) -> None:
     from robotics_envs.julia import SIMULATORS
 
     if name is not None:
+        from diffsim.runs.references import env_section
         from lazy_registry.registry import UnknownNameError
         from robotics_envs.user_code import UserCodeError, construct_env
 
         try:
-            env = construct_env(name)
+            env = construct_env(env_section(name)["name"])
         except (UnknownNameError, UserCodeError, TypeError, ValueError) as error:
             raise DiffsimError(str(error)) from None
         click.echo(repr(env))

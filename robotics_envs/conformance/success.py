@@ -81,8 +81,9 @@ def success_ends_with_the_episode(env: Env) -> list[str]:
         return []
     complaints = []
     states = _episodes(env)
-    for first in sorted({1, states.shape[0] // 2, states.shape[0] - 1}):
-        failed = states[:, ~env.done(states[0])].clone()
+    running = states[:, ~env.done(states[0])]
+    for first in sorted({1, states.shape[0] // 2, states.shape[0] - 1}) if running.shape[1] else ():
+        failed = running.clone()
         failed[first:] = torch.nan
         count = int(env.success(failed).sum())
         if count:
@@ -95,7 +96,7 @@ def success_ends_with_the_episode(env: Env) -> list[str]:
     many = (low + high) / 2 + 3 * (env.state_box.sample(400, generator(7), states.dtype) - (low + high) / 2)
     ended = many[env.done(many)][: states.shape[1]]
     if len(ended):
-        one, other = states[:, : len(ended)].clone(), states[:, : len(ended)].flip(1)
+        one, other = states[:, : len(ended)].clone(), states.flip(1)[:, : len(ended)]
         end = states.shape[0] // 2
         other[:end], one[end], other[end] = one[:end], ended, ended
         if not torch.equal(env.success(one), env.success(other)):

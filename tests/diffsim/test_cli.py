@@ -231,7 +231,7 @@ def test_one_simulator_with_its_success():
     assert "a success: on the track, |offset| < 0.185 m, throughout the episode" in output
     assert "solved: from 93.75% of the starts" in output
     assert "source: half width of the track: Liniger et al." in output
-    assert "declares no success" in invoke("envs", "examples/cartpole.py:CartPole").output
+    assert "declares no success" in invoke("envs", "examples/cartpole.py").output
     wrong = invoke("envs", "cra")
     assert wrong.exit_code
     assert "did you mean 'car'" in wrong.output
