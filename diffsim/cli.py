@@ -274,11 +274,37 @@ def check(env: str) -> None:
 
 
 @main.command()
-def envs() -> None:
-    """List the simulators."""
+@click.argument("name", required=False)
+def envs(name: str | None) -> None:
+    """List the simulators, or what simulator NAME is and when an episode of it is a success."""
+    import textwrap
+
     from robotics_envs.environments import ENVIRONMENTS, JULIA
     from robotics_envs.julia import SIMULATORS
 
+    if name is not None:
+        from diffsim.runs.references import env_section
+        from lazy_registry.registry import UnknownNameError
+        from robotics_envs.user_code import UserCodeError, construct_env
+
+        try:
+            env = construct_env(env_section(name)["name"])
+        except (UnknownNameError, UserCodeError, TypeError, ValueError) as error:
+            raise DiffsimError(str(error)) from None
+        click.echo(repr(env))
+        criterion = env.success_criterion
+        lines = (
+            ["declares no success"]
+            if criterion is None
+            else [
+                f"a success: {criterion.words}",
+                f"solved: from {100 * criterion.share:g}% of the starts",
+                f"source: {criterion.source}",
+            ]
+        )
+        for line in lines:
+            click.echo(textwrap.fill(line, 96, initial_indent="    ", subsequent_indent="        "))
+        return
     for name, path in ENVIRONMENTS.items():
         click.echo(f"{name:22s} {path}")
     for name in SIMULATORS:

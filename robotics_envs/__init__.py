@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         Params,
         SizeError,
         States,
+        Success,
     )
     from robotics_envs.conformance import ConformanceError, check_env
     from robotics_envs.divergence import DivergenceError
@@ -76,6 +77,7 @@ __all__ = [
     "Shape",
     "SizeError",
     "States",
+    "Success",
     "Text",
     "UserCodeError",
     "View",
@@ -97,6 +99,7 @@ __getattr__, __dir__ = lazy_attributes(
             "Params",
             "SizeError",
             "States",
+            "Success",
         ),
         "conformance": ("ConformanceError", "check_env"),
         "divergence": ("DivergenceError",),

@@ -25,6 +25,8 @@ States = Float[Tensor, "batch n"]
 Actions = Float[Tensor, "batch m"]
 Observations = Float[Tensor, "batch o"]
 Costs = Float[Tensor, " batch"]
+EpisodeStates = Float[Tensor, "times batch n"]
+Successes = Bool[Tensor, " batch"]
 Params = Mapping[str, Float[Tensor, ""] | Float[Tensor, " batch"]]
 """Physical parameters by name; each is a scalar tensor or one value per rollout, ``[B]``."""
 
@@ -111,6 +113,37 @@ class Box:
         unit = torch.rand(batch, len(self), generator=generator, dtype=dtype, device=generator.device)
         low, high = self.bounds(unit)
         return low + (high - low) * unit
+
+
+MOST_STARTS = 60 / 64
+"""The share of starts that the simulators of the catalogue ask for; this project's choice."""
+
+
+@dataclass(frozen=True)
+class Success:
+    """When an episode counts as a success, and how many of them a solved task needs.
+
+    ``words`` is the criterion that :meth:`Env.success` computes, with units; ``share``, in (0, 1], the share of starts
+    from which a policy that solves the task succeeds; ``source`` says where the criterion comes from.
+    """
+
+    words: str
+    share: float
+    source: str
+
+    def __post_init__(self) -> None:
+        for name in ("words", "source"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{name} of a success criterion must be a text, got {value!r}")
+        real = isinstance(self.share, numbers.Real) and not isinstance(self.share, bool)
+        if not (real and 0 < self.share <= 1):
+            raise ValueError(f"share of a success criterion must be in (0, 1], got {self.share!r}")
+
+    def needed(self, starts: int) -> int:
+        """The number of successes from ``starts`` starts at which the task counts as solved."""
+        # A product such as 0.07 * 100 can exceed the whole number by a rounding error.
+        return math.ceil(self.share * starts - 1e-9 * starts)
 
 
 @functools.lru_cache(maxsize=256)
@@ -206,6 +239,8 @@ class Env(abc.ABC):
     """Whether an interval costs what the state at its end costs, instead of that at its start."""
     foreign: ClassVar[bool] = False
     """Whether the methods are computed outside of torch: nothing of them can be traced, and ``solver`` is not used."""
+    success_criterion: ClassVar[Success | None] = None
+    """What :meth:`success` computes, in words, and where it comes from; None where a simulator declares no success."""
     view: ClassVar[View] = View((-1.2, -1.2), (1.2, 1.2))
     """The region of the world that pictures show."""
 
@@ -301,6 +336,26 @@ class Env(abc.ABC):
         Rollouts are stepped on after their termination, and the results are ignored; they have to stay finite.
         """
         return torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """Which whole episodes succeeded, ``[B]`` bool; a function of their states alone.
+
+        ``states [episode_steps + 1, B, n]`` begins with the initial ones.  Those after an episode has ended (``done``)
+        count for nothing: an episode that ends early is a failure, unless its end is the goal.  One that turns
+        to non-finite states before that is a failure.
+
+        Raises:
+            NotImplementedError: the simulator declares no success.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} declares no success: write success(self, states), from states "
+            "[episode_steps + 1, B, n] to a bool tensor [B], and set success_criterion = "
+            "robotics_envs.Success(words, share, source) as a class attribute"
+        )
+
+    def final_states(self, states: EpisodeStates, duration: float) -> Float[Tensor, "final batch n"]:
+        """Those of the last ``duration`` (in the unit of ``dt``, mostly seconds) of an episode, both ends included."""
+        return states[-(math.floor(duration / self.dt + 1e-6) + 1) :]
 
     def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """Starting states of the task, ``[batch, n]``, on the generator's device."""

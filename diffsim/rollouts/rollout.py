@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, Literal, NamedTuple, SupportsIndex, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,7 +29,7 @@ from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Unrolled, backward_without, finite
 from lazy_registry.registry import Registry, unknown
 from lazy_registry.source_places import defined_at
-from robotics_envs.base import Costs, Env, Params, States
+from robotics_envs.base import Costs, Env, EpisodeStates, Params, States
 from robotics_envs.divergence import check_rollouts
 from robotics_envs.user_code import UserCodeError, construct_env, describe_failure
 from solvers.native import build
@@ -60,6 +60,8 @@ _MOST_ENGINES = 16
 
 _TOGETHER = 50
 """The number of control intervals of an episode that are in memory at a time."""
+
+Lengths = Int[Tensor, " batch"]
 
 
 class RolloutError(DiffsimError, UserCodeError):
@@ -230,18 +232,45 @@ class Rollout:
         """The first part of :meth:`episodes`."""
         return self.episodes(x0, p, noise)[0]
 
+    @overload
+    def episodes(
+        self,
+        x0: States,
+        p: Params | None = None,
+        noise: Float[Tensor, " m"] | None = None,
+        *,
+        keep_states: Literal[False] = False,
+    ) -> tuple[Costs, Lengths]: ...
+
+    @overload
+    def episodes(
+        self,
+        x0: States,
+        p: Params | None = None,
+        noise: Float[Tensor, " m"] | None = None,
+        *,
+        keep_states: Literal[True],
+    ) -> tuple[Costs, Lengths, EpisodeStates]: ...
+
     @torch.no_grad()
     def episodes(
-        self, x0: States, p: Params | None = None, noise: Float[Tensor, " m"] | None = None
-    ) -> tuple[Costs, Int[Tensor, " batch"]]:
-        """Returns ``[B]`` and lengths ``[B]`` of whole episodes from ``x0 [B, n]``.
+        self,
+        x0: States,
+        p: Params | None = None,
+        noise: Float[Tensor, " m"] | None = None,
+        *,
+        keep_states: bool = False,
+    ) -> tuple[Costs, Lengths] | tuple[Costs, Lengths, EpisodeStates]:
+        """Returns ``[B]`` and lengths ``[B]`` of whole episodes from ``x0 [B, n]``, and their states on request.
 
         The return is minus the costs up to where ``env.done``, the length the number of control intervals up to there.
         ``noise`` is the same at every interval; zeros allow the use of a kernel that was compiled for noise.
+        ``keep_states`` adds the states ``[episode_steps + 1, B, n]``, initial ones first, for ``env.success``; those
+        after an episode's end have no meaning.
         """
         x, running = x0, ~self._done(x0)
         total, lengths = torch.zeros_like(x0[:, 0]), torch.zeros_like(x0[:, 0], dtype=torch.int64)
-        left = self.env.episode_steps
+        left, kept = self.env.episode_steps, [x0.unsqueeze(0)]
         while left:
             steps = min(left, _TOGETHER)
             given = None if noise is None else noise.expand(steps, len(x0), -1)
@@ -257,8 +286,10 @@ class Rollout:
                 check_rollouts(self.env, x, followed, costs, start=self.env.episode_steps - left)
             total = total - costs.sum(0)
             lengths = lengths + alive[:-1].sum(0)
+            if keep_states:
+                kept.append(states)
             x, running, left = trajectory.last, alive[-1], left - steps
-        return total, lengths
+        return (total, lengths, torch.cat(kept)) if keep_states else (total, lengths)
 
     def _done(self, x: Tensor) -> Tensor:
         done = self.env.done(x)

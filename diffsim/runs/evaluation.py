@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffsim.assembly import assemble
 from diffsim.config import RunConfig
@@ -22,8 +23,10 @@ from diffsim.runs.references import EnvLike, RunLike, env_section
 from diffsim.runs.runfile import RunFile
 from diffsim.values import shown, whole_number
 from lazy_registry.installation import install_command
+from lazy_registry.source_places import defined_at
 from robotics_envs import ENVIRONMENTS
-from robotics_envs.base import Env
+from robotics_envs.base import Env, Success
+from robotics_envs.user_code import describe_failure
 
 logger = logging.getLogger("diffsim")
 
@@ -134,12 +137,18 @@ def _runnable(file: RunFile, env: EnvLike | None, trust: bool) -> RunConfig:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Returns ``[episodes]`` of a policy in a simulator."""
+    """Returns ``[episodes]`` of a policy in a simulator, and which of them succeeded.
+
+    ``successes``, bool ``[episodes]``, and their ``criterion`` are None in Gymnasium, and where the simulator declares
+    no success.
+    """
 
     where: str
     seed: int
     returns: np.ndarray
     lengths: np.ndarray
+    successes: np.ndarray | None = None
+    criterion: Success | None = None
 
     @property
     def mean(self) -> float:
@@ -160,10 +169,17 @@ class Evaluation:
         interval = "no interval from one episode"
         if len(self.returns) > 1:
             interval = f"95% interval [{low:.1f}, {high:.1f}]"
-        return (
+        text = (
             f"mean return {self.mean:.1f}, {interval}, worst {self.returns.min():.1f}, "
             f"best {self.returns.max():.1f} over {len(self.returns)} episodes of {self.where} "
             f"from seed {self.seed}"
+        )
+        if self.successes is None or self.criterion is None:
+            return text
+        starts = len(self.successes)
+        return (
+            f"{text}; success from {int(self.successes.sum())} of {starts} starts, "
+            f"{self.criterion.needed(starts)} needed ({self.criterion.words})"
         )
 
 
@@ -205,7 +221,7 @@ def evaluate(
         else:
             result = evaluate_in_gym(loaded, gym, episodes, seed, any_gym)
     low, high = result.interval()
-    facts = {
+    facts: dict[str, Any] = {
         "where": result.where,
         "checkpoint": checkpoint,
         "update": loaded.update,
@@ -215,6 +231,9 @@ def evaluate(
         "low": low,
         "high": high,
     }
+    if result.successes is not None and result.criterion is not None:
+        facts["successes"] = int(result.successes.sum())
+        facts["needed"] = result.criterion.needed(episodes)
     try:
         loaded.file.append_evaluation(result.returns, facts)
     except RunFileError as error:
@@ -228,8 +247,41 @@ def evaluate_in_simulator(loaded: LoadedRun, episodes: int, seed: int) -> Evalua
     generator = torch.Generator().manual_seed(seed)
     x = env.reset(episodes, generator, module.mean.dtype).to(loaded.device)
     rollout = Rollout(env, module, expected_steps=env.episode_steps)
-    returns, lengths = rollout.episodes(x)
-    return Evaluation(f"diffsim:{env.name}", seed, returns.double().cpu().numpy(), lengths.cpu().numpy())
+    where, criterion = f"diffsim:{env.name}", env.success_criterion
+    if criterion is None:
+        returns, lengths = rollout.episodes(x)
+        return Evaluation(where, seed, returns.double().cpu().numpy(), lengths.cpu().numpy())
+    returns, lengths, states = rollout.episodes(x, keep_states=True)
+    successes = _successes(env, states).cpu().numpy()
+    return Evaluation(
+        where, seed, returns.double().cpu().numpy(), lengths.cpu().numpy(), successes, criterion
+    )
+
+
+def _successes(env: Env, states: Tensor) -> Tensor:
+    """``env.success(states)``, ``[B]`` bool.
+
+    Raises:
+        EvaluationError: the simulator's code fails, or gives something else.
+    """
+    if not isinstance(env.success_criterion, Success):
+        raise EvaluationError(
+            f"{env.name}: success_criterion = {env.success_criterion!r}, a robotics_envs.Success is needed"
+        )
+    try:
+        flags = env.success(states)
+    except Exception as error:
+        line = str(error) if isinstance(error, NotImplementedError) else describe_failure(error)
+        if line is None:
+            raise
+        raise EvaluationError(line) from None
+    if not isinstance(flags, Tensor) or flags.shape != states.shape[1:2] or flags.dtype != torch.bool:
+        got = f"{flags.dtype} {list(flags.shape)}" if isinstance(flags, Tensor) else type(flags).__name__
+        raise EvaluationError(
+            f"{env.name}: success returned {got}, expected torch.bool of shape [B] = {list(states.shape[1:2])}"
+            f"{defined_at(env.success)}"
+        )
+    return flags
 
 
 def evaluate_in_gym(

@@ -71,9 +71,10 @@ def describe_run(path: str | os.PathLike[str]) -> str:
     evaluations = file.evaluations()
     for e in evaluations:
         interval = "" if np.isnan(e["low"]) else f" [{e['low']:.1f}, {e['high']:.1f}]"
+        success = f", success from {e['successes']} ({e['needed']} needed)" if "successes" in e else ""
         lines += _wrapped(
             f"  {e['where']}, {e['episodes']} episodes from seed {e['seed']}, checkpoint "
-            f"{e['checkpoint']} (update {e['update']}): mean return {e['mean']:.1f}{interval}"
+            f"{e['checkpoint']} (update {e['update']}): mean return {e['mean']:.1f}{interval}{success}"
         )
     if not evaluations:
         lines.append(f"  none yet; 'diffsim evaluate {shlex.quote(shown(file.folder))}' makes one")

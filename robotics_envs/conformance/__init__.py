@@ -34,6 +34,13 @@ from robotics_envs.conformance.stated import (
     results_keep_shape_dtype_and_device,
     what_is_missing,
 )
+from robotics_envs.conformance.success import (
+    success_ends_with_the_episode,
+    success_gives_one_flag_a_rollout,
+    success_is_declared_whole,
+    success_judges_each_rollout_by_itself,
+    success_repeats_and_changes_nothing,
+)
 from robotics_envs.user_code import UserCodeError, construct_env, describe_failure
 
 __all__ = ["CHECKS", "ConformanceError", "check_env"]
@@ -98,4 +105,9 @@ CHECKS: tuple[Callable[[Env], list[str]], ...] = (
     steps_are_straight_line,
     step_follows_the_dynamics,
     pictures_can_be_drawn,
+    success_is_declared_whole,
+    success_gives_one_flag_a_rollout,
+    success_repeats_and_changes_nothing,
+    success_judges_each_rollout_by_itself,
+    success_ends_with_the_episode,
 )

@@ -7,8 +7,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Shape, View
 from robotics_envs.mechanics.capsule import capsule_gyration
 from solvers.methods.runge_kutta import RK4
@@ -16,6 +31,16 @@ from solvers.methods.runge_kutta import RK4
 _MODEL = "dm_control, suite/acrobot.xml"
 TARGET = 2.0  # m above the shoulder
 TARGET_RADIUS = 0.2  # m
+HOLD = 2.0  # s at the end of an episode, for success
+
+
+def tip_to_target(x: Float[Tensor, "*any 4"], p: Params) -> Float[Tensor, "*any"]:
+    """The squared distance m² of the tip to the centre of the target."""
+    shoulder, elbow, _, _ = x.unbind(-1)
+    lower = shoulder + elbow
+    right = p["upper_length"] * torch.sin(shoulder) + p["lower_length"] * torch.sin(lower)
+    up = p["upper_length"] * torch.cos(shoulder) + p["lower_length"] * torch.cos(lower)
+    return right**2 + (up - TARGET) ** 2
 
 
 class Acrobot(Env):
@@ -58,6 +83,11 @@ class Acrobot(Env):
     solver = RK4()
     cost_of_reached_state = True
     view = View((-2.4, -2.4), (2.4, 2.4))
+    success_criterion = Success(
+        words=f"tip within {TARGET_RADIUS} m of the target throughout the last {HOLD:g} s",
+        share=MOST_STARTS,
+        source=f"the ball in which the reward is 1: {_MODEL}; the time is this project's choice",
+    )
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """d[angles, rates]/dt: Lagrange's equations of the double pendulum, ``M angles'' = torques``.
@@ -95,12 +125,8 @@ class Acrobot(Env):
 
         The target is a ball of radius 0.2 m around the point 2 m above the shoulder; d is 0 inside.
         """
-        shoulder, elbow, _, _ = x.unbind(-1)
-        lower = shoulder + elbow
-        right = p["upper_length"] * torch.sin(shoulder) + p["lower_length"] * torch.sin(lower)
-        up = p["upper_length"] * torch.cos(shoulder) + p["lower_length"] * torch.cos(lower)
         # Clamped before the square root, so that the derivative at the centre is finite.
-        squared = (right**2 + (up - TARGET) ** 2).clamp_min(TARGET_RADIUS**2)
+        squared = tip_to_target(x, p).clamp_min(TARGET_RADIUS**2)
         return -torch.exp(math.log(0.1) * (torch.sqrt(squared) - TARGET_RADIUS) ** 2)
 
     def observe(self, x: States) -> Observations:
@@ -109,6 +135,11 @@ class Acrobot(Env):
         lower = shoulder + elbow
         directions = (torch.sin(shoulder), torch.sin(lower), torch.cos(shoulder), torch.cos(lower))
         return torch.stack((*directions, shoulder_rate, elbow_rate), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """The tip is in the target's ball, of radius 0.2 m, throughout the last 2 s."""
+        x = self.final_states(states, HOLD)
+        return (tip_to_target(x, self.params(x)) < TARGET_RADIUS**2).all(0)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The two arms, and the motor's torque as an arc about the elbow."""

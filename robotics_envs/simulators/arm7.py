@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Observations, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    EpisodeStates,
+    Observations,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Shape
 from robotics_envs.mechanics.panda import (
     JOINT_HIGH,
@@ -23,11 +36,12 @@ from robotics_envs.mechanics.panda import (
     hand,
 )
 from robotics_envs.mechanics.quaternions import rotation
-from robotics_envs.simulators.arm7_point import Arm7Point, axes_of
+from robotics_envs.simulators.arm7_point import HOLD, REACHED, Arm7Point, axes_of
 
 TARGET_SPREAD = 0.4  # rad, of each joint about READY, where targets are drawn
 _JOINTS = Box(JOINT_LOW, JOINT_HIGH)
 _ROUNDING = 0.05  # m and 1, where the cost changes from quadratic to linear
+TURNED = 5.0  # degrees from the target's attitude, for success
 _TARGET_LOW = (-0.05, -0.4, 0.25, -0.6, 0.5, -0.9, -0.6)  # m and 1
 _TARGET_HIGH = (0.5, 0.4, 0.95, 0.6, 1.0, 0.3, 0.6)
 
@@ -73,6 +87,11 @@ class Arm7(Arm7Point):
     )
     dt = 0.04
     episode_steps = 75
+    success_criterion = Success(
+        words=f"hand within {100 * REACHED:g} cm and {TURNED:g}° of the target throughout the last {HOLD:g} s",
+        share=MOST_STARTS,
+        source="this project's choice",
+    )
 
     def misalignment(self, q: Joints, target: Quaternions) -> Float[Tensor, " batch"]:
         """Half of 1 minus the cosine of the angle from the flange's attitude to that of ``target``."""
@@ -114,6 +133,13 @@ class Arm7(Arm7Point):
         # Of the two quaternions of an attitude the one in the state box.
         quaternion = torch.where(quaternion[:, 1:2] < 0, -quaternion, quaternion)
         return torch.cat((x[:, :14], hand(q), quaternion), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """The hand is within 2 cm and 5° of the target throughout the last 0.5 s."""
+        x = self.final_states(states, HOLD)
+        q, target = x[..., :7].flatten(0, 1), x[..., 17:21].flatten(0, 1)
+        aligned = self.misalignment(q, target) < math.sin(math.radians(TURNED) / 2) ** 2
+        return (self.reached(x) & aligned.unflatten(0, x.shape[:2])).all(0)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The arm as ``arm7_point`` draws it, and the target: a ring with long thin axes."""

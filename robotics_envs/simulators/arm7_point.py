@@ -6,8 +6,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Polygon, Shape, View
 from robotics_envs.mechanics.panda import (
     FLANGE,
@@ -25,6 +40,8 @@ from robotics_envs.mechanics.panda import (
 from solvers.methods.runge_kutta import RK4
 
 RATE_STOP = 10.0  # rad/s
+REACHED = 0.02  # m from the target, for success
+HOLD = 0.5  # s at the end of an episode, for success
 _TARGET_LOW, _TARGET_HIGH = (0.3, -0.4, 0.2), (0.6, 0.4, 0.7)  # m
 
 _MUJOCO = "MuJoCo Menagerie, franka_emika_panda/panda.xml"
@@ -73,6 +90,11 @@ class Arm7Point(Env):
     dt = 0.02
     episode_steps = 150
     view = View((-0.85, -0.3), (0.85, 1.2), azimuth=-55.0, elevation=18.0)
+    success_criterion = Success(
+        words=f"hand within {100 * REACHED:g} cm of the target throughout the last {HOLD:g} s",
+        share=MOST_STARTS,
+        source="this project's choice",
+    )
     solver = RK4()
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
@@ -102,6 +124,16 @@ class Arm7Point(Env):
         """``[angles, rates, hand minus target]``."""
         q, qd, target = x.split((7, 7, 3), dim=-1)
         return torch.cat((q, qd, hand(q) - target), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """The hand is within 2 cm of the target throughout the last 0.5 s."""
+        return self.reached(self.final_states(states, HOLD)).all(0)
+
+    def reached(self, x: EpisodeStates) -> Bool[Tensor, "times batch"]:
+        """Where the hand is within 2 cm of the target."""
+        q, target = x[..., :7].flatten(0, 1), x[..., 14:17].flatten(0, 1)
+        near = ((hand(q) - target) ** 2).sum(-1) < REACHED**2
+        return near.unflatten(0, x.shape[:2])
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The links, a ring about each joint that grows with its torque, and the target as a disc."""

@@ -11,7 +11,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Floats, Line, Polygon, Shape, View
 from solvers.methods.runge_kutta import RK4
 
@@ -23,6 +36,7 @@ PREVIEW = (0.0, 0.2, 0.4, 0.7, 1.0, 1.4)  # m ahead along the centre line, where
 SLOW = 0.4  # m/s, below which the slip angle is no longer the geometric one
 ROLLING = 0.1  # m/s, below which the rolling resistance fades
 TIGHTEST = 0.2  # least 1 - offset curvature: a fifth of the centre line's radius from its centre
+LAPS = 1.0  # in an episode, for success
 
 PerRollout = Float[Tensor, " batch"]
 
@@ -104,6 +118,12 @@ class Car(Env):
     episode_steps = 300
     substeps = 3  # the slip's lag at standstill is 6 ms
     view = View((-2.3, -2.45), (2.3, 2.15))
+    success_criterion = Success(
+        words=f"on the track, |offset| < {HALF_WIDTH} m, throughout the episode, and {LAPS:g} lap or more driven",
+        share=MOST_STARTS,
+        source="half width of the track: Liniger et al., OCAM 36(5), 2015; the lap, without which a car that stops "
+        "would succeed: this project's choice",
+    )
     solver = RK4()
 
     def forces(self, x: States, u: Actions, p: Params) -> tuple[PerRollout, PerRollout, PerRollout]:
@@ -162,6 +182,11 @@ class Car(Env):
         phase, offset, heading, *velocities = x.unbind(-1)
         ahead = [curvature(phase + 2 * math.pi * metres / LAP) for metres in PREVIEW]
         return torch.stack((offset, torch.cos(heading), torch.sin(heading), *velocities, *ahead), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """On the track, ``|offset| < 0.185 m``, throughout the episode, and a lap or more driven."""
+        phase, offset = states[..., 0], states[..., 1]
+        return (offset.abs() < HALF_WIDTH).all(0) & (phase[-1] - phase[0] >= 2 * math.pi * LAPS)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The car at three times its size, its wheels steered, and the drive as a bar along its nose."""

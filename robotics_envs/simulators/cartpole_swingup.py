@@ -8,7 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Polygon, Shape, View
 from robotics_envs.mechanics.capsule import capsule_gyration
 from robotics_envs.mechanics.joint_limit import JointLimit
@@ -18,6 +31,9 @@ _MODEL = "dm_control, suite/cartpole.xml"
 TRACK = 1.8  # m to either side, where the soft stop begins
 STOP = 0.08  # s, the time constant of the stop
 CART = (0.2, 0.1)  # m, half its width and height
+UPRIGHT = 0.95  # cosine of the angle, 18 degrees
+CENTRED = 0.5  # m from the middle
+HOLD = 2.0  # s at the end of an episode, for success
 
 
 class CartpoleSwingup(Env):
@@ -56,6 +72,11 @@ class CartpoleSwingup(Env):
     solver = RK4()
     cost_of_reached_state = True
     view = View((-2.9, -1.4), (2.9, 1.4))
+    success_criterion = Success(
+        words=f"cos(angle) > {UPRIGHT} and |position| < {CENTRED} m throughout the last {HOLD:g} s",
+        share=MOST_STARTS,
+        source="this project's choice; the sparse task of dm_control's suite rewards cosines above 0.995 within 0.25 m",
+    )
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """d[position, angle, velocity, rate]/dt: Lagrange's equations of cart and pole, and the end stop.
@@ -110,6 +131,11 @@ class CartpoleSwingup(Env):
         """
         noise = torch.randn(batch, 4, generator=generator, dtype=dtype, device=generator.device)
         return noise.new_tensor((0.0, math.pi, 0.0, 0.0)) + 0.01 * noise
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """Upright, ``cos(angle) > 0.95``, and within 0.5 m of the middle throughout the last 2 s."""
+        position, angle, _, _ = self.final_states(states, HOLD).unbind(-1)
+        return ((torch.cos(angle) > UPRIGHT) & (position.abs() < CENTRED)).all(0)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The cart, the pole, and the motor's force as an arrow at the cart's side."""

@@ -10,7 +10,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Point, Polygon, Shape, View
 from robotics_envs.mechanics.capsule import capsule_gyration, capsule_mass
 from robotics_envs.mechanics.joint_limit import JointLimit
@@ -117,6 +130,11 @@ class DoublePendulum(Env):
     substeps = 5
     cost_of_reached_state = True
     view = View((-1.5, -0.45), (1.5, 1.5))
+    success_criterion = Success(
+        words=f"tip above {FALLEN:g} m throughout the episode",
+        share=MOST_STARTS,
+        source="where an episode of Gymnasium's InvertedDoublePendulum-v5 ends",
+    )
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """d[position, angles, rates]/dt from Lagrange's equations in the poles' angles from the vertical."""
@@ -172,8 +190,12 @@ class DoublePendulum(Env):
 
     def done(self, x: Float[Tensor, "*batch 6"]) -> Bool[Tensor, "*batch"]:
         """The tip is at 1 m or below."""
+        return self._height(x) <= FALLEN
+
+    def _height(self, x: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch"]:
+        """Of the tip above the cart's hinge, m."""
         l_1, l_2 = self.constants["l_1"].value, self.constants["l_2"].value
-        return l_1 * torch.cos(x[..., 1]) + l_2 * torch.cos(x[..., 1] + x[..., 2]) <= FALLEN
+        return l_1 * torch.cos(x[..., 1]) + l_2 * torch.cos(x[..., 1] + x[..., 2])
 
     def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """Positions uniform in ±0.1 m and rad, velocities normal with std 0.1; ``[batch, 6]``."""
@@ -185,6 +207,10 @@ class DoublePendulum(Env):
     def observation_from_twin(self, observation: Floats) -> Floats:
         """Gymnasium's observation without its last entry, the force of the rail's ends."""
         return observation[..., :8]
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """The tip is above 1 m throughout, so that the episode does not end early."""
+        return (self._height(states) > FALLEN).all(0)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The cart and its poles; the force as an arrow, 0.6 m long at full force."""

@@ -9,7 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Polygon, Shape, Text, View
 from solvers.methods.chebyshev import RungeKuttaChebyshev
 
@@ -20,6 +33,7 @@ CELLS = 100
 SENSORS = 5
 MAX_POWER = 80.0  # W, of each thermoelectric module
 _SCALE = 10.0  # K, the error that costs 1
+WARM = 1.0  # K, root mean square error, for success
 
 
 class HeatRod(Env):
@@ -63,6 +77,11 @@ class HeatRod(Env):
     episode_steps = 90
     cost_of_reached_state = True
     view = View((-0.3, -0.35), (1.3, 1.15))
+    success_criterion = Success(
+        words=f"root mean square error over the rod below {WARM:g} K at the end",
+        share=MOST_STARTS,
+        source="this project's choice",
+    )
     solver = RungeKuttaChebyshev(stages=11)
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
@@ -106,6 +125,12 @@ class HeatRod(Env):
         angle = math.pi * centres(x, CELLS)
         start = 40 + 10 * (a + b * torch.cos(angle) + c * torch.cos(2 * angle))
         return torch.cat((start, x[:, CELLS:]), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """The root mean square error over the rod is below 1 K at the end."""
+        temperature, target = states[-1].split((states.shape[-1] - 2, 2), dim=-1)
+        error = temperature - profile(target, temperature.shape[-1])
+        return (error**2).mean(-1) < WARM**2
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The profile over the rod, the target, the powers of the modules, and which parts are too hot or too cold."""

@@ -8,7 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Polygon, Shape, View
 from solvers.methods.runge_kutta import RK4
 
@@ -20,6 +33,10 @@ LENGTHS = (0.2, 1.0)  # m, the bounds of the leg length
 HEIGHTS = (-0.1, 3.0)  # m, the bounds of the foot height
 MAX_SPEEDS = (8.0, 8.0, 25.0, 25.0, 8.0)  # the bounds of the rates: m/s, m/s, rad/s, rad/s, m/s
 _BOUNDS = Box.symmetric(*MAX_SPEEDS)
+FALLEN_HEIGHT = 0.25  # m, of the hip
+FALLEN_COSINE = 0.3  # of the pitch, 73 degrees
+SPEED_SHARE = 0.85  # of the commanded speed, for success
+RUN = 3.0  # s at the end of an episode, over which the speed is averaged
 
 
 class Hopper(Env):
@@ -79,6 +96,12 @@ class Hopper(Env):
     view = View((-1.0, -0.15), (1.0, 1.35))
     solver = RK4()
     substeps = 16
+    success_criterion = Success(
+        words=f"hip above {FALLEN_HEIGHT} m and cos(pitch) > {FALLEN_COSINE} throughout, mean forward speed over "
+        f"the last {RUN:g} s above {SPEED_SHARE:.0%} of the commanded one",
+        share=MOST_STARTS,
+        source="this project's choice",
+    )
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """dx/dt: Newton for the two masses, with the foot's acceleration taken along and across the leg."""
@@ -145,6 +168,16 @@ class Hopper(Env):
         _, height, pitch, angle, length, *rates = x.unbind(-1)
         turned = (torch.cos(pitch), torch.sin(pitch), torch.cos(angle), torch.sin(angle))
         return torch.stack((height, *turned, length, *rates), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """No fall, and a mean forward speed over the last 3 s above 85 % of the commanded one.
+
+        A hopper has fallen where its hip is at 0.25 m or lower or the cosine of its pitch is 0.3 or less.
+        """
+        hip = states[..., 1] + states[..., 4] * torch.cos(states[..., 3])
+        standing = (hip > FALLEN_HEIGHT) & (torch.cos(states[..., 2]) > FALLEN_COSINE)
+        speed = self.final_states(states, RUN)[..., 5].mean(0)
+        return standing.all(0) & (speed > SPEED_SHARE * self.constants["speed"].value)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The hopper in the middle of the picture; marks on the ground every half metre move below it."""

@@ -9,7 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Point, Polygon, Shape, Text, View
 from solvers.methods.runge_kutta import RK4
 
@@ -19,6 +32,8 @@ RADII = (0.2, 4.0)  # the stops of the radius
 MAX_SPEED = 3.0  # the stop of both velocities
 DRY_MASS = 0.4  # this task's choice: what is left without propellant
 _LAST_FUEL = 0.02  # mass above the dry one over which the thrust fades
+RADIUS_ERROR = 0.02  # of the target radius, for success
+ROUND = 0.03  # eccentricity, for success
 
 
 def to_disc(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,6 +77,11 @@ class OrbitTransfer(Env):
     view = View((-2.0, -1.8), (2.0, 1.8))
     solver = RK4()
     substeps = 2
+    success_criterion = Success(
+        words=f"radius within {RADIUS_ERROR:.0%} of the target and eccentricity < {ROUND} at the end",
+        share=MOST_STARTS,
+        source="this project's choice",
+    )
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """d[radius, velocities, angle, mass]/dt: Newton in polar coordinates, Bryson and Ho's eq. of section 2.5."""
@@ -106,6 +126,15 @@ class OrbitTransfer(Env):
         """``[radius, radial velocity, tangential velocity, mass]``; the dynamics does not depend on the angle."""
         radius, outward, along, _, mass = x.unbind(-1)
         return torch.stack((radius, outward, along, mass), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """The radius is within 2 % of the target and the eccentricity below 0.03 at the end."""
+        radius, outward, along, _, _ = states[-1].unbind(-1)
+        p = self.params(radius)
+        momentum = radius * along
+        towards, across = along * momentum / p["mu"] - 1, outward * momentum / p["mu"]
+        near = (radius / p["target"] - 1).abs() < RADIUS_ERROR
+        return near & (towards**2 + across**2 < ROUND**2)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The spacecraft, its flame, its present orbit, and the propellant left."""

@@ -9,13 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Shape, View
 from solvers.methods.symplectic import SemiImplicitEuler
 
 _SOURCE = "Gymnasium, envs/classic_control/pendulum.py"
 MAX_TORQUE = 2.0  # N·m
 MAX_SPEED = 8.0  # rad/s
+UPRIGHT = 0.98  # cosine of the angle, 11.5 degrees
+HOLD = 2.0  # s at the end of an episode, for success
 
 
 def angle_normalize(angle: Tensor) -> Tensor:
@@ -49,6 +64,11 @@ class Pendulum(Env):
     dt = 0.05
     episode_steps = 200
     view = View((-1.4, -1.4), (1.4, 1.4))
+    success_criterion = Success(
+        words=f"upright, cos(angle) > {UPRIGHT}, throughout the last {HOLD:g} s",
+        share=MOST_STARTS,
+        source="this project's choice; Gymnasium states none for Pendulum-v1",
+    )
     solver = SemiImplicitEuler(project_velocity=lambda rate: rate.clamp(-MAX_SPEED, MAX_SPEED))
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
@@ -66,6 +86,10 @@ class Pendulum(Env):
         """``[cos angle, sin angle, rate]``."""
         angle, rate = x.unbind(-1)
         return torch.stack((torch.cos(angle), torch.sin(angle), rate), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """Upright, ``cos(angle) > 0.98``, throughout the last 2 s."""
+        return (torch.cos(self.final_states(states, HOLD)[..., 0]) > UPRIGHT).all(0)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The rod, and the torque as an arc about its pivot."""

@@ -9,7 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Shape, View
 from robotics_envs.mechanics.quaternions import rotation, unit
 from solvers.methods.runge_kutta import RK4
@@ -18,6 +31,8 @@ _THESIS = "Förster, System Identification of the Crazyflie 2.0 Nano Quadrocopte
 MAX_RATE = 2000 * math.pi / 180  # rad/s, the range of the gyroscope
 MAGNIFIED = 4.0  # how many times its size the vehicle is drawn
 FLOOR = -1.2  # m, the height at which a floor is drawn
+NEAR = 0.1  # m from the goal, for success
+HOLD = 0.5  # s at the end of an episode, for success
 _AXES = ("x", "y", "z")
 _MOTORS = tuple(f"motor_{i}" for i in range(1, 5))
 
@@ -95,6 +110,11 @@ class Quadrotor(Env):
     dt = 0.02
     episode_steps = 250
     view = View((-1.8, -1.7), (1.8, 1.3), azimuth=-60.0, elevation=18.0)
+    success_criterion = Success(
+        words=f"within {100 * NEAR:g} cm of the origin throughout the last {HOLD:g} s",
+        share=MOST_STARTS,
+        source="this project's choice",
+    )
     solver = RK4()
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
@@ -159,6 +179,11 @@ class Quadrotor(Env):
         """States from the start box, ``[batch, 17]``, with unit quaternions: turned by up to 101 degrees."""
         x = super().reset(batch, generator, dtype)
         return torch.cat((x[:, :3], unit(x[:, 3:7]), x[:, 7:]), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """Within 10 cm of the origin throughout the last 0.5 s."""
+        position = self.final_states(states, HOLD)[..., :3]
+        return ((position**2).sum(-1) < NEAR**2).all(0)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The vehicle, ``MAGNIFIED`` times its size, and each rotor's thrust as a flame below it.

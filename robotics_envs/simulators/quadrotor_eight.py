@@ -10,12 +10,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Shape, View
 from robotics_envs.mechanics.quaternions import rotation
-from robotics_envs.simulators.quadrotor import Quadrotor, floor
+from robotics_envs.simulators.quadrotor import NEAR, Quadrotor, floor
 
 HALF_WIDTH = 1.0  # m
+TRACKED = 5.0  # s at the end of an episode, a lap at the default rate, for success
 
 Phase = Float[Tensor, " batch"]
 Vectors = Float[Tensor, "batch 3"]
@@ -77,6 +90,11 @@ class QuadrotorEight(Quadrotor):
     )
     episode_steps = 500
     view = View((-1.8, -1.6), (1.8, 1.1), azimuth=-65.0, elevation=15.0)
+    success_criterion = Success(
+        words=f"within {100 * NEAR:g} cm of the reference throughout the last {TRACKED:g} s, half of the episode",
+        share=MOST_STARTS,
+        source="this project's choice",
+    )
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """The quadrotor's, less the acceleration of the reference; d phase/dt is ``phase_rate``."""
@@ -115,6 +133,11 @@ class QuadrotorEight(Quadrotor):
         """``[position, rotation matrix by rows, velocity, body rates, motors, cos phase, sin phase]``."""
         body, phase = x.split((17, 1), dim=-1)
         return torch.cat((super().observe(body), torch.cos(phase), torch.sin(phase)), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """Within 10 cm of the reference throughout the last 5 s, the second half of the episode."""
+        error = self.final_states(states, TRACKED)[..., :3]
+        return ((error**2).sum(-1) < NEAR**2).all(0)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The vehicle as ``quadrotor`` draws it, and the reference as a ring."""

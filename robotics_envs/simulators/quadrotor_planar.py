@@ -7,12 +7,28 @@ from typing import Any
 
 import torch
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Polygon, Shape, View
 from robotics_envs.simulators.quadrotor import MAX_RATE
 from solvers.methods.runge_kutta import RK4
 
 _THESIS = "Förster, System Identification of the Crazyflie 2.0 Nano Quadrocopter, ETH Zürich 2015"
+NEAR = 0.3  # m from the origin, for success
+UPRIGHT = 3.0  # degrees
+STILL = 0.05  # m/s
 
 
 class QuadrotorPlanar(Env):
@@ -53,6 +69,11 @@ class QuadrotorPlanar(Env):
     dt = 0.02
     episode_steps = 250
     view = View((-1.5, -1.5), (1.5, 1.5))
+    success_criterion = Success(
+        words=f"within {NEAR} m of the origin, tilt below {UPRIGHT:g}° and speed below {STILL} m/s at the end",
+        share=MOST_STARTS,
+        source="this project's choice",
+    )
     solver = RK4()
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
@@ -96,6 +117,12 @@ class QuadrotorPlanar(Env):
         return torch.stack(
             (right, up, torch.cos(tilt), torch.sin(tilt), velocity_x, velocity_z, rate), dim=-1
         )
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """Within 0.3 m of the origin, upright within 3° and slower than 0.05 m/s at the end."""
+        right, up, tilt, velocity_x, velocity_z, _ = states[-1].unbind(-1)
+        upright = torch.cos(tilt) > math.cos(math.radians(UPRIGHT))
+        return (right**2 + up**2 < NEAR**2) & upright & (velocity_x**2 + velocity_z**2 < STILL**2)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The vehicle at six times its size, and each rotor's thrust as an arrow as long as it is strong."""

@@ -10,7 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Shape, View
 from robotics_envs.mechanics.capsule import DENSITY, capsule_gyration, capsule_mass
 from robotics_envs.mechanics.joint_limit import JointLimit
@@ -24,6 +37,7 @@ TIP_RADIUS = 0.01  # m, of the ball at the fingertip
 TARGET_RADIUS = 0.2  # m, of the disc of targets
 ELBOW = 3.0  # rad, the elbow's range to either side
 WALL = 0.3  # m, from the shoulder; only drawn, there are no collisions
+REACHED = 0.02  # m from the target, for success
 
 
 def _inertia(p: Params) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,6 +119,11 @@ class Reacher(Env):
     substeps = 2
     cost_of_reached_state = True
     view = View((-0.36, -0.36), (0.36, 0.36))
+    success_criterion = Success(
+        words=f"fingertip within {100 * REACHED:g} cm of the target at the end",
+        share=MOST_STARTS,
+        source="this project's choice; Gymnasium judges Reacher-v5 by its return",
+    )
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """d[angles, rates, target]/dt: Lagrange's equations of the arm, and a constant target."""
@@ -160,6 +179,12 @@ class Reacher(Env):
         share = (0.5 + 0.5 * far / TARGET_RADIUS).clamp(0.0, 1.0)
         radius, angle = TARGET_RADIUS * torch.sqrt(share), math.pi / TARGET_RADIUS * around
         return torch.cat((arm, radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """The fingertip is within 2 cm of the target at the end."""
+        angles, _, target = states[-1].split(2, dim=-1)
+        error = self.fingertip(angles, self._lengths()) - target
+        return (error**2).sum(-1) < REACHED**2
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The arm, the target, the error as a thin line, and the torques as arcs about their joints."""

@@ -10,7 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Polygon, Shape, Text, View
 from solvers.methods.paced import PacedRosenbrock
 
@@ -18,6 +30,9 @@ _BOOK = "Seborg, Edgar, Mellichamp, Doyle, Process Dynamics and Control, 3rd ed.
 _DESIGN = "this task's choice"
 _KINETICS = (200.0, 700.0)  # K, outside of which the reaction rate is constant
 _BOUNDS = Box((-1.0, 150.0, 150.0), (4.0, 1500.0, 700.0))  # mol/L and K, to which step clamps the state
+WARM = 1.0  # K from the set point, for success
+MIXED = 0.02  # mol/L from the steady concentration, for success
+HOLD = 1.0  # min at the end of an episode, for success
 
 
 def speed(temperature: Tensor, p: Params) -> tuple[Tensor, Tensor]:
@@ -116,6 +131,12 @@ class Reactor(Env):
     dt = 0.1
     episode_steps = 60
     view = View((-1.3, -1.0), (1.3, 1.0))
+    success_criterion = Success(
+        words=f"within {WARM:g} K and {MIXED} mol/L of the steady state at the set point throughout the last "
+        f"{HOLD:g} min",
+        share=MOST_STARTS,
+        source="this project's choice",
+    )
     solver = PacedRosenbrock(resolvent, pace, steps=16)
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
@@ -158,6 +179,13 @@ class Reactor(Env):
         goal, _, held = self.steady(p)
         error = ((temperature - p["set_point"]) / 10) ** 2 + ((c - goal) / 0.1) ** 2
         return 2 * (torch.sqrt(1 + error) - 1) + 0.1 * ((u[..., 0] - held) / 25) ** 2
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """Within 1 K and 0.02 mol/L of the steady state at the set point throughout the last minute."""
+        c, temperature, _ = self.final_states(states, HOLD).unbind(-1)
+        p = self.params(c)
+        goal, _, _ = self.steady(p)
+        return (((temperature - p["set_point"]).abs() < WARM) & ((c - goal).abs() < MIXED)).all(0)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The tank in its jacket, the coolant, and the state in the plane of concentration and temperature."""

@@ -8,7 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Floats, Line, Polygon, Shape, View
 from solvers.methods.runge_kutta import RK4
 
@@ -20,6 +33,9 @@ MAX_GIMBAL = 8 * math.pi / 180  # rad, DC-X Updates
 MIN_THROTTLE = 0.3  # DC-X Updates
 HEIGHT, BASE = 12.0, 4.1  # m
 NEAR = 5.0  # m from the pad, within which the observation has a finer scale
+LANDED = 3.0  # m from the goal and below the ground, for success
+UPRIGHT = 3.0  # degrees
+STILL = 0.5  # m/s
 
 
 class RocketLanding(Env):
@@ -78,6 +94,12 @@ class RocketLanding(Env):
     dt = 0.25
     episode_steps = 80
     view = View((-30.0, -6.0), (30.0, 54.0))
+    success_criterion = Success(
+        words=f"within {LANDED:g} m of the goal, tilt below {UPRIGHT:g}° and speed below {STILL} m/s at the end, "
+        f"and never {LANDED:g} m below the ground",
+        share=MOST_STARTS,
+        source="this project's choice",
+    )
     solver = RK4()
 
     def thrust(self, x: States, u: Actions, p: Params) -> Costs:
@@ -124,6 +146,14 @@ class RocketLanding(Env):
         closeness = torch.rsqrt(right**2 + up**2 + NEAR**2)
         near = (right * closeness, up * closeness)
         return torch.stack((right, up, torch.cos(tilt), torch.sin(tilt), *rest, *near), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """Within 3 m of the goal, upright within 3°, slower than 0.5 m/s at the end, and never 3 m below the ground."""
+        right, up, tilt, velocity_x, velocity_z, _, _ = states[-1].unbind(-1)
+        upright = torch.cos(tilt) > math.cos(math.radians(UPRIGHT))
+        still = velocity_x**2 + velocity_z**2 < STILL**2
+        above = (states[..., 1] > -LANDED).all(0)
+        return (right**2 + up**2 < LANDED**2) & upright & still & above
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The vehicle, 12 m high, its flame along the gimballed thrust, and a bar of propellant."""

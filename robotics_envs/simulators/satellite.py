@@ -9,7 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Point, Polygon, Shape, View
 from robotics_envs.mechanics.quaternions import unit
 from solvers.methods.runge_kutta import RK4
@@ -20,6 +33,8 @@ _AXES = ("x", "y", "z")
 _CORNERS = tuple(math.radians(degrees) for degrees in (45.0, 135.0, 225.0, 315.0))
 """Azimuths of the wheels' axes about the body's z."""
 _MARGIN = 0.1  # share of the top speed over which a torque that speeds a wheel up fades
+POINTED = 5.0  # degrees from the reference attitude, for success
+STILL = 0.02  # rad/s
 
 
 class Satellite(Env):
@@ -73,6 +88,11 @@ class Satellite(Env):
     view = View((-0.37, -0.38), (0.37, 0.36), azimuth=30.0, elevation=25.0)
     solver = RK4()
     substeps = 5
+    success_criterion = Success(
+        words=f"pointing error below {POINTED:g}° and rate below {STILL} rad/s at the end",
+        share=MOST_STARTS,
+        source="this project's choice",
+    )
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """d[quaternion, rates, wheels]/dt of a gyrostat (Hughes, Spacecraft Attitude Dynamics, 1986, chapter 3).
@@ -153,6 +173,13 @@ class Satellite(Env):
         x = super().reset(batch, generator, dtype)
         normal = torch.randn(batch, 4, generator=generator, dtype=dtype, device=generator.device)
         return torch.cat((unit(normal), x[:, 4:]), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """The pointing error is below 5° and the rate below 0.02 rad/s at the end."""
+        quaternion, rates, _ = states[-1].split((4, 3, 4), dim=-1)
+        # The real part is plus or minus the cosine of half the angle.
+        pointed = unit(quaternion)[:, 0].abs() > math.cos(math.radians(POINTED) / 2)
+        return pointed & ((rates**2).sum(-1) < STILL**2)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The body and its axes; for each wheel a disc with its speed as a hand, and its torque as a bar."""

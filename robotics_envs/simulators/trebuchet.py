@@ -9,7 +9,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    Env,
+    EpisodeStates,
+    Observations,
+    Parameter,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.drawing import Circle, Floats, Line, Polygon, Shape, Text, View
 from solvers.methods.runge_kutta import RK4
 
@@ -19,6 +32,7 @@ MAX_RATE = 40.0  # rad/s, of beam and sling
 _SLOWEST = 0.1  # rad/s, for the gradient of the time of release
 _WAITING = 2.0  # what an interval before the release costs
 _NEWTON = 5
+MISSED = 2.0  # m from the target, for success
 _CLOSE_UP = (16.0, 27.0)  # position of the enlarged machine in the picture
 _Scalars = Float[Tensor, " batch"]
 _Four = Float[Tensor, "batch 4"]
@@ -82,6 +96,11 @@ class Trebuchet(Env):
     view = View((-8.0, -4.0), (78.0, 47.0))
     solver = RK4()
     substeps = 4
+    success_criterion = Success(
+        words=f"released, and landing within {MISSED:g} m of the target, at the end",
+        share=MOST_STARTS,
+        source="this project's choice, the scale of the cost",
+    )
 
     def swing(self, t: Any, s: _Four, u: Actions, p: Params) -> _Four:
         """d[beam, sling, rates]/dt before the release, by Lagrange's equations of two bodies.
@@ -198,6 +217,12 @@ class Trebuchet(Env):
         loose = x[:, :1] > 0.5
         point = landing(x[:, 5:9], {"g": x.new_full((), self.constants["g"].value)})
         return torch.cat((x[:, :5], torch.where(loose, point.unsqueeze(-1), 0.0), x[:, 9:]), dim=-1)
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """At the end the stone is released and its predicted or actual landing within 2 m of the target."""
+        x = states[-1]
+        miss = landing(x[:, 5:9], self.params(x)) - x[:, 9]
+        return (x[:, 0] > 0.5) & (miss.abs() < MISSED)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The machine at true size and enlarged four times, its torque, and the stone with its path."""

@@ -214,6 +214,29 @@ def test_evaluating_in_gymnasium_appends_to_the_file(finished):
     assert "Pendulum-v1, 5 episodes from seed 7" in invoke("show", finished).output
 
 
+def test_evaluating_in_the_runs_own_simulator_prints_the_successes(finished):
+    result = invoke("evaluate", finished, "--episodes", 5, "--seed", 7)
+    assert result.exit_code == 0, result.output
+    (count,) = re.search(
+        r"from seed 7; success from (\d) of 5 starts, 5 needed \(upright, cos\(angle\) > 0.98, throughout "
+        r"the last 2 s\)$",
+        result.output.strip(),
+    ).groups()
+    assert RunFile(finished).evaluations()[-1]["successes"] == int(count)
+    assert f", success from {count}" in " ".join(invoke("show", finished).output.split())
+
+
+def test_one_simulator_with_its_success():
+    output = " ".join(invoke("envs", "car").output.split())
+    assert "a success: on the track, |offset| < 0.185 m, throughout the episode" in output
+    assert "solved: from 93.75% of the starts" in output
+    assert "source: half width of the track: Liniger et al." in output
+    assert "declares no success" in invoke("envs", "examples/cartpole.py").output
+    wrong = invoke("envs", "cra")
+    assert wrong.exit_code
+    assert "did you mean 'car'" in wrong.output
+
+
 def test_the_list_of_simulators():
     assert re.search(r"^pendulum +robotics_envs.simulators.pendulum:Pendulum$", invoke("envs").output, re.M)
 
@@ -253,7 +276,7 @@ def test_ones_own_simulator_goes_through_every_command(tmp_path, monkeypatch):
     (tmp_path / "my_env.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     result = invoke("check", "my_env.py:Mass")
-    assert result.output == "my_env.py:Mass keeps the contract (18 checks)\n"
+    assert result.output == "my_env.py:Mass keeps the contract (23 checks)\n"
     result = invoke("train", "my_env.py:Mass", "--out", "run", "--updates", 4, *SMALL)
     assert result.exit_code == 0, result.output
     assert "next: diffsim evaluate run" in result.output

@@ -16,6 +16,7 @@ from diffsim.rollouts import Noise, Rollout, Trajectory, randomised
 from examples.cartpole import CartPole
 from robotics_envs import ENVIRONMENTS, make_env
 from robotics_envs.base import Box, Env
+from robotics_envs.simulators.pendulum import Pendulum
 from robotics_envs.user_code import UserCodeError, construct_env
 
 F32, F64 = torch.float32, torch.float64
@@ -653,3 +654,35 @@ def test_messages_are_logged_once(caplog):
     assert [r.getMessage() for r in caplog.records] == [
         "torch.autocast is on, which compiled back ends do not follow: eager"
     ]
+
+
+class Short(Pendulum):
+    """120 intervals, more than are simulated together, that end at a high rate."""
+
+    episode_steps = 120
+
+    def done(self, x):
+        return x[..., 1].abs() > 5.0
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_episodes_give_their_states_on_request(backend):
+    """Those of a plain loop, also after an end, and without another bit in returns and lengths."""
+    torch.manual_seed(0)
+    env, policy = Short(), nn.Linear(3, 1, dtype=F64)
+    x = env.reset(6, torch.Generator().manual_seed(0), F64)
+    rollout = Rollout(env, policy, backend=backend)
+    returns, lengths, states = rollout.episodes(x, keep_states=True)
+    assert states.shape == (121, 6, 2)
+    loop = [x]
+    with torch.no_grad():
+        for _ in range(120):
+            loop.append(env.step(loop[-1], policy(env.observe(loop[-1])), env.params(x))[0])
+    assert torch.equal(states[0], x)
+    assert torch.allclose(states, torch.stack(loop), rtol=1e-9, atol=1e-9)
+    assert lengths.min() < 120
+    ended = env.done(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+    first = torch.where(ended.any(0), ended.int().argmax(0), torch.tensor(120))
+    assert torch.equal(first, lengths)
+    for a, b in zip(rollout.episodes(x), (returns, lengths), strict=True):
+        assert torch.equal(a, b)

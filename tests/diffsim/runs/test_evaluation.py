@@ -11,8 +11,10 @@ from scipy import stats
 import diffsim
 from diffsim.errors import ConfigError, EvaluationError, RunFileError
 from diffsim.rollouts import Rollout
-from diffsim.runs.evaluation import Evaluation, LoadedRun
+from diffsim.runs.evaluation import Evaluation, LoadedRun, evaluate_in_simulator
 from robotics_envs import ENVIRONMENTS
+from robotics_envs.base import Env, Success
+from robotics_envs.simulators.pendulum import Pendulum
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +153,79 @@ def test_impossible_numbers_are_named(run, arguments):
 def test_plotting_nothing_is_named(tmp_path):
     with pytest.raises(ConfigError, match="at least one run"):
         diffsim.plot([])
+
+
+class Held:
+    """A loaded run whose policy is a given torque, in a given simulator."""
+
+    def __init__(self, env, torque=0.0):
+        from types import SimpleNamespace
+
+        self.env, self.device = env, torch.device("cpu")
+        module = torch.nn.Linear(3, 1)
+        torch.nn.init.zeros_(module.weight)
+        torch.nn.init.constant_(module.bias, torque)
+        module.mean = torch.zeros(3)
+        self.policy = SimpleNamespace(module=module)
+
+
+class Hanging(Pendulum):
+    """At rest upright (an equilibrium) or hanging, in turn."""
+
+    def reset(self, batch, generator, dtype=torch.float32):
+        angle = math.pi * (torch.arange(batch) % 4 == 3).to(dtype)
+        return torch.stack((angle, torch.zeros(batch, dtype=dtype)), dim=-1)
+
+
+def test_successes_are_those_of_the_simulators_states():
+    result = evaluate_in_simulator(Held(Hanging()), 8, 0)
+    assert result.successes.dtype == bool
+    assert result.successes.tolist() == [True, True, True, False] * 2
+    assert str(result).endswith(
+        "from seed 0; success from 6 of 8 starts, 8 needed (upright, cos(angle) > 0.98, throughout the last 2 s)"
+    )
+
+
+def test_without_a_criterion_nothing_is_said(run):
+    class Silent(Hanging):
+        success_criterion = None
+        success = Env.success
+
+    silent, spoken = (evaluate_in_simulator(Held(env), 4, 3) for env in (Silent(), Hanging()))
+    assert silent.successes is None
+    assert (silent.returns == spoken.returns).all()
+    assert str(silent).endswith("4 episodes of diffsim:pendulum from seed 3")
+    twin = diffsim.evaluate(run, gym="Pendulum-v1", episodes=3, seed=1)
+    assert twin.successes is None
+    assert str(twin).endswith("3 episodes of Pendulum-v1 from seed 1")
+    assert "successes" not in run.evaluations()[-1]
+
+
+def test_the_number_of_successes_is_stored(run):
+    result = diffsim.evaluate(run, episodes=20, seed=1)
+    assert result.successes.shape == (20,)
+    assert run.evaluations()[-1]["successes"] == result.successes.sum()
+    assert run.evaluations()[-1]["needed"] == 19
+
+
+@pytest.mark.parametrize(
+    ("members", "complaint"),
+    [
+        ({"success": lambda self, states: states[-1, :, 0] > 0, "success_criterion": "up"}, "= 'up', a robotics_envs"),
+        ({"success": lambda self, states: states[..., 0] > 0}, r"success returned torch.bool \[201, 4\], .* = \[4\]"),
+        ({"success": lambda self, states: states[-1, :, 0]}, r"success returned torch.float32 \[4\]"),
+        ({"success": lambda self, states: [True] * 4}, "success returned list"),
+        ({"success": lambda self, states: states.cosine() > 0}, r"test_evaluation.py:\d+, in .*cosine"),
+        ({"success": Env.success}, "declares no success: write success"),
+    ],
+)  # fmt: skip
+def test_a_success_that_cannot_be_computed_is_named(members, complaint):
+    env = type("Mine", (Hanging,), members)()
+    with pytest.raises(EvaluationError, match=complaint):
+        evaluate_in_simulator(Held(env), 4, 0)
+
+
+def test_an_evaluation_says_how_many_are_needed():
+    flags = np.arange(100) < 98
+    result = Evaluation("x", 0, np.zeros(100), np.ones(100), flags, Success("upright", 0.95, "this test"))
+    assert str(result).endswith("from seed 0; success from 98 of 100 starts, 95 needed (upright)")

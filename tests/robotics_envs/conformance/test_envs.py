@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from robotics_envs import ENVIRONMENTS, check_env, julia_sources, make_env
-from robotics_envs.base import Box, Env, Parameter
+from robotics_envs.base import NEEDED, Box, Env, Parameter, Success
 from robotics_envs.conformance import ConformanceError
 from robotics_envs.simulators.pendulum import Pendulum
 from solvers.methods.runge_kutta import Euler
@@ -200,9 +200,92 @@ class MixedEnd(Pendulum):
         return (x[..., 1] - x[..., 1].mean()).abs() > 7
 
 
+class OnlyWords(Env):
+    """Success in words; the rest of the task is the pendulum's."""
+
+    success_criterion = Success("upright", 0.9, "this test")
+    for _name in ("dynamics", "cost", "observe"):
+        vars()[_name] = vars(Pendulum)[_name]
+    for _name in (*NEEDED, "angle_names", "parameters"):
+        vars()[_name] = getattr(Pendulum, _name)
+
+
+class NoWords(Pendulum):
+    success_criterion = None
+
+
+class TextForSuccess(Pendulum):
+    success_criterion = "upright"
+
+
+class SuccessOverTime(Pendulum):
+    def success(self, states):
+        return torch.cos(states[..., 0]) > 0.98
+
+
+class SuccessAsNumber(Pendulum):
+    def success(self, states):
+        return super().success(states).to(states)
+
+
+class SuccessOnTheProcessor(Pendulum):
+    def success(self, states):
+        return torch.ones(states.shape[1], dtype=torch.bool)
+
+
+class SuccessInPlace(Pendulum):
+    def success(self, states):
+        return super().success(states.sub_(0.1))
+
+
+class RandomSuccess(Pendulum):
+    def success(self, states):
+        return super().success(states) & (torch.rand(states.shape[1], device=states.device) < 0.5)
+
+
+class RelativeSuccess(Pendulum):
+    def success(self, states):
+        away = states[-1].abs().sum(-1)
+        return away <= away.median()
+
+
+class AllOrNone(Pendulum):
+    def success(self, states):
+        return super().success(states) & (states[-1].abs() < 2).all()
+
+
+class NaNSucceeds(Pendulum):
+    def success(self, states):
+        return ~(torch.cos(self.final_states(states, 2.0)[..., 0]) < 0.98).any(0)
+
+
+class EndedEarly(Pendulum):
+    def done(self, x):
+        return x[..., 1].abs() > 7
+
+
+class EndedAtTheGoal(EndedEarly):
+    """An episode may end at its goal, if what follows does not count."""
+
+    def success(self, states):
+        return (states[..., 1].abs() > 7).any(0)
+
+
 @pytest.mark.parametrize(
     ("broken", "complaint"),
     [
+        (OnlyWords, r"success_criterion is set and success\(states\) is missing"),
+        (NoWords, "success is written and success_criterion is missing"),
+        (TextForSuccess, "success_criterion = 'upright': a robotics_envs.base.Success is needed"),
+        (SuccessOverTime, r"success gives \[201, 72\] torch.bool on cpu for states \[201, 72, 2\]"),
+        (SuccessAsNumber, r"success gives \[72\] torch.float32 on cpu .* wanted \[72\] torch.bool"),
+        (SuccessOnTheProcessor, "success gives .* on cpu for states .* torch.bool on meta"),
+        (SuccessInPlace, "success writes into the states it is given"),
+        (RandomSuccess, r"two equal calls of success differ[\s\S]*success draws from the global generator"),
+        (RelativeSuccess, "a rollout's success depends on the others"),
+        (AllOrNone, "a rollout's success depends on the others"),
+        (NaNSucceeds, "72 episodes that are NaN from state 1 on count as a success"),
+        (EndedEarly, "success depends on states after the episode's end"),
         (
             ForgotBoxes,
             r"observation_names is missing[\s\S]*state_box is missing[\s\S]*state_names = 'x': a tuple",
@@ -241,6 +324,22 @@ class MixedEnd(Pendulum):
 def test_a_broken_simulator_is_named(broken, complaint):
     with pytest.raises(ConformanceError, match=complaint):
         check_env(broken())
+
+
+def test_an_episode_may_end_at_its_goal():
+    check_env(EndedAtTheGoal)
+
+
+def test_a_simulator_may_declare_no_success():
+    class NoSuccess(Pendulum):
+        success_criterion = None
+        success = Env.success
+
+    check_env(NoSuccess)
+    with pytest.raises(
+        NotImplementedError, match=r"NoSuccess declares no success: write success\(self, states\)"
+    ):
+        NoSuccess().success(torch.zeros(201, 1, 2))
 
 
 def test_a_class_or_a_name_serves_as_well_as_an_instance():
