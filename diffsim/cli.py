@@ -175,7 +175,7 @@ def train(
     type=Whole(),
     help="Of the first episode; each further one adds 1.",
 )
-@click.option("--checkpoint", default="last", show_default=True, help="last or best.")
+@click.option("--checkpoint", default="best", show_default=True, help="best or last.")
 @_ENV
 @_TRUST
 def evaluate(run: str, **options: Any) -> None:
@@ -228,7 +228,7 @@ def plot(runs: tuple[str, ...], out: str | None) -> None:
 @click.option("--rollouts", default=4, show_default=True, type=Whole(), help="How many episodes.")
 @click.option("--seed", default=1000, show_default=True, type=Whole(), help="Of the starting states.")
 @click.option("--steps", type=Whole(1), help="Control intervals.  [default: an episode]")
-@click.option("--checkpoint", default="last", show_default=True, help="last or best.")
+@click.option("--checkpoint", default="best", show_default=True, help="best or last.")
 @click.option("--actions", help="Of a simulator without a policy: zero (default) or random.")
 @click.option("--size", default=480, show_default=True, type=Whole(1), help="Width of GIF and MP4 in pixels.")
 @click.option(

@@ -7,6 +7,7 @@ import warnings
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 
 from diffsim.config import RunConfig
 from diffsim.optimizers import make_optimizer
@@ -14,7 +15,7 @@ from diffsim.optimizers.base import Optimizer
 from diffsim.policy import Policy
 from diffsim.rollouts import Rollout
 from diffsim.settings import Settings as AnySettings
-from robotics_envs.base import Costs, Env, States
+from robotics_envs.base import Costs, Env, EpisodeStates, States
 
 
 class Record(NamedTuple):
@@ -83,9 +84,18 @@ class Algorithm(abc.ABC):
         done = f"{self.updates_done} of {self.config.updates} updates"
         return f"{type(self).__name__}({self.env.name}, {self.optimizer!r}, {done})"
 
+    def episodes(self, x: States) -> tuple[Costs, EpisodeStates]:
+        """Whole episodes of the task from ``x [B, n]``, without exploration noise: returns ``[B]`` and states."""
+        returns, _, states = self.rollout.episodes(x, self.params, self._no_noise(x), keep_states=True)
+        return returns, states
+
     def returns(self, x: States) -> Costs:
         """Returns ``[B]`` of whole episodes of the task from ``x [B, n]``, without exploration noise."""
-        return self.rollout.returns(x, self.params)
+        return self.rollout.returns(x, self.params, self._no_noise(x))
+
+    def _no_noise(self, x: States) -> Tensor | None:
+        """What rollouts without noise are given, ``[m]``: zeros where those compiled for training take noise."""
+        return None
 
     @property
     def remaining(self) -> float:

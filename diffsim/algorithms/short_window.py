@@ -40,7 +40,7 @@ from diffsim.optimizers.base import Optimizer
 from diffsim.policy import MLP, Policy, initialised
 from diffsim.rollouts import Rollout, Trajectory
 from diffsim.settings import Settings
-from robotics_envs.base import Costs, Env, Params, States
+from robotics_envs.base import Env, Params, States
 
 
 class ShortWindowSettings(Settings):
@@ -184,9 +184,8 @@ class ShortWindow(Algorithm):
             dropped=dropped,
         )
 
-    def returns(self, x: States) -> Costs:
-        """See :meth:`Algorithm.returns`; zero noise is passed so that the rollouts compiled for training are reused."""
-        return self.rollout.returns(x, self.params, noise=x.new_zeros(len(self.env.action_box)))
+    def _no_noise(self, x: States) -> Tensor:
+        return x.new_zeros(len(self.env.action_box))
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """Initial states ``[B, n]`` and noise ``[window, B, m]``; the optimizer may ask to keep some of them."""

@@ -288,9 +288,8 @@ class ValueGradient(Algorithm):
             left_out=left_out,
         )
 
-    def returns(self, x: States) -> Costs:
-        """See :meth:`Algorithm.returns`; zero noise is passed so that the rollouts compiled for training are reused."""
-        return self.rollout.returns(x, self.params, noise=x.new_zeros(len(self.env.action_box)))
+    def _no_noise(self, x: States) -> Tensor:
+        return x.new_zeros(len(self.env.action_box))
 
     def _draw(self, std: Tensor) -> tuple[Tensor, Tensor]:
         """Initial states ``[B, n]`` and noise ``[window, B, m]``; the optimizer may ask to keep some of them."""

@@ -62,7 +62,7 @@ def render(
     formats: Sequence[str] = ("gif", "html"),
     rollouts: int = 4,
     seed: int = 1000,
-    checkpoint: str = "last",
+    checkpoint: str = "best",
     actions: str | None = None,
     steps: int | None = None,
     size: int = 480,
@@ -84,7 +84,7 @@ def render(
         formats: of ``"gif"``, ``"html"`` and ``"mp4"``.
         rollouts: how many episodes; GIF and MP4 show the first solid.
         seed: of the starting states (and of random actions).
-        checkpoint: of a run, ``"last"`` or ``"best"``.
+        checkpoint: of a run, as in :func:`diffsim.evaluate`.
         actions: of a simulator without a policy, ``"zero"`` (the default; the middle of the action box if zero is
             outside) or ``"random"``, uniform in the box at each control interval.
         steps: control intervals; a whole episode if not given.

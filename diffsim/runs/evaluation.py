@@ -71,7 +71,7 @@ class LoadedPolicy:
 
 def load_policy(
     run: RunLike,
-    checkpoint: str = "last",
+    checkpoint: str = "best",
     device: str = "cpu",
     *,
     env: EnvLike | None = None,
@@ -81,7 +81,8 @@ def load_policy(
 
     Args:
         run: the run.
-        checkpoint: ``"last"`` or ``"best"`` (by return in its own simulator).
+        checkpoint: ``"best"``, by return from held-out starts in its own simulator while it trained (``"last"`` where
+            nothing was measured), or ``"last"``.
         device: torch device that computes the actions.
         env: a simulator to use instead of the run's, for example of a file that was moved.
         trust: run the code stored in a run of somebody else.
@@ -99,15 +100,17 @@ class LoadedRun:
     def __init__(
         self,
         run: RunLike,
-        checkpoint: str = "last",
+        checkpoint: str = "best",
         device: str = "cpu",
         env: EnvLike | None = None,
         trust: bool = False,
     ) -> None:
         self.file = RunFile(run)
         self.config = _runnable(self.file, env, trust)
+        known = self.file.checkpoints()
+        checkpoint = "last" if checkpoint == "best" and "best" not in known else checkpoint
         self.checkpoint = checkpoint
-        self.update = int(self.file.checkpoints().get(checkpoint, {}).get("update", 0))
+        self.update = int(known.get(checkpoint, {}).get("update", 0))
         with torch_defaults(self.config.threads):
             assembly = assemble(self.config.model_copy(update={"device": device}))
             self.env: Env = assembly.env
@@ -188,7 +191,7 @@ def evaluate(
     gym: str | None = None,
     episodes: int = 100,
     seed: int = 1000,
-    checkpoint: str = "last",
+    checkpoint: str = "best",
     *,
     env: EnvLike | None = None,
     trust: bool = False,
@@ -202,7 +205,7 @@ def evaluate(
             ``None`` measures in the run's own simulator.
         episodes: how many episodes.
         seed: of the starting states.
-        checkpoint: ``"last"`` or ``"best"``.
+        checkpoint: as in :func:`load_policy`.
         env: a simulator to measure in instead of the run's.
         trust: run the code stored in a run of somebody else.
         any_gym: drive ``gym`` also where it is not the simulator's twin.
@@ -223,7 +226,7 @@ def evaluate(
     low, high = result.interval()
     facts: dict[str, Any] = {
         "where": result.where,
-        "checkpoint": checkpoint,
+        "checkpoint": loaded.checkpoint,
         "update": loaded.update,
         "episodes": episodes,
         "seed": seed,
@@ -252,13 +255,13 @@ def evaluate_in_simulator(loaded: LoadedRun, episodes: int, seed: int) -> Evalua
         returns, lengths = rollout.episodes(x)
         return Evaluation(where, seed, returns.double().cpu().numpy(), lengths.cpu().numpy())
     returns, lengths, states = rollout.episodes(x, keep_states=True)
-    successes = _successes(env, states).cpu().numpy()
+    successes = successes_of(env, states).cpu().numpy()
     return Evaluation(
         where, seed, returns.double().cpu().numpy(), lengths.cpu().numpy(), successes, criterion
     )
 
 
-def _successes(env: Env, states: Tensor) -> Tensor:
+def successes_of(env: Env, states: Tensor) -> Tensor:
     """``env.success(states)``, ``[B]`` bool.
 
     Raises:

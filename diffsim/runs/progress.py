@@ -7,6 +7,7 @@ display is silent. No thread is started; the display changes when the caller rep
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -64,7 +65,7 @@ class Progress:
         )
         moves = terminal and not quiet and not self._console.is_dumb_terminal
         self._live = Live(console=self._console, auto_refresh=False, **_NO_REDIRECTION) if moves else None
-        self._return = float("nan")
+        self._return = self._success = math.nan
         self._row: Mapping[str, float] | None = None
         self._phase = self._count = ""
         self._drawn, self._printed = float("-inf"), time.monotonic()
@@ -93,7 +94,7 @@ class Progress:
         """Report a row; see :data:`diffsim.runs.runfile.COLUMNS` for its keys."""
         evaluated = row["return"] == row["return"]
         if evaluated:
-            self._return = row["return"]
+            self._return, self._success = row["return"], row.get("success", math.nan)
         self._row, self._phase, self._count = row, "", ""
         if self.quiet:
             return
@@ -158,6 +159,8 @@ class Progress:
         fields = [(9, f"update {update}/{self.updates}"), (4, f"loss {row['loss']:.4g}")]
         if self._return == self._return:
             fields.append((7, f"return {self._return:.1f}"))
+        if self._success == self._success:
+            fields.append((5, f"success {self._success:.0%}"))
         return [
             *fields,
             (3, f"{count(row['env_steps'])} env steps"),

@@ -17,9 +17,10 @@ import torch
 from diffsim.algorithms.base import Record
 from diffsim.assembly import Assembly, assemble
 from diffsim.config import RunConfig, load_config, merge
-from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
+from diffsim.errors import ConfigError, DivergenceError, EvaluationError, Interrupted, RunFileError
 from diffsim.isolation import torch_defaults
 from diffsim.runs import provenance, user_code
+from diffsim.runs.evaluation import successes_of
 from diffsim.runs.log_writers import check_writers, make_writers
 from diffsim.runs.progress import Progress
 from diffsim.runs.references import (
@@ -44,6 +45,7 @@ from diffsim.runs.runfile import (
 from diffsim.runs.signals import stop_on_signals
 from diffsim.runs.user_code import Source
 from diffsim.values import shown
+from robotics_envs.base import EpisodeStates
 
 _ALL_SECTIONS = ("env", "policy", "algorithm", "optimizer")
 MAX_DROPPED_IN_A_ROW = 10
@@ -178,6 +180,7 @@ class Run:
         self._own = True
         self._saved = 0
         self._inside_update = False
+        self._success_failed = False
 
     @classmethod
     def resume(cls, file: RunFile, values: Mapping[str, Any], trust: bool, progress: Progress) -> Run:
@@ -377,6 +380,7 @@ class Run:
             "update": update,
             "loss": record.loss,
             "return": float("nan"),
+            "success": float("nan"),
             "env_steps": previous["env_steps"] + record.env_steps,
             "gradient_evaluations": previous["gradient_evaluations"] + record.gradient_evaluations,
             "evaluation_steps": previous["evaluation_steps"],
@@ -393,23 +397,36 @@ class Run:
             or (stop.wall_seconds is not None and row["wall_seconds"] >= stop.wall_seconds)
         )
         if last or (every > 0 and update % every == 0):
-            row["return"], steps = self._evaluate(update)
+            row["return"], row["success"], steps = self._evaluate(update)
             row["evaluation_steps"] += steps
         return row
 
-    def _evaluate(self, update: int) -> tuple[float, int]:
-        """The mean return from fixed starting states, so that two evaluations differ by the policy alone."""
+    def _evaluate(self, update: int) -> tuple[float, float, int]:
+        """Mean return, share of successes and steps from fixed starts: two evaluations differ by the policy alone."""
         algorithm, episodes = self.algorithm, self.config.evaluation.episodes
         generator = torch.Generator().manual_seed(self.config.seed)
         x = algorithm.env.reset(episodes, generator, algorithm.dtype).to(algorithm.device)
         algorithm.policy.eval()  # measuring must not move the statistics of a batch norm
-        measured = float(algorithm.returns(x).mean())
+        returns, states = algorithm.episodes(x)
         algorithm.policy.train()
+        measured, success = float(returns.mean()), self._success(states)
         if measured > self._best[0]:
             state = {"policy": {k: v.clone() for k, v in algorithm.policy.state_dict().items()}}
             writer = checkpoint_writer(state, **{"update": update, "return": measured})
             self._best = (measured, writer)
-        return measured, episodes * algorithm.env.episode_steps
+        return measured, success, episodes * algorithm.env.episode_steps
+
+    def _success(self, states: EpisodeStates) -> float:
+        """The share of episodes that succeed, NaN if it cannot be told."""
+        env = self.algorithm.env
+        if env.success_criterion is None or self._success_failed:
+            return float("nan")
+        try:
+            return float(successes_of(env, states).double().mean())
+        except EvaluationError as error:
+            self._success_failed = True  # it would be said again at every evaluation
+            self.progress.say(f"successes are not counted: {error}")
+            return float("nan")
 
     def _sections(self, state: str, reason: str = "") -> dict[str, Writer]:
         sections = {

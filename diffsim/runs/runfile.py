@@ -54,6 +54,7 @@ COLUMNS: dict[str, type] = {
     "update": np.int64,
     "loss": np.float64,
     "return": np.float64,  # NaN where no evaluation was made
+    "success": np.float64,  # the share of starts that succeed; NaN also where the simulator declares no success
     "env_steps": np.int64,
     "gradient_evaluations": np.int64,
     "evaluation_steps": np.int64,
@@ -313,11 +314,11 @@ class RunFile:
             return False
 
     def history(self) -> dict[str, np.ndarray]:
-        """Arrays ``[updates]`` by column name; zeros where a file of an older version lacks the column."""
+        """Arrays ``[updates]`` by column name; of columns that a file of an older version lacks, NaN or zeros."""
         with self._reading() as file:
             group = file["history"]
             return {
-                name: group[name][()] if name in group else np.zeros(len(group["update"]), dtype)
+                name: group[name][()] if name in group else _unknown(len(group["update"]), dtype)
                 for name, dtype in COLUMNS.items()
             }
 
@@ -343,6 +344,10 @@ class RunFile:
                 {**{k: _python(v) for k, v in group.attrs.items()}, "returns": group["returns"][()]}
                 for _, group in sorted(file.get("evaluations", {}).items())
             ]
+
+
+def _unknown(count: int, dtype: type) -> np.ndarray:
+    return np.full(count, np.nan if issubclass(dtype, np.floating) else 0, dtype)
 
 
 def history_writer(columns: Mapping[str, list[float]]) -> Writer:
