@@ -57,6 +57,7 @@ ENVIRONMENTS = EnvironmentRegistry(
         "reactor": "robotics_envs.simulators.reactor:Reactor",
         "heat_rod": "robotics_envs.simulators.heat_rod:HeatRod",
         "crane": "robotics_envs.simulators.crane:Crane",
+        "maglev": "robotics_envs.simulators.maglev:Maglev",
     },
 )
 
