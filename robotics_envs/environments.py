@@ -58,6 +58,7 @@ ENVIRONMENTS = EnvironmentRegistry(
         "heat_rod": "robotics_envs.simulators.heat_rod:HeatRod",
         "crane": "robotics_envs.simulators.crane:Crane",
         "maglev": "robotics_envs.simulators.maglev:Maglev",
+        "glider": "robotics_envs.simulators.glider:Glider",
     },
 )
 

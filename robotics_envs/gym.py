@@ -42,6 +42,7 @@ EPISODE_STEPS = {
     "heat_rod": 90,
     "crane": 200,
     "maglev": 150,
+    "glider": 200,
 }
 """The simulators' own ``episode_steps``, repeated because a registration needs them and must not load torch."""
 
