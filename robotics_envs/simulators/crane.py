@@ -23,7 +23,7 @@ HOIST_FORCE = 1000.0  # N, the range of the rope's pull to either side of the lo
 _SHORTEST = 0.5  # m, below which the rope's length does not count
 _POSITIONS, _LENGTHS = (-8.0, 8.0), (_SHORTEST, 8.0)  # m, to which step clamps
 _RATES = Box.symmetric(5.0, 3.0, 5.0)  # m/s, m/s and rad/s, to which step clamps
-LAST = 10  # intervals, the second over which success is judged
+JUDGED = 1.0  # s at the end of an episode, over which success is judged
 
 
 def buffer_force(depth: Tensor, rate: Tensor) -> Tensor:
@@ -69,7 +69,9 @@ class Crane(Env):
         Parameter("g", 9.81, "m/s²", source="standard gravity, rounded"),
         Parameter("trolley", 300.0, "kg", low=0.0, source=_DESIGN),
         Parameter("load", 500.0, "kg", low=0.0, source=_DESIGN),
-        Parameter("hoist", 100.0, "kg, inertia of drum and motor referred to the rope", 0.0, source=_DESIGN),
+        Parameter(
+            "hoist", 100.0, "kg, inertia of drum and motor referred to the rope", low=0.0, source=_DESIGN
+        ),
         Parameter("trolley_friction", 100.0, "N·s/m", low=0.0, source=_DESIGN),
         Parameter("hoist_friction", 200.0, "N·s/m", low=0.0, source=_DESIGN),
     )
@@ -156,7 +158,7 @@ class Crane(Env):
 
     def success(self, states: Float[Tensor, "times batch n"]) -> Bool[Tensor, " batch"]:
         """Whether the load is within 5 cm of the target and below 5 cm/s throughout the last second of the episodes."""
-        last = states[-LAST - 1 :]
+        last = states[-round(JUDGED / self.dt) - 1 :]
         far, fast = (torch.hypot(*pair) for pair in (self.error(last), self.load_velocity(last)))
         return ((far < 0.05) & (fast < 0.05)).all(0)
 

@@ -19,7 +19,7 @@ LIFT = (0.2, 1.4)  # lift coefficients; the upper one from the source
 MAX_BANK_RATE = 0.6  # rad/s, this task's choice
 FASTEST = 30.0  # m/s of airspeed, beyond which the aerodynamic forces grow in proportion to it
 _STANDING = 1e-4  # m²/s², keeps directions and their gradients finite where there is no airspeed
-LAST = 60  # intervals, the half minute over which success is judged
+JUDGED = 30.0  # s at the end of an episode, over which success is judged
 SINK = 2.0  # m/s, the most that a success may climb slower than the air in the middle of the thermal
 
 
@@ -58,7 +58,9 @@ class Glider(Env):
         Parameter("area", 14.0, "m², of the wing", low=0.0, source=_BULIRSCH),
         Parameter("density", 1.13, "kg/m³", low=0.0, source=_BULIRSCH),
         Parameter("drag", 0.034, "drag coefficient without lift", low=0.0, source=_BULIRSCH),
-        Parameter("induced", 0.069662, "drag coefficient by squared lift coefficient", 0.0, source=_BULIRSCH),
+        Parameter(
+            "induced", 0.069662, "drag coefficient by squared lift coefficient", low=0.0, source=_BULIRSCH
+        ),
     )
     action_box = Box((LIFT[0], -MAX_BANK_RATE), (LIFT[1], MAX_BANK_RATE))
     start_box = Box(
@@ -127,8 +129,8 @@ class Glider(Env):
 
     def success(self, states: Float[Tensor, "times batch n"]) -> Bool[Tensor, " batch"]:
         """Whether the energy height grows by at least ``strength - 2 m/s`` on the mean of the last half minute."""
-        before, after = states[-LAST - 1], states[-1]
-        rate = (self.energy_height(after) - self.energy_height(before)) / (LAST * self.dt)
+        before, after = states[-round(JUDGED / self.dt) - 1], states[-1]
+        rate = (self.energy_height(after) - self.energy_height(before)) / JUDGED
         return rate >= after[..., 7] - SINK
 
     def observe(self, x: States) -> Observations:

@@ -21,7 +21,7 @@ DAMPING = 5.0  # s/m, of both
 MAX_VOLTAGE = 15.0  # V
 _BOUNDS = Box((-0.02, -3.0, -40.0), (0.12, 3.0, 40.0))  # m, m/s and A, to which step clamps
 _NEAREST = -0.025  # m, the gap beyond which the coil's inductance does not change
-LAST = 50  # intervals, the half second over which success is judged
+JUDGED = 0.5  # s at the end of an episode, over which success is judged
 
 
 def stop_force(depth: Tensor, rate: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class Maglev(Env):
 
     def success(self, states: Float[Tensor, "times batch n"]) -> Bool[Tensor, " batch"]:
         """Whether the gap is within 1 mm of the reference throughout the last half second of the episodes."""
-        last = states[-LAST - 1 :]
+        last = states[-round(JUDGED / self.dt) - 1 :]
         return ((last[..., 0] - last[..., 3]).abs() < 0.001).all(0)
 
     def observe(self, x: States) -> Observations:
