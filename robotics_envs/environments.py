@@ -56,6 +56,9 @@ ENVIRONMENTS = EnvironmentRegistry(
         "trebuchet": "robotics_envs.simulators.trebuchet:Trebuchet",
         "reactor": "robotics_envs.simulators.reactor:Reactor",
         "heat_rod": "robotics_envs.simulators.heat_rod:HeatRod",
+        "crane": "robotics_envs.simulators.crane:Crane",
+        "maglev": "robotics_envs.simulators.maglev:Maglev",
+        "glider": "robotics_envs.simulators.glider:Glider",
     },
 )
 

@@ -40,6 +40,9 @@ EPISODE_STEPS = {
     "trebuchet": 150,
     "reactor": 60,
     "heat_rod": 90,
+    "crane": 200,
+    "maglev": 150,
+    "glider": 200,
 }
 """The simulators' own ``episode_steps``, repeated because a registration needs them and must not load torch."""
 
