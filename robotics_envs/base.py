@@ -67,6 +67,15 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Success:
+    """When an episode counts as a success."""
+
+    words: str
+    share: float
+    source: str
+
+
+@dataclass(frozen=True)
 class Box:
     """An axis-aligned box with finite bounds."""
 

@@ -56,6 +56,7 @@ ENVIRONMENTS = EnvironmentRegistry(
         "trebuchet": "robotics_envs.simulators.trebuchet:Trebuchet",
         "reactor": "robotics_envs.simulators.reactor:Reactor",
         "heat_rod": "robotics_envs.simulators.heat_rod:HeatRod",
+        "payload_arm": "robotics_envs.simulators.payload_arm:PayloadArm",
     },
 )
 

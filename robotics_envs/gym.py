@@ -40,6 +40,7 @@ EPISODE_STEPS = {
     "trebuchet": 150,
     "reactor": 60,
     "heat_rod": 90,
+    "payload_arm": 150,
 }
 """The simulators' own ``episode_steps``, repeated because a registration needs them and must not load torch."""
 
