@@ -57,6 +57,7 @@ ENVIRONMENTS = EnvironmentRegistry(
         "reactor": "robotics_envs.simulators.reactor:Reactor",
         "heat_rod": "robotics_envs.simulators.heat_rod:HeatRod",
         "payload_arm": "robotics_envs.simulators.payload_arm:PayloadArm",
+        "tug": "robotics_envs.simulators.tug:Tug",
     },
 )
 

@@ -41,6 +41,7 @@ EPISODE_STEPS = {
     "reactor": 60,
     "heat_rod": 90,
     "payload_arm": 150,
+    "tug": 180,
 }
 """The simulators' own ``episode_steps``, repeated because a registration needs them and must not load torch."""
 
