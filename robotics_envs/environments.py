@@ -59,6 +59,8 @@ ENVIRONMENTS = EnvironmentRegistry(
         "crane": "robotics_envs.simulators.crane:Crane",
         "maglev": "robotics_envs.simulators.maglev:Maglev",
         "glider": "robotics_envs.simulators.glider:Glider",
+        "payload_arm": "robotics_envs.simulators.payload_arm:PayloadArm",
+        "tug": "robotics_envs.simulators.tug:Tug",
     },
 )
 

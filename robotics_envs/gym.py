@@ -43,6 +43,8 @@ EPISODE_STEPS = {
     "crane": 200,
     "maglev": 150,
     "glider": 200,
+    "payload_arm": 150,
+    "tug": 180,
 }
 """The simulators' own ``episode_steps``, repeated because a registration needs them and must not load torch."""
 
