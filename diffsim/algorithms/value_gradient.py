@@ -46,7 +46,9 @@ class ValueGradientSettings(Settings):
     batch: int = Field(default=256, ge=2)
     """Windows per update."""
     window: int = Field(default=8, ge=1)
-    """Control intervals that the gradient is backpropagated through; at most an episode."""
+    """Control intervals that the gradient is backpropagated through at the start of the run; at most an episode."""
+    window_end: int = Field(default=32, ge=1)
+    """The same at the end of the run; it changes geometrically."""
     discount_start: float = Field(default=5.0, gt=0)
     """Discount rate per episode at the start of the run: gamma = exp(-rate / intervals of an episode)."""
     discount_end: float = Field(default=1.0, gt=0)
@@ -63,11 +65,11 @@ class ValueGradientSettings(Settings):
     resets: float = Field(default=0.5, ge=0, le=1)
     """Share of the windows that do not continue, beside the fresh ones, that start from the task's initial states; the
     others start from the state box."""
-    reach: float = Field(default=1.5, gt=0)
+    reach: float = Field(default=10.0, gt=0)
     """A window does not continue from a state outside the state box enlarged by this factor."""
     compression: float = Field(default=3.0, gt=0)
     """A window counts less, the further its cost is from the median: from about this number of scales on."""
-    gradient_bound: float | None = Field(default=10.0, gt=0)
+    gradient_bound: float | None = Field(default=20.0, gt=0)
     """The derivative of a window's cost by its actions is scaled down to at most this number of medians; None for no
     bound."""
     td_lambda: float = Field(default=0.8, ge=0, le=1)
@@ -104,6 +106,8 @@ class Windows(NamedTuple):
     """Which windows are finite, derivatives included, ``[B]``."""
     bounds: Tensor
     """Factors in (0, 1] that bound the derivatives of the loss by the windows' actions, ``[B]``."""
+    idle: Tensor
+    """In which windows no action had any effect on the cost, ``[B]``."""
 
 
 class WindowObjective(PolicyObjective):
@@ -129,7 +133,7 @@ class WindowObjective(PolicyObjective):
     def __init__(
         self, rollout: Rollout, params: Params, critic: CostateCritic, settings: ValueGradientSettings
     ) -> None:
-        super().__init__(rollout, min(settings.window, rollout.env.episode_steps), params)
+        super().__init__(rollout, settings.window, params)
         self.critic, self.settings = critic, settings
         self.gamma = 1.0
         self.windows: Windows | None = None
@@ -187,18 +191,28 @@ class WindowObjective(PolicyObjective):
         ok = by_action.isfinite().all(-1).all(0) & trajectory.states.isfinite().all(-1).all(0)
         ok = ok & costates.isfinite().all(-1) & losses.isfinite()
 
+        chosen = ok.nonzero().squeeze(-1)
+        states = trajectory.states[:-1].index_select(1, chosen)
+        raw = self.policy.network(self.policy.normalise(self.rollout.env.observe(states.flatten(0, 1))))
+        raw = raw.unflatten(0, states.shape[:2])
+        linear = (raw * by_action.index_select(1, chosen)).sum((0, 2))
+
         windows = self.windows
         if windows is None or len(windows.ok) != len(ok):
             bound = self.settings.gradient_bound
             lengths = torch.where(ok, by_action.norm(dim=(0, 2)), 0.0)
             bounds = torch.ones_like(lengths) if bound is None else bounded(lengths, bound)
-            windows = Windows(discounted.detach(), costates, ok, bounds)
+            # Beyond the bounds of the actions the derivative is zero, too, which is another matter.
+            free = (
+                ((raw.detach() + noise.detach().index_select(1, chosen)).abs() < 1.0)
+                .flatten(2)
+                .all(-1)
+                .all(0)
+            )
+            idle = torch.zeros_like(ok).index_copy(0, chosen, free) & (lengths == 0)
+            windows = Windows(discounted.detach(), costates, ok, bounds, idle)
             if len(x) == len(self.x):
                 self.windows = windows
-        chosen = ok.nonzero().squeeze(-1)
-        states = trajectory.states[:-1].index_select(1, chosen)
-        raw = self.policy.network(self.policy.normalise(self.rollout.env.observe(states.flatten(0, 1))))
-        linear = (raw.unflatten(0, states.shape[:2]) * by_action.index_select(1, chosen)).sum((0, 2))
         # The mean over all rows of the result is to be that over those which count.
         weights = windows.bounds[chosen] * (len(ok) / max(len(chosen), 1))
         terms = weights * (losses.detach()[chosen] + linear - linear.detach())
@@ -239,7 +253,9 @@ class ValueGradient(Algorithm):
             terminal=CostToGo(env, policy, self.critic.target),
             backend=config.backend,
             threads=config.threads,
-            expected_steps=config.updates * settings.window * self.optimizer.calls_per_step,
+            expected_steps=config.updates
+            * max(settings.window, settings.window_end)
+            * self.optimizer.calls_per_step,
             parameter_gradients=False,
         )
         low, high = env.state_box.bounds(policy.mean)
@@ -259,21 +275,25 @@ class ValueGradient(Algorithm):
         """One optimizer step of the policy on the next windows, then a fit of the critic to them."""
         s, objective = self.settings, self.objective
         compiled, evaluations = self.rollout.compile_seconds, objective.evaluations
-        # What depends on time: the discount, and the noise.
-        rate = s.discount_end * (s.discount_start / s.discount_end) ** self.remaining
-        objective.gamma = math.exp(-rate / self.env.episode_steps)
-        std = (s.noise * self.remaining * self._used).clamp(s.noise_least, s.noise_largest)
+        # What depends on time: the discount, the length of windows, and the noise.
+        episode, left = self.env.episode_steps, self.remaining
+        rate = s.discount_end * (s.discount_start / s.discount_end) ** left
+        objective.gamma = math.exp(-rate / episode)
+        objective.steps = min(round(s.window_end * (s.window / s.window_end) ** left), episode)
+        std = (s.noise * left * self._used).clamp(s.noise_least, s.noise_largest)
         # Where the windows start, and the noise on their actions.
         self._windows = x, noise = self._draw(std)
         objective.begin(x, noise)
         objective.noise_std = std
         # The optimizer evaluates the loss once or several times and changes the policy.
-        report = self.optimizer.step(objective, self.remaining)
+        report = self.optimizer.step(objective, left)
         # The critic learns from the windows of the policy, and the next windows continue them.
         window, dropped, left_out = objective.simulated(), "", 0
         if report.finite:
             left_out = self._fit_critic(window, objective.windows)
             self._ends = window.last
+            if objective.windows is not None:
+                self._ends = torch.where(objective.windows.idle.unsqueeze(-1), torch.nan, window.last)
         else:
             dropped = what_is_not_finite(window, report.gradients > 0)
             self._ends, self._data = None, []
@@ -294,7 +314,7 @@ class ValueGradient(Algorithm):
     def _draw(self, std: Tensor) -> tuple[Tensor, Tensor]:
         """Initial states ``[B, n]`` and noise ``[window, B, m]``; the optimizer may ask to keep some of them."""
         count, kept = self.optimizer.scenarios(self.settings.batch)
-        if self._windows is None:
+        if self._windows is None or len(self._windows[1]) != self.objective.steps:
             kept = 0
         x = self._starts(count - kept, kept)
         noise = std * self._randn(self.objective.steps, count - kept, len(std))

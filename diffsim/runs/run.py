@@ -49,6 +49,8 @@ from robotics_envs.base import EpisodeStates
 
 _ALL_SECTIONS = ("env", "policy", "algorithm", "optimizer")
 MAX_DROPPED_IN_A_ROW = 10
+HELD_OUT = 2**31
+"""Added to the run's seed for the starts of evaluations, which training does not draw."""
 
 
 def train(
@@ -404,7 +406,7 @@ class Run:
     def _evaluate(self, update: int) -> tuple[float, float, int]:
         """Mean return, share of successes and steps from fixed starts: two evaluations differ by the policy alone."""
         algorithm, episodes = self.algorithm, self.config.evaluation.episodes
-        generator = torch.Generator().manual_seed(self.config.seed)
+        generator = torch.Generator().manual_seed(self.config.seed + HELD_OUT)
         x = algorithm.env.reset(episodes, generator, algorithm.dtype).to(algorithm.device)
         algorithm.policy.eval()  # measuring must not move the statistics of a batch norm
         returns, states = algorithm.episodes(x)

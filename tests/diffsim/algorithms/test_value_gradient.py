@@ -20,9 +20,10 @@ THIS = "test_value_gradient"
 
 def build(env="pendulum", optimizer=None, **settings):
     top = {k: settings.pop(k) for k in ("updates", "seed", "dtype", "policy", "backend") if k in settings}
+    window = settings.setdefault("window", 8)
     layers = [
         {"env": env, "updates": 8, "backend": "eager", **top},
-        {"algorithm": {"name": "value_gradient", "batch": 16, **settings}},
+        {"algorithm": {"name": "value_gradient", "batch": 16, "window_end": window, "reach": 1.5, **settings}},
     ]
     return assemble(load_config(*layers, *([{"optimizer": optimizer}] if optimizer else []))).algorithm
 
@@ -32,6 +33,13 @@ class Gone(Exploding):
 
     def dynamics(self, t, x, u, p):
         return torch.where(x > 3.0, torch.nan, -x + u)
+
+
+class Steered(Drift):
+    """Where the state is negative, actions move nothing."""
+
+    def dynamics(self, t, x, u, p):
+        return torch.where(x > 0, u, 0 * u)
 
 
 class NotGone(Drift):
@@ -162,7 +170,7 @@ def test_lost_and_ended_windows_start_afresh():
     starts = algorithm._starts(100, 0)
     assert (starts == algorithm._ends).all(dim=1).tolist() == [True, True, False, False] * 25
     assert starts.isfinite().all()
-    ending = build(env="test_algorithms:Ending", batch=3, fresh=0.0)
+    ending = build(env="test_algorithms:Ending", batch=3, fresh=0.0, window=2)
     ending._uniform = lambda count: torch.ones(count)
     ending._ends = torch.tensor([[0.5], [1.5], [0.99]])
     assert (ending._starts(3, 0) == ending._ends).flatten().tolist() == [True, False, True]
@@ -375,6 +383,29 @@ def test_a_line_search_stays_on_one_function():
     report = algorithm.optimizer.step(objective, 0.5)
     after = float(objective.loss().detach())
     assert after < report.loss
+
+
+def test_windows_grow_geometrically():
+    algorithm = build(window=2, window_end=32, updates=4)
+    steps = []
+    for _ in range(4):
+        record = algorithm.step()
+        steps.append(record.env_steps / 16)
+        assert algorithm._windows[1].shape == (steps[-1], 16, 1)
+    assert steps == [2, 4, 8, 16]
+
+
+def test_windows_that_actions_do_not_move_start_afresh():
+    algorithm = build(env=f"{THIS}:Steered", fresh=0.0, window=2, noise_largest=0.1, dtype="float64")
+    algorithm._uniform = lambda count: torch.ones(count)  # every window survives
+    x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat(8, 1)
+    algorithm._starts = lambda count, kept: x
+    algorithm.step()
+    assert algorithm._ends.isfinite().flatten().tolist() == [False, True] * 8
+    with torch.no_grad():
+        algorithm.policy.network[-1].bias.fill_(-5.0)  # beyond its bound no action has an effect, which is no reason
+    algorithm.step()
+    assert algorithm._ends.isfinite().all()
 
 
 def test_windows_are_no_longer_than_an_episode():

@@ -238,8 +238,12 @@ def bad(name):
     return driving(offset=0.19) if name == "car" else episode(name, next(iter(BAD[name].values())))
 
 
+BY_CONTROLLER = {"crane", "maglev", "glider", "payload_arm", "tug"}
+"""Simulators whose own tests judge episodes of a controller written by hand, and of none."""
+
+
 def test_every_simulator_of_the_catalogue_is_here():
-    assert set(HERE) == {*BAD, "car"} == {*HOLD, "hopper", "car"} == set(ENVIRONMENTS)
+    assert set(HERE) == {*BAD, "car"} == {*HOLD, "hopper", "car"} == set(ENVIRONMENTS) - BY_CONTROLLER
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
