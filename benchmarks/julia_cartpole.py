@@ -46,9 +46,12 @@ EPISODES = 64
 ENVS = {"torch": "cartpole_swingup", "julia": "julia:CartpoleSwingup"}
 GRADIENT: dict[str, dict[str, Any]] = {
     # "long" of simulators.py
-    "Adam": {"algorithm": {"window": 16, "gamma": 0.99, "noise_std": 0.1}, "updates": 1000},
+    "Adam": {
+        "algorithm": {"name": "short_window", "window": 16, "gamma": 0.99, "noise_std": 0.1},
+        "updates": 1000,
+    },
     "L-BFGS": {
-        "algorithm": {"window": 32, "gamma": 0.99, "noise_std": 0.1},
+        "algorithm": {"name": "short_window", "window": 32, "gamma": 0.99, "noise_std": 0.1},
         "optimizer": {"name": "lbfgs", "max_iter": 4, "overlap": 0.0, "history_size": 100},
         "updates": 150,
     },

@@ -1,10 +1,10 @@
-"""The default algorithm of diffsim in plain torch, from top to bottom: short windows with a critic at their ends.
+"""``short_window`` of diffsim in plain torch, from top to bottom: short windows with a critic at their ends.
 
     python examples/short_window_reference.py pendulum 100
 
-It imports the simulator and torch, nothing of the trainer, whose ``--set backend=eager`` computes the same numbers to
-the last bit (tests/diffsim/algorithms/test_reference.py compares them).  The trainer has more: compiled rollouts, any
-optimizer, checkpoints, other devices; see diffsim/algorithms/short_window.py.
+It imports the simulator and torch, nothing of the trainer, whose ``--algorithm short_window --set backend=eager``
+computes the same numbers to the last bit (tests/diffsim/algorithms/test_reference.py compares them).  The trainer has
+more: compiled rollouts, any optimizer, checkpoints, other devices; see diffsim/algorithms/short_window.py.
 
 The idea: the gradient of a long simulation is noisy and can explode, that of a few control intervals is neither.  So
 the policy is rolled out over short windows, a critic estimates the cost from the end of a window on, and the gradient

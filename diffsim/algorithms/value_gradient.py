@@ -31,7 +31,7 @@ from pydantic import Field
 from torch import Tensor
 
 from diffsim.algorithms.base import Algorithm, Record
-from diffsim.algorithms.costate_critic import CostateCritic, Rows, bounded
+from diffsim.algorithms.costate_critic import CostateCritic, Rows
 from diffsim.algorithms.policy_objective import PolicyObjective
 from diffsim.algorithms.windows import CostToGo, not_ended, what_is_not_finite
 from diffsim.config import RunConfig
@@ -46,7 +46,7 @@ class ValueGradientSettings(Settings):
     batch: int = Field(default=256, ge=2)
     """Windows per update."""
     window: int = Field(default=8, ge=1)
-    """Control intervals that the gradient is backpropagated through at the start of the run; at most an episode."""
+    """Control intervals of a window at the start of the run, if not fewer; at most an episode."""
     window_end: int = Field(default=32, ge=1)
     """The same at the end of the run; it changes geometrically."""
     discount_start: float = Field(default=5.0, gt=0)
@@ -69,9 +69,11 @@ class ValueGradientSettings(Settings):
     """A window does not continue from a state outside the state box enlarged by this factor."""
     compression: float = Field(default=3.0, gt=0)
     """A window counts less, the further its cost is from the median: from about this number of scales on."""
-    gradient_bound: float | None = Field(default=20.0, gt=0)
-    """The derivative of a window's cost by its actions is scaled down to at most this number of medians; None for no
-    bound."""
+    gradient_bound: float = Field(default=1.0, gt=0)
+    """Bound on the length of the derivative of a window's loss by its actions, in scales per half range of the action
+    box: a longer one is scaled down to it."""
+    bounded_share: float = Field(default=0.2, ge=0, le=1)
+    """Windows become shorter while more than this share of them meets the bound, and longer while fewer do."""
     td_lambda: float = Field(default=0.8, ge=0, le=1)
     """Lambda of the critic's TD(lambda) targets."""
     critic_hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
@@ -120,8 +122,10 @@ class WindowObjective(PolicyObjective):
     and so is the value; no gradient flows through the end.
 
     For optimizers that use gradients, a window's term is multiplied by a factor that bounds its derivative by the
-    window's actions to ``gradient_bound`` medians, and windows that are not finite are left out.  The factors are
-    found at the first evaluation of a step and then kept: a line search compares values of one function.
+    window's actions to ``gradient_bound``, and windows that are not finite are left out.  The factors are found at the
+    first evaluation of a step and then kept: a line search compares values of one function.  The unit needs no
+    adaptation: actions change the loss of a window by the spread of values, which is about one scale, so a derivative
+    that is much longer tells of a discontinuity or of chaos, not of what a change of the action does.
 
     Attributes:
         gamma: discount factor per control interval.
@@ -199,9 +203,8 @@ class WindowObjective(PolicyObjective):
 
         windows = self.windows
         if windows is None or len(windows.ok) != len(ok):
-            bound = self.settings.gradient_bound
             lengths = torch.where(ok, by_action.norm(dim=(0, 2)), 0.0)
-            bounds = torch.ones_like(lengths) if bound is None else bounded(lengths, bound)
+            bounds = (self.settings.gradient_bound / lengths).clamp_max(1.0)
             # Beyond the bounds of the actions the derivative is zero, too, which is another matter.
             free = (
                 ((raw.detach() + noise.detach().index_select(1, chosen)).abs() < 1.0)
@@ -268,6 +271,8 @@ class ValueGradient(Algorithm):
         self._windows: tuple[Tensor, Tensor] | None = None
         self._ends: Tensor | None = None
         self._data: list[Rows] = []
+        self._longest = float(settings.window)
+        """Control intervals of a window, as a real number."""
         self._used = torch.ones_like(policy.centre)
         """Root mean square of the actions that the policy asks for, ``[m]``, in half ranges of their box."""
 
@@ -279,7 +284,8 @@ class ValueGradient(Algorithm):
         episode, left = self.env.episode_steps, self.remaining
         rate = s.discount_end * (s.discount_start / s.discount_end) ** left
         objective.gamma = math.exp(-rate / episode)
-        objective.steps = min(round(s.window_end * (s.window / s.window_end) ** left), episode)
+        self._longest = min(self._longest, s.window_end * (s.window / s.window_end) ** left, episode)
+        objective.steps = round(self._longest)
         std = (s.noise * left * self._used).clamp(s.noise_least, s.noise_largest)
         # Where the windows start, and the noise on their actions.
         self._windows = x, noise = self._draw(std)
@@ -294,6 +300,7 @@ class ValueGradient(Algorithm):
             self._ends = window.last
             if objective.windows is not None:
                 self._ends = torch.where(objective.windows.idle.unsqueeze(-1), torch.nan, window.last)
+                self._adapt_length(objective.windows)
         else:
             dropped = what_is_not_finite(window, report.gradients > 0)
             self._ends, self._data = None, []
@@ -307,6 +314,11 @@ class ValueGradient(Algorithm):
             dropped=dropped,
             left_out=left_out,
         )
+
+    def _adapt_length(self, windows: Windows) -> None:
+        """Shorter windows where derivatives grow too much along them, longer ones where they do not."""
+        met = float((windows.bounds[windows.ok] < 1.0).to(self.dtype).mean())
+        self._longest = max(self._longest * (0.95 if met > self.settings.bounded_share else 1.02), 1.0)
 
     def _no_noise(self, x: States) -> Tensor:
         return x.new_zeros(len(self.env.action_box))
@@ -419,6 +431,7 @@ class ValueGradient(Algorithm):
             "ends": self._ends,
             "data": [tuple(rows) for rows in self._data],
             "used": self._used,
+            "longest": self._longest,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -435,6 +448,7 @@ class ValueGradient(Algorithm):
         self._ends = here(state["ends"])
         self._data = [Rows(*map(here, rows)) for rows in state["data"]]  # type: ignore[arg-type]
         self._used = state["used"].to(self.device)
+        self._longest = state["longest"]
 
 
 @torch.enable_grad()
