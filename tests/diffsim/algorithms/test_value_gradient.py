@@ -390,14 +390,10 @@ def test_populations_need_no_gradient_and_the_critic_learns_values_only(optimize
 
 def test_a_line_search_stays_on_one_function():
     """With strong Wolfe conditions the loss falls within a step, on its scenarios and with the factors of its start."""
-    algorithm = build(
-        optimizer={"name": "lbfgs", "max_iter": 4, "overlap": 0.0},
-        dtype="float64",
-        gradient_bound=0.05,
-        batch=32,
-    )
+    algorithm = build(dtype="float64", gradient_bound=0.01, batch=32)
     windows_of(algorithm, batch=32)
-    report = algorithm.optimizer.step(algorithm.objective, 0.5)
+    search = make_optimizer(algorithm.policy.parameters(), Named(name="lbfgs", max_iter=4, overlap=0.0), 0)
+    report = search.step(algorithm.objective, 0.5)
     windows = algorithm.objective.windows
     assert report.gradients > 1
     assert float(windows.bounds.min()) < 1
