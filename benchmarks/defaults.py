@@ -98,28 +98,35 @@ def seconds_to_success(run: dict[str, Any]) -> float:
     return found
 
 
-def table(results: dict[str, Any], variant: str) -> str:
-    """A row a simulator: seeds solved, successes of every seed, returns, seconds to success, CPU seconds, steps."""
-    lines = [
-        "| simulator | solved | successes of 64, by seed | mean return (worst seed) | s to success | CPU s | steps |",
-        "|---|---|---|---|---|---|---|",
+def table(results: dict[str, Any], variant: str, times: bool) -> str:
+    """A row a simulator: seeds solved, successes of every seed, returns, steps; seconds to success and in all."""
+    heads = [
+        "simulator",
+        "solved",
+        "successes of 64, by seed",
+        "return of every seed",
+        "in the twin",
+        "steps",
     ]
+    heads += ["s to success", "CPU s"] * times
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, runs in results.items():
         runs = [r for r in runs if r["variant"] == variant]
         fine = [r for r in runs if "error" not in r]
         if not fine:
             continue
-        means = [r["best"]["mean"] for r in fine]
         reached = statistics.median(map(seconds_to_success, fine))
         cells = [
             f"`{name}`",
             f"{sum(map(solved, runs))} of {len(runs)}",
             ", ".join("failed" if "error" in r else str(r["best"]["successes"]) for r in runs),
-            f"{statistics.fmean(means):.4g} ({min(means):.4g})",
-            "–" if reached == float("inf") else f"{reached:.0f}",
-            f"{statistics.median(r['cpu_seconds'] for r in fine):.0f}",
+            ", ".join(f"{r['best']['mean']:.4g}" for r in fine),
+            ", ".join(f"{r['twin']:.5g}" for r in fine if "twin" in r) or "–",
             f"{statistics.median(r['env_steps'] for r in fine) / 1e6:.2f}M",
         ]
+        if times:
+            cells.append("–" if reached == float("inf") else f"{reached:.0f}")
+            cells.append(f"{statistics.median(r['cpu_seconds'] for r in fine):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -150,6 +157,7 @@ def _load(path: Path) -> dict[str, Any]:
 @click.option("--set", "overrides", multiple=True, help="KEY=VALUE, as of diffsim train.")
 @click.option("--twins/--no-twins", default=True, help="Also judge in foreign simulators, 100 episodes.")
 @click.option("--table", "only_table", is_flag=True, help="Print the table of the results and stop.")
+@click.option("--times", is_flag=True, help="With seconds, where the machine was idle otherwise.")
 @click.option("--one", nargs=4, hidden=True)
 def main(
     out: Path,
@@ -160,6 +168,7 @@ def main(
     overrides: tuple[str, ...],
     twins: bool,
     only_table: bool,
+    times: bool,
     one: tuple[str, str, str, str] | None,
 ) -> None:
     """Measure, or print what was measured."""
@@ -169,7 +178,7 @@ def main(
         return
     data = _load(out)
     if only_table:
-        print(table(data["results"], variant))
+        print(table(data["results"], variant, times))
         return
     from diffsim.runs.provenance import describe
     from robotics_envs import ENVIRONMENTS
