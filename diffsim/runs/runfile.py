@@ -318,7 +318,9 @@ class RunFile:
         with self._reading() as file:
             group = file["history"]
             return {
-                name: group[name][()] if name in group else _unknown(len(group["update"]), dtype)
+                name: _unknown(len(group["update"]), dtype)
+                if name in _ADDED and name not in group
+                else group[name][()]
                 for name, dtype in COLUMNS.items()
             }
 
@@ -344,6 +346,10 @@ class RunFile:
                 {**{k: _python(v) for k, v in group.attrs.items()}, "returns": group["returns"][()]}
                 for _, group in sorted(file.get("evaluations", {}).items())
             ]
+
+
+_ADDED = ("success", "left_out")
+"""Columns that files of version 0.1.0 lack."""
 
 
 def _unknown(count: int, dtype: type) -> np.ndarray:

@@ -160,7 +160,7 @@ def test_parts_of_an_assembly_belong_together():
     assert algorithm.optimizer is assembly.optimizer
     assert algorithm.settings is assembly.algorithm_settings
     assert algorithm.optimizer.settings.lr == assembly.config.optimizer.options["lr"] == 0.25
-    assert assembly.config.algorithm.options["window"] == 4
+    assert assembly.config.algorithm.options["window"] == 8
     with pytest.raises(AttributeError):
         assembly.given = load_config({"env": "pendulum"})
 

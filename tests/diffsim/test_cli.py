@@ -48,13 +48,13 @@ def finished(tmp_path_factory):
 def test_training_says_what_it_did_and_what_comes_next(tmp_path):
     result = invoke("train", "pendulum", "--out", tmp_path / "run", "--updates", 8, *SMALL)
     assert result.exit_code == 0
-    assert "finished: 8 updates, 256 environment steps, 8 gradient evaluations" in result.output
+    assert "finished: 8 updates, 520 environment steps, 8 gradient evaluations" in result.output
     assert f"wrote {tmp_path}/run/run.h5" in result.output
     assert f"next: diffsim evaluate {tmp_path}/run --gym Pendulum-v1" in result.output
     lines = [line for line in result.output.splitlines() if line.startswith("update")]
     assert len(lines) == 2  # no terminal: a plain line at each evaluation
     assert re.fullmatch(
-        r"update 4/8 \| loss [\d.e+-]+ \| return -[\d.]+ \| 128 env steps \| 4 gradients \| "
+        r"update 4/8 \| loss [\d.e+-]+ \| return -[\d.]+ \| success 0% \| 256 env steps \| 4 gradients \| "
         r"[\d.]+k? steps/s \| ETA \d\d:\d\d",
         lines[0],
     )
@@ -184,10 +184,10 @@ def test_python_and_the_command_line_train_the_same(finished, tmp_path):
 def test_show_prints_the_whole_run(finished):
     text = invoke("show", finished).output
     assert "finished, 8 of 8 updates" in text
-    assert re.search(r"algorithm\.name +short_window\n  algorithm\.batch +8\n", text)
+    assert re.search(r"algorithm\.name +value_gradient\n  algorithm\.batch +8\n", text)
     assert re.search(r"version_torch +2\.", text)
     assert re.search(r"git_revision +[0-9a-f]{40}", text) or not (Path(__file__).parents[1] / ".git").exists()
-    assert re.search(r"\n +8 +[\d.e+-]+ +-[\d.]+ +256 +8 ", text)
+    assert re.search(r"\n +8 +[\d.e+-]+ +-[\d.]+ +520 +8 ", text)
     assert "last: after update 8" in text
 
 
@@ -232,7 +232,7 @@ def test_one_simulator_with_its_success():
     assert "solved: from 93.75% of the starts" in output
     assert "source: half width of the track: Liniger et al." in output
     assert "declares no success" in invoke("envs", "examples/cartpole.py").output
-    wrong = invoke("envs", "cra")
+    wrong = invoke("envs", "carr")
     assert wrong.exit_code
     assert "did you mean 'car'" in wrong.output
 
@@ -365,5 +365,6 @@ def test_one_word_changes_the_optimizer_and_the_run_stores_its_options(tmp_path)
     assert stored.name == "cma_es"
     assert stored.options == {"popsize": 5, "sigma": 0.3, "covariance": "auto"}
     history = file.history()
-    assert history["env_steps"][-1] == 3 * (5 + 1) * 8 * 4  # members and the policy itself, batch, window
+    # Members and the policy itself, batch, and windows, which only gradients make longer or shorter.
+    assert history["env_steps"].tolist() == [(5 + 1) * 8 * steps for steps in (8, 16, 24)]
     assert history["gradient_evaluations"][-1] == 0

@@ -38,9 +38,9 @@ def options(*layers):
 @pytest.mark.parametrize(
     ("layer", "section", "new", "value"),
     [
-        ({"algorithm": {"discount": 0.5}}, 0, "gamma", 0.5),
-        ({"algorithm": {"noise": 0.1}}, 0, "noise_std", 0.1),
-        ({"algorithm": {"critic_averaging": 0.5}}, 0, "tau", 0.5),
+        ({"algorithm": {"name": "short_window", "discount": 0.5}}, 0, "gamma", 0.5),
+        ({"algorithm": {"name": "short_window", "noise": 0.1}}, 0, "noise_std", 0.1),
+        ({"algorithm": {"name": "short_window", "critic_averaging": 0.5}}, 0, "tau", 0.5),
         ({"optimizer": {"name": "CMA-ES", "members": 9}}, 1, "popsize", 9),
         ({"optimizer": {"name": "pgpe", "members": 8}}, 1, "popsize", 8),
         ({"optimizer": {"name": "pgpe", "deviation_lr": 0.5}}, 1, "stdev_lr", 0.5),
@@ -87,7 +87,7 @@ def test_old_names_work_in_python(caplog):
     ("layer", "complaint"),
     [
         (
-            {"algorithm": {"discount": 0.9, "gamma": 0.9}},
+            {"algorithm": {"name": "short_window", "discount": 0.9, "gamma": 0.9}},
             r"algorithm\.discount is the old name of algorithm\.gamma; both are given",
         ),
         (
@@ -102,7 +102,8 @@ def test_both_names_at_once_are_refused(layer, complaint):
 
 
 def test_a_later_layer_replaces_what_an_earlier_one_set_under_the_other_name():
-    old, new = {"algorithm": {"discount": 0.5}}, {"algorithm": {"gamma": 0.75}}
+    short = {"name": "short_window"}
+    old, new = {"algorithm": {**short, "discount": 0.5}}, {"algorithm": {**short, "gamma": 0.75}}
     assert options(old, new)[0]["gamma"] == 0.75
     assert options(new, old)[0]["gamma"] == 0.5
 
@@ -118,12 +119,12 @@ def test_only_the_class_that_renamed_an_option_knows_its_old_name():
     ("algorithm", "optimizer", "old"),
     [
         (
-            {"batch": 8},
+            {"name": "short_window", "batch": 8},
             {"name": "adam"},
             {"algorithm": {"gamma": "discount", "noise_std": "noise", "tau": "critic_averaging"}},
         ),
         (
-            {"batch": 8},
+            {"name": "short_window", "batch": 8},
             {"name": "hand_over", "first": {"name": "cma_es", "popsize": 6}},
             {"first": {"popsize": "members"}},
         ),

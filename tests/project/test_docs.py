@@ -90,7 +90,7 @@ def test_every_simulator_has_a_page_with_its_constants(name):
         value, _, source = (cell.strip() for cell in rows[parameter.name])
         assert float(value) == parameter.value, parameter.name
         assert source, parameter.name
-    for section in ("Equations", "Constants", "Task", "Checked against", "What solves it"):
+    for section in ("Equations", "Constants", "Task", "Checked against", "Training"):
         assert f"## {section}" in text, section
     assert re.search(rf"!\[[^]]+\]\({name}\.gif\)", text)
 

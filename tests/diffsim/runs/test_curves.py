@@ -61,7 +61,7 @@ def test_the_mean_over_seeds_and_its_t_interval(tmp_path):
         for x, a, b in zip(xs, low, high, strict=True):
             at = corners[np.isclose(corners[:, 0], x), 1]
             assert [at.min(), at.max()] == pytest.approx([a, b])
-    assert labels(figure) == ["short_window, adam (4 seeds)"]
+    assert labels(figure) == ["value_gradient, adam (4 seeds)"]
     assert "mean over seeds, with its 95% interval (Student's t)" in figure.legends[0].get_title().get_text()
     assert titles(figure) == ["pendulum", "pendulum"]
 
@@ -102,7 +102,7 @@ def test_runs_are_grouped_by_everything_but_the_seed_one_panel_a_simulator(tmp_p
         zip(labels(figure), (h.get_color() for h in figure.legends[0].legend_handles), strict=True)
     )
     assert len(set(colours.values())) == len(colours)
-    assert "short_window, cma_es (1 to 2 seeds)" in colours  # one look in both panels
+    assert "value_gradient, cma_es (1 to 2 seeds)" in colours  # one look in both panels
     assert any("optimizer.lr 0.01 (2 seeds)" in label for label in colours)
 
 
@@ -122,7 +122,7 @@ def test_one_run_shows_loss_and_gradients_too(tmp_path):
             figure.axes[2 * row : 2 * row + 2], ("env_steps", "wall_seconds"), strict=True
         ):
             assert np.allclose(xy(axis.lines[0]), (history[along][known], history[column][known]))
-    assert figure.get_suptitle() == "pendulum, short_window, adam, seed 7"
+    assert figure.get_suptitle() == "pendulum, value_gradient, adam, seed 7"
 
 
 def test_unfinished_runs_are_marked_and_runs_without_an_evaluation_do_not_hide(tmp_path):
@@ -133,7 +133,7 @@ def test_unfinished_runs_are_marked_and_runs_without_an_evaluation_do_not_hide(t
     crosses = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
     assert [xy(line)[1].tolist() for line in crosses] == [[3.0]]
     assert xy(thick(figure.axes[0])[0])[1].tolist() == [1.5, 2.5]  # to the end of the shortest
-    assert labels(figure) == ["short_window, adam (3 seeds, 1 without an evaluation)"]
+    assert labels(figure) == ["value_gradient, adam (3 seeds, 1 without an evaluation)"]
     assert "cross: a run that did not finish" in figure.legends[0].get_title().get_text()
     assert diffsim.plot([empty], tmp_path / "empty.png").axes[0].texts[0].get_text() == "not measured"
     assert diffsim.plot(

@@ -31,7 +31,7 @@ def test_several_runs_are_a_table(tmp_path):
     result = show("runs/s0", "runs/s1")
     assert result.exit_code == 0
     assert result.output.startswith(
-        "2 runs, simulator pendulum, algorithm short_window, optimizer adam; last and\n  best are returns\n\n"
+        "2 runs, simulator pendulum, algorithm value_gradient, optimizer adam; last and\n  best are returns\n\n"
     )
     assert rows(result.output) == [
         ["run", "seed", "state", "updates", "last", "best", "steps", "wall", "s"],
