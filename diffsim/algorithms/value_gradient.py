@@ -326,15 +326,17 @@ class ValueGradient(Algorithm):
     def _draw(self, std: Tensor) -> tuple[Tensor, Tensor]:
         """Initial states ``[B, n]`` and noise ``[window, B, m]``; the optimizer may ask to keep some of them."""
         count, kept = self.optimizer.scenarios(self.settings.batch)
-        if self._windows is None or len(self._windows[1]) != self.objective.steps:
+        if self._windows is None:
             kept = 0
-        x = self._starts(count - kept, kept)
-        noise = std * self._randn(self.objective.steps, count - kept, len(std))
+        x, steps = self._starts(count - kept, kept), self.objective.steps
+        noise = std * self._randn(steps, count - kept, len(std))
         if not kept:
             return x, noise
         assert self._windows is not None
         last_x, last_noise = self._windows
-        return torch.cat((last_x[-kept:], x)), torch.cat((last_noise[:, -kept:], noise), 1)
+        last_noise = last_noise[:steps, -kept:]
+        longer = std * self._randn(steps - len(last_noise), kept, len(std))
+        return torch.cat((last_x[-kept:], x)), torch.cat((torch.cat((last_noise, longer)), noise), 1)
 
     def _starts(self, count: int, kept: int) -> Tensor:
         """Initial states ``[count, n]``: drawn, or last states of windows that are not kept.

@@ -402,6 +402,21 @@ def test_a_line_search_stays_on_one_function():
     assert after < report.loss
 
 
+@pytest.mark.parametrize("longer", [-2, 0, 2])
+def test_windows_that_stay_do_so_with_their_noise(longer):
+    a = build(batch=10, window=8, window_end=64, optimizer={"name": "lbfgs", "overlap": 0.4})
+    a.step()
+    x, noise = a._windows
+    a._longest = 8.0 + longer
+    a.step()
+    new_x, new_noise = a._windows
+    both = min(8, 8 + longer)
+    assert new_noise.shape == (8 + longer, 10, 1)
+    assert torch.equal(new_x[:4], x[-4:])
+    assert torch.equal(new_noise[:both, :4], noise[:both, -4:])
+    assert not (new_noise[:both, 4:] == noise[:both, :6]).any()
+
+
 def test_windows_grow_geometrically():
     algorithm = build(window=2, window_end=32, updates=4)
     algorithm._adapt_length = lambda windows: setattr(algorithm, "_longest", 1e9)

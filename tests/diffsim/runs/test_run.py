@@ -182,7 +182,9 @@ def test_ten_dropped_steps_in_a_row_end_the_run_with_advice(tmp_path, saves):
 
 def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path, saves, monkeypatch):
     returns = iter([-5.0, -2.0, -3.0, -4.0])
-    monkeypatch.setattr(Scripted, "episodes", lambda *_: (torch.tensor([next(returns)]), torch.zeros(201, 1, 2)))
+    monkeypatch.setattr(
+        Scripted, "episodes", lambda *_: (torch.tensor([next(returns)]), torch.zeros(201, 1, 2))
+    )
     file = train(tmp_path)
     assert file.checkpoints()["best"] == {"update": 4, "return": -2.0}
     assert file.checkpoints()["last"] == {"update": 7}
@@ -190,7 +192,9 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path, saves, mon
 
 def test_a_resumed_run_remembers_its_best(tmp_path, saves, monkeypatch):
     returns = iter([-5.0, -1.0, -3.0, -4.0])
-    monkeypatch.setattr(Scripted, "episodes", lambda *_: (torch.tensor([next(returns)]), torch.zeros(201, 1, 2)))
+    monkeypatch.setattr(
+        Scripted, "episodes", lambda *_: (torch.tensor([next(returns)]), torch.zeros(201, 1, 2))
+    )
     SCRIPT[5] = lambda: os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(Interrupted):
         train(tmp_path)
