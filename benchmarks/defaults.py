@@ -186,7 +186,7 @@ def main(
     names = simulators.split(",") if simulators else list(ENVIRONMENTS)
     first, _, last = seeds.partition("-")
     wanted = list(range(int(first), int(last) + 1)) if last else [int(s) for s in seeds.split(",")]
-    data["machine"] = describe("cpu")
+    data["machine"] = {k: v for k, v in describe("cpu").items() if k not in ("command", "folder")}
     data["command"] = "python benchmarks/defaults.py"
     done = {(n, r["seed"]) for n, runs in data["results"].items() for r in runs if r["variant"] == variant}
     # Seed by seed, so that a part of the results covers every simulator.
