@@ -24,7 +24,8 @@ RUN_PAGE = (ROOT / "docs" / "runs.md").read_text()
 
 
 def test_every_option_of_the_default_algorithm_is_documented_with_its_default():
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", ALGORITHM_PAGE, re.M))
+    (table,) = re.findall(r"^\| option \| default \|.*?\n\n", ALGORITHM_PAGE, re.M | re.S)
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", table, re.M))
     fields = ALGORITHMS.load("value_gradient").Settings.model_fields
     assert rows.keys() == fields.keys()
     for name, field in fields.items():
