@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,9 @@ import diffsim
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.config import Settings
 from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
+from diffsim.runs.evaluation import LoadedRun
 from diffsim.runs.runfile import RunFile
+from robotics_envs.simulators.pendulum import Pendulum
 
 SCRIPT: dict[int, object] = {}
 """What the scripted algorithm does at an update: a Record to return, or a function to call first."""
@@ -188,6 +191,78 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path, saves, mon
     file = train(tmp_path)
     assert file.checkpoints()["best"] == {"update": 4, "return": -2.0}
     assert file.checkpoints()["last"] == {"update": 7}
+
+
+def test_the_best_policy_is_what_is_loaded_unless_told_otherwise(tmp_path, saves, monkeypatch):
+    returns = iter([-5.0, -2.0, -3.0, -4.0])
+    monkeypatch.setattr(
+        Scripted, "episodes", lambda *_: (torch.tensor([next(returns)]), torch.zeros(201, 1, 2))
+    )
+    file = train(tmp_path)
+    loaded = [LoadedRun(file, *name) for name in ((), ("best",), ("last",))]
+    assert [(one.checkpoint, one.update) for one in loaded] == [("best", 4), ("best", 4), ("last", 7)]
+
+
+def test_without_a_measured_policy_the_last_one_is_loaded(tmp_path, saves, monkeypatch):
+    nan = torch.full((1,), torch.nan)
+    monkeypatch.setattr(Scripted, "episodes", lambda *_: (nan, torch.zeros(201, 1, 2)))
+    loaded = LoadedRun(train(tmp_path))
+    assert (loaded.checkpoint, loaded.update) == ("last", 7)
+
+
+def test_held_out_starts_are_not_those_that_the_seed_of_the_run_gives(tmp_path, saves, monkeypatch):
+    seen = []
+
+    def episodes(self, x):
+        seen.append(x)
+        return torch.zeros(len(x)), torch.zeros(201, len(x), 2)
+
+    monkeypatch.setattr(Scripted, "episodes", episodes)
+    train(tmp_path, seed=5)
+    assert all(torch.equal(x, seen[0]) for x in seen)
+    assert not torch.equal(seen[0], Pendulum().reset(3, torch.Generator().manual_seed(5)))
+
+
+def test_successes_are_shares_of_the_held_out_starts(tmp_path, saves, monkeypatch):
+    upright, hanging = torch.zeros(201, 1, 2), torch.full((201, 1, 2), math.pi)
+    states = iter([[hanging] * 3, [upright, hanging, hanging], [upright] * 3, [upright] * 3])
+    monkeypatch.setattr(Scripted, "episodes", lambda *_: (torch.zeros(3), torch.cat(next(states), 1)))
+    success = train(tmp_path).history()["success"]
+    assert success[[1, 3, 5, 6]].tolist() == pytest.approx([0, 1 / 3, 1, 1])
+    assert np.isnan(success[[0, 2, 4]]).all()
+
+
+class Misjudged(Pendulum):
+    """A simulator whose success fails."""
+
+    def success(self, states):
+        raise KeyError("missing")
+
+
+def test_a_success_that_fails_is_said_once_and_stops_nothing(tmp_path, saves, capsys):
+    file = train(tmp_path, env="test_run:Misjudged", quiet=False)
+    assert file.status()["state"] == "finished"
+    assert np.isnan(file.history()["success"]).all()
+    assert capsys.readouterr().err.count("successes are not counted: ") == 1
+
+
+def test_rollouts_that_were_left_out_are_counted_and_said_once(tmp_path, saves, capsys):
+    def record(count):
+        return Record(1.0, 1.0, env_steps=10, gradient_evaluations=1, left_out=count)
+
+    SCRIPT.update({2: record(3), 4: record(2)})
+    history = train(tmp_path, quiet=False).history()
+    assert history["left_out"].tolist() == [0, 3, 0, 2, 0, 0, 0]
+    assert capsys.readouterr().err.count("were left out") == 1
+
+
+def test_a_file_without_the_newer_columns_is_read(tmp_path, saves):
+    file = train(tmp_path)
+    with h5py.File(file.path, "a") as handle:
+        del handle["history/success"], handle["history/left_out"]
+    history = file.history()
+    assert np.isnan(history["success"]).all()
+    assert history["left_out"].tolist() == [0] * 7
 
 
 def test_a_resumed_run_remembers_its_best(tmp_path, saves, monkeypatch):
