@@ -190,7 +190,7 @@ def test_a_run_is_recorded_as_evaluation_measures_it(run, tmp_path):
     data = data_of(path)
     returns = evaluate_in_simulator(LoadedRun(run.path), 3, seed=5).returns
     assert [-r["cost"][-1] for r in data["rollouts"]] == pytest.approx(returns, rel=1e-4)
-    assert data["about"]["policy"] == "last checkpoint, update 3"
+    assert data["about"]["policy"] == "best checkpoint, update 3"
     assert data["command"] == f"diffsim render {run.folder} --rollouts 3 --seed 5"
     for rollout in data["rollouts"]:
         angle, rate = np.array(rollout["states"])

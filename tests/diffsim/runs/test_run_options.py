@@ -83,11 +83,11 @@ def test_logs_are_written_and_go_on(tmp_path):
 
 @pytest.mark.parametrize(
     ("stop", "done"),
-    [({"env_steps": 130}, 3), ({"target_return": -1e9}, 2), ({"wall_seconds": 1e-6}, 1), ({}, 4)],
+    [({"env_steps": 300}, 3), ({"target_return": -1e9}, 2), ({"wall_seconds": 1e-6}, 1), ({}, 4)],
     ids=["env_steps", "target_return", "wall_seconds", "updates"],
 )
 def test_a_run_stops_where_it_is_told(tmp_path, stop, done):
-    run = train(tmp_path / "run", stop=stop)  # an update takes 16 windows of 4 steps
+    run = train(tmp_path / "run", stop=stop)  # an update takes 16 windows of 8 steps
     history = run.history()
     assert len(history["update"]) == done
     assert np.isfinite(history["return"][-1])  # the last update is evaluated
@@ -149,20 +149,20 @@ def test_a_run_starts_from_another_s_policy(tmp_path):
 
 
 def test_an_exception_inside_an_update_leaves_the_last_whole_one(tmp_path, monkeypatch):
-    from diffsim.algorithms.short_window import ShortWindow
+    from diffsim.algorithms.value_gradient import ValueGradient
 
-    whole, fit = ShortWindow.step, ShortWindow._fit_critic
+    whole, fit = ValueGradient.step, ValueGradient._fit_critic
 
     def fails(self, *args):
         if self.updates_done == 3:  # the policy has moved already
             raise RuntimeError("out of luck")
-        fit(self, *args)
+        return fit(self, *args)
 
-    monkeypatch.setattr(ShortWindow, "_fit_critic", fails)
+    monkeypatch.setattr(ValueGradient, "_fit_critic", fails)
     with pytest.raises(RuntimeError, match="out of luck"):
         train(tmp_path / "run", checkpoint_every=100, updates=6)
-    monkeypatch.setattr(ShortWindow, "_fit_critic", fit)
-    assert ShortWindow.step is whole
+    monkeypatch.setattr(ValueGradient, "_fit_critic", fit)
+    assert ValueGradient.step is whole
     run = RunFile(tmp_path / "run")
     assert len(run.history()["update"]) == 3
     assert run.status()["state"] == "crashed"
