@@ -103,6 +103,11 @@ class Box:
         """``(low, high)`` as tensors of the dtype and device of ``like``."""
         return _bounds(self, like.dtype, like.device)
 
+    def half_sizes(self, like: Tensor) -> Tensor:
+        """Half of each side, 1 for sides of no length: units ``[n]`` in which components can be compared."""
+        low, high = self.bounds(like)
+        return torch.where(high > low, (high - low) / 2, torch.ones_like(low))
+
     def sample(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform points ``[batch, n]`` on the generator's device.
 

@@ -1,4 +1,4 @@
-"""Backpropagation through whole episodes, without a critic; docs/algorithms.md shows where it fails.
+"""Backpropagation through whole episodes, without a critic: the baseline.
 
 The analytic policy gradient over the full horizon (backpropagation through time; Werbos, "Backpropagation through time:
 what it does and how to do it", Proceedings of the IEEE, 1990).

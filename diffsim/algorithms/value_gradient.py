@@ -5,8 +5,9 @@ variance; the critic's value at the end of the window stands for the rest of the
 windows gives what both networks learn from: the derivative of a window's cost by its actions moves the policy, that by
 its initial state (the costate) is what the critic's derivative is fitted to.
 
-Nothing is set per simulator.  What depends on time follows from the length of the task's episode, noise is in units of
-what the policy uses of its actions, and every scale comes from the data by medians.
+Nothing is set per simulator.  What depends on time follows from the length of the task's episode and from how
+derivatives grow along windows, noise is in units of what the policy uses of its actions, and the scale of costs comes
+from the data.
 
 Taken from others:
 
@@ -27,7 +28,7 @@ import math
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffsim.algorithms.base import Algorithm, Record
@@ -96,9 +97,17 @@ class ValueGradientSettings(Settings):
     """Coefficient of the exponential moving averages of the critic's mean and scale and of the actions' root mean
     square, per update."""
 
+    @model_validator(mode="after")
+    def _in_order(self) -> ValueGradientSettings:
+        if self.noise_largest < self.noise_least:
+            raise ValueError(
+                f"noise_largest = {self.noise_largest:g} must be at least noise_least = {self.noise_least:g}"
+            )
+        return self
+
 
 class Windows(NamedTuple):
-    """Rollouts over the windows and what follows from them, detached."""
+    """What an evaluation with gradient tells of the windows, detached."""
 
     costs: Costs
     """Discounted costs ``[B]``, with the discounted value at the end."""
@@ -206,12 +215,8 @@ class WindowObjective(PolicyObjective):
             lengths = torch.where(ok, by_action.norm(dim=(0, 2)), 0.0)
             bounds = (self.settings.gradient_bound / lengths).clamp_max(1.0)
             # Beyond the bounds of the actions the derivative is zero, too, which is another matter.
-            free = (
-                ((raw.detach() + noise.detach().index_select(1, chosen)).abs() < 1.0)
-                .flatten(2)
-                .all(-1)
-                .all(0)
-            )
+            asked = raw.detach() + noise.detach().index_select(1, chosen)
+            free = (asked.abs() < 1.0).all(-1).all(0)
             idle = torch.zeros_like(ok).index_copy(0, chosen, free) & (lengths == 0)
             windows = Windows(discounted.detach(), costates, ok, bounds, idle)
             if len(x) == len(self.x):
@@ -265,7 +270,7 @@ class ValueGradient(Algorithm):
         self._middle, self._half_size = (low + high) / 2, (high - low) / 2
         self._is_angle = torch.tensor([n in env.angle_names for n in env.state_names], device=self.device)
         # In these units the derivatives by different states can be compared.
-        self._sizes = torch.where(self._half_size > 0, self._half_size, torch.ones_like(self._half_size))
+        self._sizes = env.state_box.half_sizes(policy.mean)
         self.objective = WindowObjective(self.rollout, self.params, self.critic, settings)
         # State that later updates depend on, beside networks and optimizers:
         self._windows: tuple[Tensor, Tensor] | None = None

@@ -78,13 +78,11 @@ class Inputs:
         return following, cost
 
     def sizes(self) -> Tensor:
-        """Half the sizes of the state box ``[n]``, 1 where it has none: units in which costates are measured."""
-        low, high = self.env.state_box.bounds(self.x0.detach())
-        half = (high - low) / 2
-        return torch.where(half > 0, half, torch.ones_like(half))
+        """The units ``[n]`` that ``costate_bound`` is in."""
+        return self.env.state_box.half_sizes(self.x0.detach())
 
     def bounded(self, costates: Tensor) -> Tensor:
-        """Costates ``[B, n]``, those longer than ``costate_bound`` (in units of :meth:`sizes`) scaled down to it."""
+        """Costates ``[B, n]``, those longer than ``costate_bound`` scaled down to it."""
         if self.costate_bound is None:
             return costates
         length = torch.linalg.vector_norm(costates * self.sizes(), dim=-1, keepdim=True)

@@ -466,6 +466,7 @@ def test_an_observation_that_does_not_depend_on_the_state_has_a_zero_jacobian():
         ({"fresh": 1.5}, "algorithm.fresh = 1.5"),
         ({"gradient_bound": 0.0}, "algorithm.gradient_bound = 0.0"),
         ({"noise": -1.0}, "algorithm.noise = -1.0"),
+        ({"noise_least": 0.6}, "noise_largest = 0.5 must be at least noise_least = 0.6"),
     ],
 )
 def test_mistakes_are_named(settings, complaint):

@@ -484,6 +484,12 @@ def test_impossible_parameters_are_refused(parameters, complaint):
         Pendulum(**parameters)
 
 
+def test_half_sizes_of_a_box_are_units_of_its_components():
+    half = Box((-1.0, 2.0, 5.0), (3.0, 2.0, 5.5)).half_sizes(torch.zeros(1, dtype=torch.float64))
+    assert half.tolist() == [2.0, 1.0, 0.25]
+    assert half.dtype == torch.float64
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [((0.0,), (1.0, 2.0)), ((1.0,), (0.0,)), ((), ()), ((0.0,), (np.inf,))]
 )
