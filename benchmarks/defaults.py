@@ -3,7 +3,7 @@
 Trains each simulator for some seeds with nothing set, in a process a run, and judges the policy that the run keeps (the
 best from its held-out starts) from 64 other starts: returns, and in how many episodes it succeeds (``Env.success``).
 Runs that are in the file already are not repeated, so a run that was killed can go on and seeds can be added.
-``--variant NAME KEY=VALUE ...`` measures another setting beside the default, for ablations.  ``--table`` prints the
+``--variant NAME --set KEY=VALUE`` measures another setting beside the default, for ablations.  ``--table`` prints the
 results as Markdown.  Returns are comparable within a simulator only.
 
 CPU seconds are those of the whole process that trains, with imports, compiling and evaluations.  Seconds to success are
