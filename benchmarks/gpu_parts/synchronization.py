@@ -38,7 +38,7 @@ def run(report: Report, device: torch.device, quick: bool) -> None:
         report.case(f"Rollout eager {name}", lambda n=name: rollout(n, "eager", device))
     for method in PROMISED:
         report.case(f"solve {method}", lambda m=method: solves(m, device, promised=True))
-    for algorithm in ("full_horizon", "short_window"):
+    for algorithm in ("full_horizon", "value_gradient"):
         report.case(f"step of {algorithm}", lambda a=algorithm: training(a, device))
     for method in ("backward_euler", "rodas5p with dt", "tsit5"):
         report.case(f"solve {method} (counted)", lambda m=method: solves(m, device, promised=False))

@@ -23,7 +23,8 @@ from gpu_parts.report import Report, SkippedError, agree
 SIMULATORS = ("pendulum", "cartpole_swingup", "reacher", "quadrotor_planar", "hopper")
 OPTIMIZERS = ("adam", "adagrad", "sgd", "lbfgs", "lbfgsb", "cma_es", "openai_es")
 RESUMED = (
-    ("short_window", "adam"), ("short_window", "cma_es"), ("full_horizon", "lbfgs"), ("full_horizon", "adagrad"),
+    ("value_gradient", "adam"), ("value_gradient", "cma_es"), ("short_window", "adam"), ("full_horizon", "lbfgs"),
+    ("full_horizon", "adagrad"),
 )  # fmt: skip
 
 
