@@ -5,7 +5,7 @@
 It needs no network, and of installed software torch, NumPy and what --requirements lists; missing distributions are
 installed from the folder --wheels, if it is there.  Without a CUDA device it says so and ends with status 0.
 
-Parts, in this order: solve, rollouts, training, synchronization, speed.  A check that fails does not stop the others;
+Parts, in this order: solve, rollouts, graphs, training, synchronization, speed.  A check that fails does not stop the others;
 the status is then 1.  A check for which no time is left is reported as not run.  The results are written after every
 check, so an end before its time loses none.
 
@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS: dict[str, tuple[str, float]] = {
     "solve": ("gpu_parts.solves", 75.0),
     "rollouts": ("gpu_parts.rollouts", 95.0),
+    "graphs": ("gpu_parts.graphs", 60.0),
     "training": ("gpu_parts.training", 90.0),
     "synchronization": ("gpu_parts.synchronization", 45.0),
     "speed": ("gpu_parts.speed", 480.0),

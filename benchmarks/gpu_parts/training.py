@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from diffsim.errors import ConfigError
 from diffsim.optimizers import Objective, make_optimizer
 from gpu_parts.report import Report, SkippedError, agree
 
-SIMULATORS = ("pendulum", "cartpole_swingup", "reacher", "quadrotor_planar", "hopper")
+SIMULATORS = ("pendulum", "cartpole_swingup", "reacher", "quadrotor_planar")
 OPTIMIZERS = ("adam", "adagrad", "sgd", "lbfgs", "lbfgsb", "cma_es", "openai_es")
 RESUMED = (
     ("value_gradient", "adam"), ("value_gradient", "cma_es"), ("short_window", "adam"), ("full_horizon", "lbfgs"),
@@ -109,23 +110,15 @@ def optimizer_run(name: str, out: Path, device: torch.device) -> dict[str, Any]:
 
 
 def learns(out: Path, device: torch.device, quick: bool) -> dict[str, Any]:
-    """A training that is long enough to show that gradients on the device point the right way."""
+    """The default training, which shows that gradients on the device point the right way."""
     if quick:
         raise SkippedError("takes half a minute, which --quick leaves out")
-    file = train(
-        "pendulum",
-        out,
-        quiet=True,
-        device=str(device),
-        backend="eager",
-        updates=250,
-        evaluation={"every": 0, "episodes": 64},
-    )
-    last = float(file.history()["return"][-1])
-    assert last > -700.0, (
-        f"the mean return is {last:.0f} after 250 updates; an untrained policy has about -1,200"
-    )
-    return {"return": last}
+    begun = time.monotonic()
+    file = train("pendulum", out, quiet=True, device=str(device), evaluation={"episodes": 64})
+    returns = file.history()["return"]
+    best = float(np.nanmax(returns))
+    assert best > -250.0, f"the best mean return is {best:.0f}; an untrained policy has about -1,200"
+    return {"best return": best, "updates": len(returns), "training seconds": time.monotonic() - begun}
 
 
 def policy_moves(out: Path, trained_on: torch.device, loaded_on: str) -> dict[str, Any]:
@@ -204,7 +197,7 @@ def state_moves(name: str, device: torch.device) -> dict[str, float]:
     stored: dict[str, Any] = {}
     start = torch.linspace(-1.0, 1.0, 6, dtype=torch.float64)
     for where in ("begin", "cpu", "device"):
-        q = torch.nn.Parameter(start.to(device if where == "device" else "cpu"))
+        q = torch.nn.Parameter(start.clone().to(device if where == "device" else "cpu"))
         optimizer = make_optimizer([q], name, seed=3)
         if where != "begin":
             optimizer.load_state_dict(_stored(stored))

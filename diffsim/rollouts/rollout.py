@@ -41,6 +41,7 @@ BACKENDS = Registry(
     "backend",
     {
         "eager": "diffsim.rollouts.stepwise:Stepwise",
+        "cuda_graph": "diffsim.rollouts.cuda_graph:CudaGraph",
         "inductor": "diffsim.rollouts.inductor:Inductor",
         "native": "diffsim.rollouts.native:Native",
     },
@@ -49,7 +50,7 @@ BACKENDS = Registry(
 _FEW = 256
 """The number of rollouts from which several threads are faster than one."""
 
-_COMPILING = {"native": 3.0, "inductor": 30.0}
+_COMPILING = {"native": 3.0, "cuda_graph": 1.0, "inductor": 30.0}
 """Approximate seconds of compiling; docs/rollouts.md has measurements."""
 
 
@@ -99,8 +100,8 @@ class Rollout:
         policy: any module from observations ``[B, o]`` (and, where noise is given, noise ``[B, m]``) to actions
             ``[B, m]``; None for open-loop controls.
         terminal: a function of the final states, ``[B, n] -> [B]``.
-        backend: ``"eager"``, ``"inductor"``, ``"native"`` or ``"auto"``: a compiled one if it supports the
-            rollout and ``expected_steps`` justifies the compile time, else eager.
+        backend: ``"eager"``, ``"inductor"``, ``"native"`` (CPU), ``"cuda_graph"`` (CUDA) or ``"auto"``: a compiled
+            one if it supports the rollout and ``expected_steps`` justifies the compile time, else eager.
         threads: of the native back end; by default torch's, and one for fewer than 256 rollouts.
         expected_steps: how many control intervals will be simulated in all calls together, if known.
         parameter_gradients: False where no gradient by the parameters of policy and terminal value is wanted; the
@@ -577,14 +578,13 @@ class Rollout:
         """Names of back ends in the order of preference."""
         if self.backend != "auto":
             return [self.backend, "eager"]
-        cpu = inputs.x0.device.type == "cpu"
+        kind = inputs.x0.device.type
+        fitting = {"cpu": ["native", "inductor"], "cuda": ["cuda_graph"]}.get(kind, ["inductor"])
         if self.expected_steps is None:
-            return [*(["native"] if cpu else ["inductor"]), "eager"]
+            return [fitting[0], "eager"]
         # By counting operations, not by timing, so that the same run always uses the same back end.
         eager = self.expected_steps * operations(inputs) * 3 * (4e-6 + 2e-9 * len(inputs.x0))
-        return [
-            name for name in ("native", "inductor") if eager > _COMPILING[name] and (cpu or name != "native")
-        ] + ["eager"]
+        return [*(name for name in fitting if eager > _COMPILING[name]), "eager"]
 
 
 @contextlib.contextmanager
