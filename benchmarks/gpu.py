@@ -5,9 +5,9 @@
 It needs no network, and of installed software torch, NumPy and what --requirements lists; missing distributions are
 installed from the folder --wheels, if it is there.  Without a CUDA device it says so and ends with status 0.
 
-Parts, in this order: solve, rollouts, graphs, training, synchronization, speed.  A check that fails does not stop the others;
-the status is then 1.  A check for which no time is left is reported as not run.  The results are written after every
-check, so an end before its time loses none.
+Parts, in this order: solve, rollouts, graphs, training, synchronization, speed.  A check that fails does not stop the
+others; the status is then 1.  A check for which no time is left is reported as not run.  The results are written after
+every check, so an end before its time loses none.
 
     python benchmarks/gpu.py --device cpu --quick     every part at small sizes, as a test of this script
     python benchmarks/gpu.py --requirements           what this Python lacks, and how to bring it here

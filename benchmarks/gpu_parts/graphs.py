@@ -16,6 +16,8 @@ from gpu_parts.training import different
 from robotics_envs import ENVIRONMENTS
 
 TIMED = ("pendulum", "quadrotor")
+NOT_RECORDED = ("arm7", "arm7_point")
+"""torch solves with their mass matrices by MAGMA, which allocates memory on every call."""
 
 
 def run(report: Report, device: torch.device, quick: bool) -> None:
@@ -33,6 +35,8 @@ def agrees(name: str, dtype: torch.dtype, device: torch.device, tolerance: float
     """Values and gradients against eager on the CPU; another back end in its place is an error."""
     if device.type != "cuda":
         raise SkippedError("needs CUDA")
+    if name in NOT_RECORDED:
+        raise SkippedError("torch.cholesky_solve of a batch cannot be recorded; rollouts are eager")
     with nothing_said():
         return one(name, "cuda_graph", dtype, device, tolerance)
 

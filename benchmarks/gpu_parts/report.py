@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 OUT_OF_TIME = "not run: out of time"
 
 
@@ -51,7 +52,7 @@ class Report:
             found = {
                 "state": "failed",
                 "error": f"{type(error).__name__}: {error}",
-                "traceback": traceback.format_exc(),
+                "traceback": traceback.format_exc().replace(f"{ROOT}/", ""),
             }
         self.keep(name, {**found, "seconds": round(time.monotonic() - started, 3)})
 

@@ -142,7 +142,7 @@ class _Recording:
                 self.pull = recorded(self._pull, self.x.device)
         except Exception as error:  # what cannot be recorded has many classes
             raise UnsupportedError(
-                f"a step that waits for the device cannot be recorded as a CUDA graph ({type(error).__name__}: "
+                f"its steps wait for the device, which a CUDA graph cannot record ({type(error).__name__}: "
                 f"{str(error).splitlines()[0] if str(error) else ''})"
             ) from error
 

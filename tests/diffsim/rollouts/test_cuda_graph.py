@@ -1,4 +1,4 @@
-"""The bookkeeping of recorded steps, on the CPU, where a recording is the function itself (`make gpu` runs it on CUDA)."""
+"""The bookkeeping of recorded steps, on the CPU, where a recording is the function itself; `make gpu` records."""
 
 import logging
 
