@@ -47,13 +47,13 @@ def test_every_part_runs_on_the_cpu(tmp_path):
     status, printed, errors = run("--device", "cpu", "--quick", "--seconds", 500, "--out", out)
     assert status == 0, printed + errors
     parts = json.loads(out.read_text())["parts"]
-    assert list(parts) == ["solve", "rollouts", "training", "synchronization", "speed"]
+    assert list(parts) == ["solve", "rollouts", "graphs", "training", "synchronization", "speed"]
     for part in parts.values():
         states = {name: case["state"] for name, case in part["cases"].items()}
         assert "passed" in list(states.values())[1:]  # the first is the import
         assert "failed" not in states.values(), states
     for env in ("cartpole", "quadrotor"):
-        for contestant in ("eager", "graph", "loop"):
+        for contestant in ("cuda_graph", "eager", "loop"):
             assert parts["speed"]["cases"][f"{env} {contestant} 64"]["steps per second"] > 0
             assert f"| {contestant} |" in printed
     status, table, _ = run("--table", out)
