@@ -254,6 +254,7 @@ class ValueGradient(Algorithm):
             settings.normalizer_rate,
             settings.costate_weight,
             settings.costate_bound,
+            config.backend,
         )
         self.rollout = Rollout(
             env,
