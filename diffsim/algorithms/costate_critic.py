@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffsim.algorithms.tanh_stack import Minibatches, TanhStack
+from diffsim.algorithms.tanh_stack import Minibatches, TanhStack, results_of
 from diffsim.policy import MLP
 
 STEEPEST = 12.0
@@ -129,9 +129,7 @@ class CostateCritic:
 
     def values(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch"]:
         """``V(z)`` ``[...]`` of the target network for ``z [..., o]``; differentiable in z."""
-        gradient = torch.is_grad_enabled() and z.requires_grad
-        network = None if gradient else TanhStack.of(self.target.network, self.backend)
-        return self.target(z) if network is None else self.target.of(network(z))
+        return self.target.of(results_of(self.target.network, z, self.backend))
 
     def standardised(self, costs: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """``(costs - mean) / scale``."""

@@ -79,13 +79,13 @@ class TanhStack:
         self.library.forward(ctypes.byref(a))
         return results.unflatten(0, z.shape[:-1])
 
-    def differentiable(self, z: Float[Tensor, "N o"]) -> Float[Tensor, "N m"]:
+    def differentiable(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch m"]:
         """The network's results, differentiable by its parameters and not by ``z``."""
         return cast(Tensor, _Results.apply(self, z, *self.parameters))
 
-    def backward(self, z: Float[Tensor, "N o"], by_results: Float[Tensor, "N m"]) -> list[Tensor]:
+    def backward(self, z: Float[Tensor, "*batch o"], by_results: Float[Tensor, "*batch m"]) -> list[Tensor]:
         """The gradient of ``sum(by_results · results)``, in the order of the parameters."""
-        z, by_results = z.contiguous(), by_results.contiguous()
+        z, by_results = (q.reshape(-1, q.shape[-1]).contiguous() for q in (z, by_results))
         a = self._arguments(z)
         a.by_results = by_results.data_ptr()
         gradients = self._gradients(a)
@@ -164,6 +164,15 @@ class TanhStack:
         _point(a, "biases", self.parameters[1::2])
         a.z = z.data_ptr()
         return a
+
+
+def results_of(network: nn.Module, z: Float[Tensor, "*batch o"], backend: str) -> Float[Tensor, "*batch m"]:
+    """``network(z)``, compiled where :meth:`TanhStack.of` allows it; differentiable."""
+    gradient = torch.is_grad_enabled()
+    stack = None if gradient and z.requires_grad else TanhStack.of(network, backend)
+    if stack is None:
+        return cast(Tensor, network(z))
+    return stack.differentiable(z) if gradient else stack(z)
 
 
 class _Results(torch.autograd.Function):

@@ -34,11 +34,13 @@ from torch import Tensor
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.algorithms.costate_critic import CostateCritic, Rows
 from diffsim.algorithms.policy_objective import PolicyObjective
+from diffsim.algorithms.tanh_stack import results_of
 from diffsim.algorithms.windows import CostToGo, not_ended, what_is_not_finite
 from diffsim.config import RunConfig
 from diffsim.optimizers.base import Optimizer
 from diffsim.policy import MLP, Policy, initialised
 from diffsim.rollouts import Rollout, Trajectory
+from diffsim.rollouts.observed import Observed
 from diffsim.settings import Settings
 from robotics_envs.base import Costs, Env, Params, States
 
@@ -148,6 +150,7 @@ class WindowObjective(PolicyObjective):
     ) -> None:
         super().__init__(rollout, settings.window, params)
         self.critic, self.settings = critic, settings
+        self.observed = Observed(rollout.env, self.policy, rollout.backend)
         self.gamma = 1.0
         self.windows: Windows | None = None
 
@@ -206,8 +209,8 @@ class WindowObjective(PolicyObjective):
 
         chosen = ok.nonzero().squeeze(-1)
         states = trajectory.states[:-1].index_select(1, chosen)
-        raw = self.policy.network(self.policy.normalise(self.rollout.env.observe(states.flatten(0, 1))))
-        raw = raw.unflatten(0, states.shape[:2])
+        z = self.observed(states.flatten(0, 1))
+        raw = results_of(self.policy.network, z, self.rollout.backend).unflatten(0, states.shape[:2])
         linear = (raw * by_action.index_select(1, chosen)).sum((0, 2))
 
         windows = self.windows
@@ -383,8 +386,9 @@ class ValueGradient(Algorithm):
         if left_out == len(ok):
             return left_out
         states, costs = states[:, ok], window.costs[:, ok]
-        z = self.policy.normalise(env.observe(states.flatten(0, 1))).unflatten(0, states.shape[:2])
-        used = self.policy.network(z[:-1].flatten(0, 1)).clamp(-1.0, 1.0).square().mean(0).sqrt()
+        z = self.objective.observed(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+        asked = results_of(self.policy.network, z[:-1].flatten(0, 1), self.rollout.backend)
+        used = asked.clamp(-1.0, 1.0).square().mean(0).sqrt()
         self._used = torch.lerp(self._used, used, s.normalizer_rate)
 
         values = self.critic.values(z[1:])
@@ -418,7 +422,7 @@ class ValueGradient(Algorithm):
             z,
             gradients.costs[ok],
             gradients.costates[ok] * self._sizes,
-            observation_jacobian(self.env, self.policy, x) * self._sizes,
+            self.objective.observed.jacobian(x) * self._sizes,
         )
 
     def _uniform(self, count: int) -> Tensor:
@@ -457,18 +461,3 @@ class ValueGradient(Algorithm):
         self._data = [Rows(*map(here, rows)) for rows in state["data"]]  # type: ignore[arg-type]
         self._used = state["used"].to(self.device)
         self._longest = state["longest"]
-
-
-@torch.enable_grad()
-def observation_jacobian(env: Env, policy: Policy, x: States) -> Tensor:
-    """Derivatives ``[B, o, n]`` of the normalised observation by the state."""
-    x = x.detach().requires_grad_()
-    z = policy.normalise(env.observe(x))
-    if not z.requires_grad:
-        return x.new_zeros(*z.shape, x.shape[1])
-    # Rollouts of a batch are independent: the derivative of a sum over rollouts is that of each of them.
-    rows = [
-        torch.autograd.grad(z[:, k].sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
-        for k in range(z.shape[1])
-    ]
-    return torch.stack(rows, 1)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from test_algorithms import Drift, Exploding
 
-from diffsim.algorithms.value_gradient import ValueGradient, observation_jacobian
+from diffsim.algorithms.value_gradient import ValueGradient
 from diffsim.assembly import assemble
 from diffsim.config import Named, load_config
 from diffsim.errors import ConfigError
 from diffsim.optimizers import make_optimizer
+from diffsim.rollouts.observed import observation_jacobian
 from robotics_envs.base import Box
 from robotics_envs.simulators.pendulum import Pendulum
 from solvers.methods.runge_kutta import RK4
