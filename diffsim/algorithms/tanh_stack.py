@@ -72,22 +72,31 @@ class TanhStack:
     @torch.no_grad()
     def __call__(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch m"]:
         """The network's results, without gradient."""
-        rows = z.reshape(-1, z.shape[-1]).contiguous()
-        results = rows.new_empty(len(rows), self.outputs)
-        a = self._arguments(rows)
-        a.results = results.data_ptr()
-        self.library.forward(ctypes.byref(a))
-        return results.unflatten(0, z.shape[:-1])
+        return self._forward(_rows(z), None).unflatten(0, z.shape[:-1])
 
     def differentiable(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch m"]:
         """The network's results, differentiable by its parameters and not by ``z``."""
-        return cast(Tensor, _Results.apply(self, z, *self.parameters))
+        results = cast(Tensor, _Results.apply(self, _rows(z), *self.parameters))
+        return results.unflatten(0, z.shape[:-1])
 
-    def backward(self, z: Float[Tensor, "*batch o"], by_results: Float[Tensor, "*batch m"]) -> list[Tensor]:
-        """The gradient of ``sum(by_results · results)``, in the order of the parameters."""
-        z, by_results = (q.reshape(-1, q.shape[-1]).contiguous() for q in (z, by_results))
+    def _forward(self, z: Tensor, tape: Tensor | None) -> Tensor:
+        results = z.new_empty(len(z), self.outputs)
         a = self._arguments(z)
-        a.by_results = by_results.data_ptr()
+        a.results = results.data_ptr()
+        a.tape = None if tape is None else tape.data_ptr()
+        self.library.forward(ctypes.byref(a))
+        return results
+
+    def _tape(self, z: Tensor) -> Tensor:
+        """Room for the hidden activations of the rows of ``z``, in whole blocks."""
+        block = self.library.rows_of_a_block()
+        return z.new_empty(-(-len(z) // block) * block * sum(self.widths[1:-1]))
+
+    def _backward(self, z: Tensor, tape: Tensor, by_results: Tensor) -> list[Tensor]:
+        """The gradient of ``sum(by_results · results)``, in the order of the parameters."""
+        by_results = by_results.contiguous()
+        a = self._arguments(z)
+        a.by_results, a.tape = by_results.data_ptr(), tape.data_ptr()
         gradients = self._gradients(a)
         self.library.backward(ctypes.byref(a))
         return gradients
@@ -180,15 +189,19 @@ class _Results(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, stack: TanhStack, z: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.stack = stack
-        ctx.save_for_backward(z, *parameters)
-        return stack(z)
+        ctx.stack, tape = stack, stack._tape(z)
+        ctx.save_for_backward(z, tape, *parameters)
+        return stack._forward(z, tape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_results: Tensor) -> Any:
-        z, *_ = ctx.saved_tensors
-        return None, None, *ctx.stack.backward(z, by_results)
+        z, tape, *_ = ctx.saved_tensors  # of the parameters autograd says if they have changed
+        return None, None, *ctx.stack._backward(z, tape, by_results)
+
+
+def _rows(z: Tensor) -> Tensor:
+    return z.detach().reshape(-1, z.shape[-1]).contiguous()
 
 
 def _point(a: Any, name: str, tensors: Sequence[Tensor]) -> None:
@@ -293,7 +306,7 @@ def _arguments(layers: int) -> Struct:
             *fields("int64*", "widths", "which", "which_start", constant=True),
             *fields("real*", "z", "y", "start", "jacobians", "slopes", "row_weights", constant=True),
             *fields("real*", "by_results", constant=True),
-            *fields("real*", "results"),
+            *fields("real*", "results", "tape"),
             *(
                 field
                 for name in ("", "by_", "mean_", "square_", "target_")

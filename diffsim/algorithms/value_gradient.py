@@ -35,7 +35,7 @@ from diffsim.algorithms.base import Algorithm, Record
 from diffsim.algorithms.costate_critic import CostateCritic, Rows
 from diffsim.algorithms.policy_objective import PolicyObjective
 from diffsim.algorithms.tanh_stack import results_of
-from diffsim.algorithms.windows import CostToGo, not_ended, what_is_not_finite
+from diffsim.algorithms.windows import CostToGo, all_finite, not_ended, what_is_not_finite
 from diffsim.config import RunConfig
 from diffsim.optimizers.base import Optimizer
 from diffsim.policy import MLP, Policy, initialised
@@ -122,6 +122,10 @@ class Windows(NamedTuple):
     idle: Tensor
     """In which windows no action had any effect on the cost, ``[B]``."""
 
+    def only(self, chosen: Tensor) -> Windows:
+        """Those with True in ``chosen [B]``."""
+        return Windows(*(q[chosen] for q in self))
+
 
 class WindowObjective(PolicyObjective):
     """Mean over windows of ``c asinh(y / c)``, with ``c`` the setting ``compression``.
@@ -204,29 +208,37 @@ class WindowObjective(PolicyObjective):
         losses = self.losses(discounted, trajectory.costs)
         (by_cost,) = torch.autograd.grad(losses.sum(), discounted)
         by_action = by_cost.unsqueeze(-1) * by_noise
-        ok = by_action.isfinite().all(-1).all(0) & trajectory.states.isfinite().all(-1).all(0)
-        ok = ok & costates.isfinite().all(-1) & losses.isfinite()
+        ok = all_finite(by_action) & all_finite(trajectory.states) & all_finite(costates.unsqueeze(0))
+        ok = ok & losses.isfinite()
+        chosen = None if bool(ok.all()) else ok.nonzero().squeeze(-1)
 
-        chosen = ok.nonzero().squeeze(-1)
-        states = trajectory.states[:-1].index_select(1, chosen)
+        def counted(tensor: Tensor, axis: int = 0) -> Tensor:
+            """Of the windows that are finite."""
+            return tensor if chosen is None else tensor.index_select(axis, chosen)
+
+        states = counted(trajectory.states[:-1], 1)
         z = self.observed(states.flatten(0, 1))
         raw = results_of(self.policy.network, z, self.rollout.backend).unflatten(0, states.shape[:2])
-        linear = (raw * by_action.index_select(1, chosen)).sum((0, 2))
+        linear = (raw * counted(by_action, 1)).sum((0, 2))
 
         windows = self.windows
         if windows is None or len(windows.ok) != len(ok):
             lengths = torch.where(ok, by_action.norm(dim=(0, 2)), 0.0)
             bounds = (self.settings.gradient_bound / lengths).clamp_max(1.0)
             # Beyond the bounds of the actions the derivative is zero, too, which is another matter.
-            asked = raw.detach() + noise.detach().index_select(1, chosen)
-            free = (asked.abs() < 1.0).all(-1).all(0)
-            idle = torch.zeros_like(ok).index_copy(0, chosen, free) & (lengths == 0)
+            asked = raw.detach() + counted(noise.detach(), 1)
+            free = asked.abs().amax((0, 2)) < 1.0
+            if chosen is not None:
+                free = torch.zeros_like(ok).index_copy(0, chosen, free)
+            idle = free & (lengths == 0)
             windows = Windows(discounted.detach(), costates, ok, bounds, idle)
             if len(x) == len(self.x):
                 self.windows = windows
         # The mean over all rows of the result is to be that over those which count.
-        weights = windows.bounds[chosen] * (len(ok) / max(len(chosen), 1))
-        terms = weights * (losses.detach()[chosen] + linear - linear.detach())
+        weights = counted(windows.bounds) * (len(ok) / max(len(linear), 1))
+        terms = weights * (counted(losses.detach()) + linear - linear.detach())
+        if chosen is None:
+            return trajectory, terms.unsqueeze(0)
         left_out = torch.full_like(losses, 0.0 if len(chosen) else torch.nan)
         return trajectory, left_out.index_copy(0, chosen, terms).unsqueeze(0)
 
@@ -379,13 +391,16 @@ class ValueGradient(Algorithm):
         """
         s, env, states = self.settings, self.env, window.states
         assert states is not None
-        ok = states.isfinite().all(-1).all(0) & window.costs.isfinite().all(0)
+        ok = all_finite(states) & all_finite(window.costs)
         if gradients is not None:
             ok = ok & gradients.ok
         left_out = int((~ok).sum())
         if left_out == len(ok):
             return left_out
-        states, costs = states[:, ok], window.costs[:, ok]
+        costs = window.costs
+        if left_out:
+            states, costs = states[:, ok], costs[:, ok]
+            gradients = None if gradients is None else gradients.only(ok)
         z = self.objective.observed(states.flatten(0, 1)).unflatten(0, states.shape[:2])
         asked = results_of(self.policy.network, z[:-1].flatten(0, 1), self.rollout.backend)
         used = asked.clamp(-1.0, 1.0).square().mean(0).sqrt()
@@ -405,23 +420,21 @@ class ValueGradient(Algorithm):
         )
         bounding = costs[inside] if inside.any() else costs
         self.critic.renormalise(targets.flatten(), bounding.flatten(), self.objective.gamma)
-        rows = Rows(
-            z[:-1].flatten(0, 1), targets.flatten(), *self._derivatives(states[0], z[0], ok, gradients)
-        )
+        rows = Rows(z[:-1].flatten(0, 1), targets.flatten(), *self._derivatives(states[0], z[0], gradients))
         self._data = [*self._data, rows][-s.critic_windows :]
         self.critic.fit(self._data, s.critic_batches, s.critic_batch_size, self.remaining, self.generator)
         return left_out
 
     def _derivatives(
-        self, x: States, z: Tensor, ok: Tensor, gradients: Windows | None
+        self, x: States, z: Tensor, gradients: Windows | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The last four fields of :class:`Rows`."""
         if gradients is None or not self.settings.costate_weight:
             return z[:0], z[:0, 0], x[:0], x.new_empty(0, z.shape[1], x.shape[1])
         return (
             z,
-            gradients.costs[ok],
-            gradients.costates[ok] * self._sizes,
+            gradients.costs,
+            gradients.costates * self._sizes,
             self.objective.observed.jacobian(x) * self._sizes,
         )
 
