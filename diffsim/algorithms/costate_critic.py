@@ -179,22 +179,25 @@ class CostateCritic:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * remaining
-        z, targets, starts, costs, costates, jacobians = map(torch.cat, zip(*data, strict=True))
-        y = torch.asinh(self.standardised(targets)).unsqueeze(-1)
-        slopes = costates / (self.target.scale * (1 + self.standardised(costs).square()).sqrt()).unsqueeze(-1)
+        z, targets, starts, costs, costates, jacobians = zip(*data, strict=True)
+        y = self.standardised(torch.cat(targets))
+        scales = self.target.scale * (1 + self.standardised(torch.cat(costs)).square()).sqrt()
+        slopes = torch.cat(costates) / scales.unsqueeze(-1)
         weights = self.costate_weight * bounded(slopes.norm(dim=1), self.costate_bound).square()
-        shuffled = (_Shuffled(generator, batch_size, z), _Shuffled(generator, batch_size, starts))
+        shuffled = (_Shuffled(generator, batch_size, y), _Shuffled(generator, batch_size, slopes))
         chosen = [[rows.next() for rows in shuffled] for _ in range(batches)]
         target: list[Tensor] = list(self.target.network.parameters())
         network = TanhStack.of(self.network, self.backend)
         if network is not None:
-            which = map(torch.stack, zip(*chosen, strict=True))
-            batch = Minibatches(z, y, starts, jacobians, slopes, weights, *which)
+            i, j = map(torch.stack, zip(*chosen, strict=True))
+            batch = Minibatches(z, starts, jacobians, slopes, weights, i, torch.asinh(y[i]), j)
             network.fit(batch, self.optimizer, target, self.tau)
             return
+        y = torch.asinh(y).unsqueeze(-1)
+        all_z, all_starts, all_jacobians = map(torch.cat, (z, starts, jacobians))
         for i, j in chosen:
             gradients = sobolev_gradient(
-                self.network, z[i], y[i], starts[j], jacobians[j], slopes[j], weights[j]
+                self.network, all_z[i], y[i], all_starts[j], all_jacobians[j], slopes[j], weights[j]
             )
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient

@@ -39,14 +39,29 @@ static inline void store(T* to, V a, int64_t count) {
   else std::memcpy(to, &a, size_t(count) * sizeof(T));
 }
 
+// Rows of data in parts one after the other.
+struct Rows {
+  const T* const* parts;  // null for one part, `first`
+  const int64_t* ends;    // the number of the row after a part's last
+  const T* first;
+
+  const T* row(int64_t number, int64_t width) const {
+    if (!parts) return first + number * width;
+    int part = 0;
+    int64_t before = 0;
+    for (; number >= ends[part]; part++) before = ends[part];
+    return parts[part] + (number - before) * width;
+  }
+};
+
 // Rows of `from`, those with the numbers `which` or the first ones, to [width][NV] vectors; zeros in lanes from `count` on.
-static void gather(const T* from, const int64_t* which, int count, int64_t width, V* to) {
+static void gather(const Rows& from, const int64_t* which, int count, int64_t width, V* to) {
   T* lanes = reinterpret_cast<T*>(to);
   for (int c = 0; c < NV; c++) {
     const T* row[LANES];
     for (int l = 0; l < LANES; l++) {
       const int r = c * LANES + l;
-      row[l] = r < count ? from + (which ? which[r] : r) * width : nullptr;
+      row[l] = r < count ? from.row(which ? which[r] : r, width) : nullptr;
     }
     const bool full = (c + 1) * LANES <= count;
     int64_t f = 0;
@@ -59,6 +74,9 @@ static void gather(const T* from, const int64_t* which, int count, int64_t width
     for (; f < width; f++)
       for (int l = 0; l < LANES; l++) lanes[(f * NV + c) * LANES + l] = row[l] ? row[l][f] : T(0);
   }
+}
+static void gather(const T* from, const int64_t* which, int count, int64_t width, V* to) {
+  gather(Rows{nullptr, nullptr, from}, which, count, width, to);
 }
 // The other way: rows of `to`, one after the other.
 static void scatter(const V* from, int count, int64_t width, T* to) {
@@ -203,14 +221,16 @@ struct Slopes {
   }
 };
 
-// Lanes of a block's numbers: by row from[which[r]], zero from `count` on.
-static void gather_numbers(const T* from, const int64_t* which, int count, V* to) { gather(from, which, count, 1, to); }
+// Data of the fit, whose parts are arrays of addresses.
+static Rows in_parts(const int64_t* addresses, const int64_t* ends) {
+  return {reinterpret_cast<const T* const*>(addresses), ends, nullptr};
+}
 
-// mean (f - y)^2 of `count` rows of a minibatch of a.rows.
-static void values(const Arguments& a, Stack& s, const int64_t* which, int count) {
-  gather(a.z, which, count, s.width[0], s.act[0]);
+// mean (f - y)^2 of `count` rows of a minibatch of a.rows; y are its own.
+static void values(const Arguments& a, Stack& s, const int64_t* which, const T* of_rows, int count) {
+  gather(in_parts(a.z_parts, a.z_ends), which, count, s.width[0], s.act[0]);
   V y[NV];
-  gather_numbers(a.y, which, count, y);
+  gather(of_rows, nullptr, count, 1, y);
   s.hidden();
   s.results();
   const T factor = T(2) / T(a.rows);
@@ -226,11 +246,11 @@ static void values(const Arguments& a, Stack& s, const int64_t* which, int count
 // mean weights |J' grad f - slopes|^2 of `count` rows of a minibatch of a.starts.
 static void derivatives(const Arguments& a, Stack& s, Slopes& d, const int64_t* which, int count) {
   const int o = s.width[0], n = int(a.states);
-  gather(a.start, which, count, o, s.act[0]);
-  gather(a.jacobians, which, count, int64_t(o) * n, d.jacobian);
+  gather(in_parts(a.start_parts, a.start_ends), which, count, o, s.act[0]);
+  gather(in_parts(a.jacobian_parts, a.start_ends), which, count, int64_t(o) * n, d.jacobian);
   gather(a.slopes, which, count, n, d.wanted);
   V weights[NV];
-  gather_numbers(a.row_weights, which, count, weights);
+  gather(a.row_weights, which, count, 1, weights);
   s.hidden();
   for (int j = 0; j < s.width[HIDDEN]; j++)
     for (int c = 0; c < NV; c++) d.p[HIDDEN][j * NV + c] = splat(s.w[HIDDEN][j]);
@@ -273,13 +293,12 @@ static void derivatives(const Arguments& a, Stack& s, Slopes& d, const int64_t* 
 
 static void minibatch(const Arguments& a, Stack& s, Slopes& d, int64_t batch) {
   s.clear();
-  const auto block = [&](const int64_t* all, int64_t rows, int64_t r, auto go) {
-    go(all + batch * rows + r, int(std::min<int64_t>(ROWS, rows - r)));
-  };
-  for (int64_t r = 0; r < a.rows; r += ROWS)
-    block(a.which, a.rows, r, [&](const int64_t* which, int count) { values(a, s, which, count); });
+  for (int64_t r = 0; r < a.rows; r += ROWS) {
+    const int64_t at = batch * a.rows + r;
+    values(a, s, a.which + at, a.y + at, int(std::min<int64_t>(ROWS, a.rows - r)));
+  }
   for (int64_t r = 0; r < a.starts; r += ROWS)
-    block(a.which_start, a.starts, r, [&](const int64_t* which, int count) { derivatives(a, s, d, which, count); });
+    derivatives(a, s, d, a.which_start + batch * a.starts + r, int(std::min<int64_t>(ROWS, a.starts - r)));
 }
 
 // One step of Adam (Kingma and Ba, arXiv 1412.6980), in torch's order of operations.

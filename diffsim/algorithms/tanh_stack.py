@@ -12,6 +12,7 @@ import functools
 import importlib.resources
 import logging
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -31,18 +32,22 @@ BACKENDS = ("auto", "native")
 
 
 class Minibatches(NamedTuple):
-    """What :meth:`TanhStack.fit` fits to; the fields are those of :func:`~.costate_critic.sobolev_gradient`."""
+    """What :meth:`TanhStack.fit` fits to, as :func:`~.costate_critic.sobolev_gradient` has it.
 
-    z: Float[Tensor, "N o"]
-    y: Float[Tensor, "N 1"]
-    starts: Float[Tensor, "S o"]
-    jacobians: Float[Tensor, "S o n"]
+    ``z``, ``starts`` and ``jacobians`` are parts, one after the other, ``N`` and ``S`` rows together.
+    """
+
+    z: Sequence[Float[Tensor, "_ o"]]
+    starts: Sequence[Float[Tensor, "_ o"]]
+    jacobians: Sequence[Float[Tensor, "_ o n"]]
     slopes: Float[Tensor, "S n"]
     weights: Float[Tensor, " S"]
     which: Int[Tensor, "batches K"]
-    """The rows of z and y in every minibatch."""
+    """The rows of z in every minibatch."""
+    y: Float[Tensor, "batches K"]
+    """Their targets."""
     which_starts: Int[Tensor, "batches L"]
-    """The rows of the others."""
+    """The rows of starts, jacobians, slopes and weights."""
 
 
 class TanhStack:
@@ -144,15 +149,18 @@ class TanhStack:
         # The kernel wrote where torch does not see it.
         torch.autograd.graph.increment_version([*self.parameters, *written])
 
-    def _of(self, data: Minibatches) -> tuple[Any, Minibatches]:
-        kept = Minibatches(*(q.contiguous() for q in data))
-        a = self._arguments(kept.z)
-        a.y, a.start, a.jacobians = kept.y.data_ptr(), kept.starts.data_ptr(), kept.jacobians.data_ptr()
-        a.slopes, a.row_weights = kept.slopes.data_ptr(), kept.weights.data_ptr()
-        a.which, a.which_start = kept.which.data_ptr(), kept.which_starts.data_ptr()
-        a.batches, a.rows = kept.which.shape
-        a.starts, a.states = kept.which_starts.shape[1], kept.jacobians.shape[2]
-        return a, kept
+    def _of(self, data: Minibatches) -> tuple[Any, list[Any]]:
+        """The kernel's arguments, and what has to be kept while it runs."""
+        z, starts, jacobians = ([q.contiguous() for q in parts] for parts in data[:3])
+        slopes, weights, which, y, which_starts = (q.contiguous() for q in data[3:])
+        a = self._arguments(z[0])
+        lists = (_addresses(z), _ends(z), _addresses(starts), _ends(starts), _addresses(jacobians))
+        a.z_parts, a.z_ends, a.start_parts, a.start_ends, a.jacobian_parts = map(ctypes.addressof, lists)
+        a.y, a.slopes, a.row_weights = y.data_ptr(), slopes.data_ptr(), weights.data_ptr()
+        a.which, a.which_start = which.data_ptr(), which_starts.data_ptr()
+        a.batches, a.rows = which.shape
+        a.starts, a.states = which_starts.shape[1], slopes.shape[1]
+        return a, [lists, z, starts, jacobians, slopes, weights, which, y, which_starts]
 
     def _gradients(self, a: Any) -> list[Tensor]:
         gradients = [torch.empty_like(q) for q in self.parameters]
@@ -208,6 +216,14 @@ def _point(a: Any, name: str, tensors: Sequence[Tensor]) -> None:
     array = getattr(a, name)
     for k, tensor in enumerate(tensors):
         array[k] = tensor.data_ptr()
+
+
+def _addresses(parts: Sequence[Tensor]) -> Any:
+    return (ctypes.c_int64 * len(parts))(*(q.data_ptr() for q in parts))
+
+
+def _ends(parts: Sequence[Tensor]) -> Any:
+    return (ctypes.c_int64 * len(parts))(*accumulate(len(q) for q in parts))
 
 
 def _state(optimizer: torch.optim.Adam, parameter: Tensor) -> dict[str, Tensor]:
@@ -297,14 +313,19 @@ def _arguments_type(dtype: torch.dtype, layers: int) -> Any:
 
 @functools.cache
 def _arguments(layers: int) -> Struct:
-    """What the kernel is passed; weights are ``[out, in]``, the widths are one more than the layers."""
+    """What the kernel is passed; lists of parts are their addresses and the numbers of rows up to the end of each.
+
+    Weights are ``[out, in]``, the widths are one more than the layers."""
     return Struct(
         "Arguments",
         (
             *fields("int64", "rows", "starts", "states", "batches"),
             *fields("double", "learning_rate", "beta_first", "beta_second", "eps", "tau", "steps_before"),
             *fields("int64*", "widths", "which", "which_start", constant=True),
-            *fields("real*", "z", "y", "start", "jacobians", "slopes", "row_weights", constant=True),
+            *fields(
+                "int64*", "z_parts", "z_ends", "start_parts", "start_ends", "jacobian_parts", constant=True
+            ),
+            *fields("real*", "z", "y", "slopes", "row_weights", constant=True),
             *fields("real*", "by_results", constant=True),
             *fields("real*", "results", "tape"),
             *(

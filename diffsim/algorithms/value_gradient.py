@@ -217,8 +217,8 @@ class WindowObjective(PolicyObjective):
             return tensor if chosen is None else tensor.index_select(axis, chosen)
 
         states = counted(trajectory.states[:-1], 1)
-        z = self.observed(states.flatten(0, 1))
-        raw = results_of(self.policy.network, z, self.rollout.backend).unflatten(0, states.shape[:2])
+        raw = results_of(self.policy.network, self.observed(states).flatten(0, 1), self.rollout.backend)
+        raw = raw.unflatten(0, states.shape[:2])
         linear = (raw * counted(by_action, 1)).sum((0, 2))
 
         windows = self.windows
@@ -227,7 +227,7 @@ class WindowObjective(PolicyObjective):
             bounds = (self.settings.gradient_bound / lengths).clamp_max(1.0)
             # Beyond the bounds of the actions the derivative is zero, too, which is another matter.
             asked = raw.detach() + counted(noise.detach(), 1)
-            free = asked.abs().amax((0, 2)) < 1.0
+            free = asked.abs().amax(0).amax(-1) < 1.0
             if chosen is not None:
                 free = torch.zeros_like(ok).index_copy(0, chosen, free)
             idle = free & (lengths == 0)
@@ -401,18 +401,18 @@ class ValueGradient(Algorithm):
         if left_out:
             states, costs = states[:, ok], costs[:, ok]
             gradients = None if gradients is None else gradients.only(ok)
-        z = self.objective.observed(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+        z = self.objective.observed(states)
         asked = results_of(self.policy.network, z[:-1].flatten(0, 1), self.rollout.backend)
         used = asked.clamp(-1.0, 1.0).square().mean(0).sqrt()
         self._used = torch.lerp(self._used, used, s.normalizer_rate)
 
         values = self.critic.values(z[1:])
-        goes_on = not_ended(env, states[1:])
-        target, targets = values[-1], torch.empty_like(values)
-        for t in reversed(range(len(costs))):
-            following = torch.lerp(values[t], target, s.td_lambda)
-            target = costs[t] + self.objective.gamma * goes_on[t] * following
-            targets[t] = target
+        discounts = self.objective.gamma * not_ended(env, states[1:])
+        target, last_first = values[-1], []
+        for cost, discount, value in reversed([*zip(costs, discounts, values, strict=True)]):
+            target = cost + discount * torch.lerp(value, target, s.td_lambda)
+            last_first.append(target)
+        targets = torch.stack(last_first[::-1])
 
         # Costs far outside the box bound nothing that the value should reach.
         inside = (((states[:-1] - self._middle).abs() <= self._half_size * (1 + 1e-3)) | self._is_angle).all(

@@ -22,7 +22,9 @@ class CostToGo(nn.Module):
 
 def not_ended(env: Env, states: Tensor) -> Tensor:
     """1 where the episode has not ended, 0 where it has, in the dtype of the states; ``[T, B, n] -> [T, B]``."""
-    ended = env.done(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+    if type(env).done is Env.done and "done" not in vars(env):
+        return states.new_ones(states.shape[:2])
+    ended = env.done(states.contiguous().flatten(0, 1)).unflatten(0, states.shape[:2])
     return (~ended).to(states.dtype)
 
 

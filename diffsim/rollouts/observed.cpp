@@ -14,24 +14,30 @@ struct In {
 
 // ARGUMENTS
 
+// Rows are numbered through all blocks; one block at a time, so that neighbours are where `row` says.
 template <class Function>
 static void over_rows(const Arguments& a, Function function) {
   In in;
   in.shared = a.shared;
-  for (int64_t first = 0; first < a.rows; first += LANES) {
-    const int count = int(std::min<int64_t>(LANES, a.rows - first));
-    for (int i = 0; i < N; i++)
-      for (int l = 0; l < LANES; l++)  // the last state fills up the lanes
-        in.x[i][l] = a.x[(first + std::min(l, count - 1)) * N + i];
-    function(in, first, count);
-  }
+  for (int64_t block = 0; block < a.blocks; block++)
+    for (int64_t row = 0; row < a.rows; row += LANES) {
+      const int count = int(std::min<int64_t>(LANES, a.rows - row));
+      const T* from = a.x + block * a.by_block + row * a.by_row;
+      for (int i = 0; i < N; i++) {
+        const T* own = from + i * a.by_state;
+        if (count == LANES && a.by_row == 1) std::memcpy(&in.x[i], own, sizeof(V));
+        else
+          for (int l = 0; l < LANES; l++) in.x[i][l] = own[std::min(l, count - 1) * a.by_row];  // the last fills up
+      }
+      function(in, block * a.rows + row, count);
+    }
 }
 
 extern "C" {
 
 int64_t size_of_arguments() { return sizeof(Arguments); }
 
-// z [rows, O]
+// z [blocks, rows, O]
 void values(const Arguments* arguments) {
   over_rows(*arguments, [&](const In& in, int64_t first, int count) {
     V z[O];
@@ -41,7 +47,7 @@ void values(const Arguments* arguments) {
   });
 }
 
-// by [rows, O, N], which is zero before
+// by [blocks, rows, O, N], which is zero before
 void derivatives(const Arguments* arguments) {
   over_rows(*arguments, [&](const In& in, int64_t first, int count) {
     V by[ENTRIES + 1];

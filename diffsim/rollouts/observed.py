@@ -47,6 +47,8 @@ _SPACES = {
 class Observed:
     """``x [N, n] -> policy.normalise(env.observe(x)) [N, o]`` without gradient, and its :meth:`jacobian`.
 
+    ``x`` may also be the states of windows, ``[T, B, n] -> [T, B, o]``, in any layout.
+
     Args:
         env, policy: what observes and what normalises.
         backend: of rollouts; where it is "native" or "auto" and there is a compiler, the function is compiled.
@@ -60,9 +62,12 @@ class Observed:
         return {**vars(self), "_made": None}  # a copy compiles its own
 
     @torch.no_grad()
-    def __call__(self, x: States) -> Float[Tensor, "N o"]:
+    def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch o"]:
         kernel = self._kernel(x)
-        return self.policy.normalise(self.env.observe(x)) if kernel is None else kernel.values(x)
+        if kernel is not None:
+            return kernel.values(x)
+        rows = x.reshape(-1, x.shape[-1])
+        return self.policy.normalise(self.env.observe(rows)).unflatten(0, x.shape[:-1])
 
     def jacobian(self, x: States) -> Float[Tensor, "N o n"]:
         """Derivatives ``[N, o, n]`` of the normalised observation by the state."""
@@ -154,18 +159,16 @@ class _Kernel:
         return self.env.state_box.sample(count, torch.Generator().manual_seed(0), self.dtype)
 
     def values(self, x: Tensor) -> Tensor:
-        """Normalised observations ``[N, o]``."""
-        x = x.detach().contiguous()
-        z = x.new_empty(len(x), self.o)
+        """Normalised observations ``[..., o]``."""
+        z = x.new_empty(*x.shape[:-1], self.o)
         a, _kept = self._of(x)
         a.z = z.data_ptr()
         self.library.values(ctypes.byref(a))
         return z
 
     def derivatives(self, x: Tensor) -> Tensor:
-        """Their derivatives ``[N, o, n]``."""
-        x = x.detach().contiguous()
-        by = x.new_zeros(len(x), self.o, self.n)
+        """Their derivatives ``[..., o, n]``."""
+        by = x.new_zeros(*x.shape[:-1], self.o, self.n)
         a, _kept = self._of(x)
         a.by = by.data_ptr()
         self.library.derivatives(ctypes.byref(a))
@@ -173,9 +176,13 @@ class _Kernel:
 
     def _of(self, x: Tensor) -> tuple[Any, list[Tensor]]:
         a = self.type()
-        a.rows, a.x = len(x), x.data_ptr()
-        kept = [slot.source.detach().to(x.dtype).contiguous() for slot in self.slots.slots]
-        for k, tensor in enumerate(kept):
+        blocks = x if x.ndim == 3 else x.reshape(-1, x.shape[-1]).unsqueeze(0)
+        a.blocks, a.rows, _ = blocks.shape
+        a.by_block, a.by_row, a.by_state = blocks.stride()
+        a.x = blocks.data_ptr()
+        kept = [blocks]
+        kept += [slot.source.detach().to(x.dtype).contiguous() for slot in self.slots.slots]
+        for k, tensor in enumerate(kept[1:]):
             a.shared[k] = tensor.data_ptr()
         return a, kept
 
@@ -245,11 +252,11 @@ def _template() -> str:
 
 @functools.cache
 def _arguments(shared: int) -> Struct:
-    """What the kernel is passed: states ``[rows, N]``, where results go, and the tensors that the function holds."""
+    """What the kernel is passed: states ``[blocks, rows, N]``, their strides, where results go, tensors that are held."""
     return Struct(
         "Arguments",
         (
-            *fields("int64", "rows"),
+            *fields("int64", "blocks", "rows", "by_block", "by_row", "by_state"),
             *fields("real*", "x", constant=True),
             *fields("real*", "z", "by"),
             *fields("real*", "shared", count=shared + 1, constant=True),

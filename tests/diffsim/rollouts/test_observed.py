@@ -68,6 +68,16 @@ def test_any_layout_and_number_of_states():
     assert torch.allclose(made(x), policy.normalise(env.observe(x)), rtol=1e-12)
     assert torch.allclose(made.jacobian(x), observation_jacobian(env, policy, x), rtol=1e-12)
     assert made(x[:0]).shape == (0, 3)
+    for windows in (
+        x.new_empty(4, 2, 11),
+        x.new_empty(2, 4, 11).permute(1, 0, 2),
+        x.new_empty(11, 4, 2).permute(1, 2, 0),
+    ):
+        if windows.shape[-1] != 2:
+            windows = windows.transpose(1, 2)
+        windows.copy_(states(env, 44).view(4, 11, 2))
+        expected = policy.normalise(env.observe(windows.reshape(-1, 2))).unflatten(0, (4, 11))
+        assert torch.allclose(made(windows), expected, rtol=1e-12)
 
 
 class Tuned(Pendulum):
