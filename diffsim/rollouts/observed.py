@@ -252,7 +252,7 @@ def _template() -> str:
 
 @functools.cache
 def _arguments(shared: int) -> Struct:
-    """What the kernel is passed: states ``[blocks, rows, N]``, their strides, where results go, tensors that are held."""
+    """What the kernel is passed: states ``[blocks, rows, N]`` and their strides, where results go, held tensors."""
     return Struct(
         "Arguments",
         (

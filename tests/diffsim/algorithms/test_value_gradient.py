@@ -1,9 +1,11 @@
 """The default algorithm, against formulas and plain automatic differentiation."""
 
+import copy
 import math
 
 import pytest
 import torch
+from same_state import same
 from test_algorithms import Drift, Exploding
 
 from diffsim.algorithms.value_gradient import ValueGradient
@@ -477,3 +479,37 @@ def test_mistakes_are_named(settings, complaint):
 
 def test_it_is_the_default():
     assert isinstance(assemble(load_config({"env": "pendulum"})).algorithm, ValueGradient)
+
+
+@pytest.mark.parametrize("env", ["pendulum", "test_algorithms:Ending"])
+def test_compiled_and_eager_updates_agree(env):
+    algorithms = [build(env=env, dtype="float64", backend=b, batch=40, window=5) for b in ("native", "eager")]
+    for _ in range(5):
+        records = [algorithm.step() for algorithm in algorithms]
+        assert records[0].loss == pytest.approx(records[1].loss, rel=1e-8)
+    ours, theirs = (a.state_dict() for a in algorithms)
+    for part in ("policy", "critic"):
+        nets = [s["policy"] if part == "policy" else s["critic"]["network"] for s in (ours, theirs)]
+        for name, value in nets[0].items():
+            assert torch.allclose(value, nets[1][name], rtol=1e-7, atol=1e-9)
+    assert torch.equal(ours["generator"], theirs["generator"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_compiled_run_resumes_bit_for_bit_with_one_thread_and_two(dtype):
+    options = {"dtype": dtype, "backend": "native", "batch": 300, "window": 3}
+    straight, stopped, resumed = (build(**options) for _ in range(3))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        for _ in range(6):
+            straight.step()
+        torch.set_num_threads(2)
+        for _ in range(3):
+            stopped.step()
+        resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
+        for _ in range(3):
+            resumed.step()
+    finally:
+        torch.set_num_threads(before)
+    assert same(straight.state_dict(), resumed.state_dict())
