@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib.resources
 import logging
+import time
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple, cast
@@ -277,7 +278,14 @@ def _fits(q: Tensor) -> bool:
     return q.is_cpu and q.is_contiguous() and q.dtype in (torch.float32, torch.float64)
 
 
+_seconds: dict[str, float] = {}
+"""How long it took to load each kernel, or to compile it first, by its source."""
 _failed: set[str] = set()
+
+
+def compile_seconds() -> float:
+    """Seconds that this process has spent on preparing kernels so far."""
+    return sum(_seconds.values())
 
 
 def _library(dtype: torch.dtype, layers: int) -> ctypes.CDLL | None:
@@ -285,8 +293,10 @@ def _library(dtype: torch.dtype, layers: int) -> ctypes.CDLL | None:
     source = _source(dtype, layers)
     if source in _failed:
         return None
+    started = time.perf_counter()
     try:
         library = build.load(source)
+        _seconds.setdefault(source, time.perf_counter() - started)
         if library.size_of_arguments() != ctypes.sizeof(_arguments_type(dtype, layers)):
             raise NativeUnsupportedError("the compiler lays out arguments in another way than ctypes")
     except build.NoCompilerError:

@@ -34,7 +34,7 @@ from torch import Tensor
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.algorithms.costate_critic import CostateCritic, Rows
 from diffsim.algorithms.policy_objective import PolicyObjective
-from diffsim.algorithms.tanh_stack import results_of
+from diffsim.algorithms.tanh_stack import compile_seconds, results_of
 from diffsim.algorithms.windows import CostToGo, all_finite, not_ended, what_is_not_finite
 from diffsim.config import RunConfig
 from diffsim.optimizers.base import Optimizer
@@ -300,7 +300,7 @@ class ValueGradient(Algorithm):
     def step(self) -> Record:
         """One optimizer step of the policy on the next windows, then a fit of the critic to them."""
         s, objective = self.settings, self.objective
-        compiled, evaluations = self.rollout.compile_seconds, objective.evaluations
+        compiled, evaluations = self._compile_seconds(), objective.evaluations
         # What depends on time: the discount, the length of windows, and the noise.
         episode, left = self.env.episode_steps, self.remaining
         rate = s.discount_end * (s.discount_start / s.discount_end) ** left
@@ -331,10 +331,14 @@ class ValueGradient(Algorithm):
             report.grad_norm,
             env_steps=(objective.evaluations - evaluations) * len(x) * objective.steps,
             gradient_evaluations=report.gradients,
-            compile_seconds=self.rollout.compile_seconds - compiled,
+            compile_seconds=self._compile_seconds() - compiled,
             dropped=dropped,
             left_out=left_out,
         )
+
+    def _compile_seconds(self) -> float:
+        """Seconds spent on preparing kernels so far: of rollouts, of what is observed, and of networks."""
+        return self.rollout.compile_seconds + self.objective.observed.compile_seconds + compile_seconds()
 
     def _adapt_length(self, windows: Windows) -> None:
         """Shorter windows where derivatives grow too much along them, longer ones where they do not."""

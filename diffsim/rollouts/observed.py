@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib.resources
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,9 +58,11 @@ class Observed:
     def __init__(self, env: Env, policy: Policy, backend: str) -> None:
         self.env, self.policy, self.backend = env, policy, backend
         self._made: tuple[Any, _Kernel | None] | None = None
+        self.compile_seconds = 0.0
+        """Seconds spent on compiling so far."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_made": None}  # a copy compiles its own
+        return {**vars(self), "_made": None, "compile_seconds": 0.0}  # a copy compiles its own
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch o"]:
@@ -85,7 +88,9 @@ class Observed:
             return None
         key = (x.dtype, *fingerprint(self.env, self.policy, by_value=(Parameter, Box)))
         if self._made is None or self._made[0] != key:
+            started = time.perf_counter()
             self._made = key, self._prepared(x)
+            self.compile_seconds += time.perf_counter() - started
         return self._made[1]
 
     def _prepared(self, x: Tensor) -> _Kernel | None:

@@ -1,6 +1,8 @@
 """Compiled stacks of linear layers and tanh, against torch."""
 
 import copy
+import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -304,6 +306,16 @@ def test_rows_of_another_kind_are_refused():
         stack(draw(4, 2))
     with pytest.raises(ValueError, match=r"rows \[4, 3\] of torch.float32"):
         stack(draw(4, 3).float())
+
+
+def test_compiling_is_counted_once(monkeypatch):
+    monkeypatch.setattr(tanh_stack, "_seconds", {})
+    ticks = itertools.count()
+    monkeypatch.setattr(tanh_stack, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    network = random_network((5,))
+    for _ in range(3):
+        assert TanhStack.of(network, "native") is not None
+    assert tanh_stack.compile_seconds() == 1.0
 
 
 def test_a_compiler_that_fails_is_asked_once_and_torch_computes(monkeypatch, caplog):
