@@ -495,9 +495,8 @@ def test_compiled_and_eager_updates_agree(env):
     assert torch.equal(ours["generator"], theirs["generator"])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_compiled_run_resumes_bit_for_bit_with_one_thread_and_two(dtype):
-    options = {"dtype": dtype, "backend": "native", "batch": 300, "window": 3}
+def test_a_compiled_run_resumes_bit_for_bit_with_one_thread_and_two():
+    options = {"backend": "native", "batch": 300, "window": 3, "policy": {"hidden": [8]}}
     straight, stopped, resumed = (build(**options) for _ in range(3))
     before = torch.get_num_threads()
     try:
