@@ -94,6 +94,7 @@ class Observed:
         return self._made[1]
 
     def _prepared(self, x: Tensor) -> _Kernel | None:
+        drawn = torch.get_rng_state()  # an observation that draws is not compiled, and goes on from here
         try:
             kernel = _Kernel(self.env, self.policy, x.dtype)
             kernel.compare()
@@ -104,6 +105,8 @@ class Observed:
                 "the observation of %s is not compiled, torch computes it: %s", self.env.name, error
             )
             return None
+        finally:
+            torch.set_rng_state(drawn)
         return kernel
 
 

@@ -111,6 +111,11 @@ class Mixing(Pendulum):
         return super().observe(x - x.mean(0))
 
 
+class Noisy(Pendulum):
+    def observe(self, x):
+        return super().observe(x) + torch.randn(3, dtype=x.dtype)
+
+
 class OwnGradient(Pendulum):
     def observe(self, x):
         return super().observe(torch.cat((x[:, :1], 4 * Doubled.apply(x[:, 1:])), 1))
@@ -151,6 +156,15 @@ def test_what_cannot_be_compiled_is_left_to_torch_and_said_once(kind, caplog):
         assert torch.equal(made.jacobian(x), observation_jacobian(env, policy, x))
     assert made._kernel(x) is None
     assert caplog.text.count("is not compiled, torch computes it") == 1
+
+
+def test_asking_takes_no_random_numbers():
+    env, policy = with_policy_of_pendulum(Noisy())
+    x, results = states(env), []
+    for backend in ("native", "eager"):
+        torch.manual_seed(7)
+        results.append(Observed(env, policy, backend)(x))
+    assert torch.equal(*results)
 
 
 def test_a_known_function_with_its_own_derivative():
