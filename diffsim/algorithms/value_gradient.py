@@ -6,8 +6,8 @@ windows gives what both networks learn from: the derivative of a window's cost b
 its initial state (the costate) is what the critic's derivative is fitted to.
 
 Nothing is set per simulator.  What depends on time follows from the length of the task's episode and from how
-derivatives grow along windows, noise is in units of what the policy uses of its actions, and the scale of costs comes
-from the data.
+derivatives grow along windows, and the scale of costs comes from the data.  Actions have no noise: windows start
+anywhere in the state box, which explores more.
 
 Taken from others:
 
@@ -28,7 +28,7 @@ import math
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from diffsim.algorithms.base import Algorithm, Record
@@ -56,13 +56,6 @@ class ValueGradientSettings(Settings):
     """Discount rate per episode at the start of the run: gamma = exp(-rate / intervals of an episode)."""
     discount_end: float = Field(default=1.0, gt=0)
     """Discount rate per episode at the end of the run; it changes geometrically."""
-    noise: float = Field(default=0.5, ge=0)
-    """Standard deviation of the noise on actions at the start of the run, as a share of the root mean square of the
-    actions that the policy asks for, both in half ranges of the action box; falls linearly to 0."""
-    noise_least: float = Field(default=0.02, ge=0)
-    """The least standard deviation of the noise, in half ranges of the action box."""
-    noise_largest: float = Field(default=0.5, ge=0)
-    """The largest standard deviation of the noise, in half ranges of the action box."""
     fresh: float = Field(default=0.25, ge=0, le=1)
     """Share of the windows that start from the state box at every update. The others continue the previous windows."""
     resets: float = Field(default=0.5, ge=0, le=1)
@@ -96,16 +89,7 @@ class ValueGradientSettings(Settings):
     tau: float = Field(default=0.2, gt=0, le=1)
     """Polyak averaging per update: target network <- (1 - tau) target network + tau critic."""
     normalizer_rate: float = Field(default=0.1, gt=0, le=1)
-    """Coefficient of the exponential moving averages of the critic's mean and scale and of the actions' root mean
-    square, per update."""
-
-    @model_validator(mode="after")
-    def _in_order(self) -> ValueGradientSettings:
-        if self.noise_largest < self.noise_least:
-            raise ValueError(
-                f"noise_largest = {self.noise_largest:g} must be at least noise_least = {self.noise_least:g}"
-            )
-        return self
+    """Coefficient of the exponential moving averages of the critic's mean and scale, per update."""
 
 
 class Windows(NamedTuple):
@@ -289,29 +273,26 @@ class ValueGradient(Algorithm):
         self._sizes = env.state_box.half_sizes(policy.mean)
         self.objective = WindowObjective(self.rollout, self.params, self.critic, settings)
         # State that later updates depend on, beside networks and optimizers:
-        self._windows: tuple[Tensor, Tensor] | None = None
+        self._x: Tensor | None = None
+        """Where the last windows started, ``[B, n]``."""
         self._ends: Tensor | None = None
         self._data: list[Rows] = []
         self._longest = float(settings.window)
         """Control intervals of a window, as a real number."""
-        self._used = torch.ones_like(policy.centre)
-        """Root mean square of the actions that the policy asks for, ``[m]``, in half ranges of their box."""
 
     def step(self) -> Record:
         """One optimizer step of the policy on the next windows, then a fit of the critic to them."""
         s, objective = self.settings, self.objective
         compiled, evaluations = self._compile_seconds(), objective.evaluations
-        # What depends on time: the discount, the length of windows, and the noise.
+        # What depends on time: the discount, and the length of windows.
         episode, left = self.env.episode_steps, self.remaining
         rate = s.discount_end * (s.discount_start / s.discount_end) ** left
         objective.gamma = math.exp(-rate / episode)
         self._longest = min(self._longest, s.window_end * (s.window / s.window_end) ** left, episode)
         objective.steps = round(self._longest)
-        std = (s.noise * left * self._used).clamp(s.noise_least, s.noise_largest)
-        # Where the windows start, and the noise on their actions.
-        self._windows = x, noise = self._draw(std)
-        objective.begin(x, noise)
-        objective.noise_std = std
+        self._x = x = self._draw()
+        # The derivative by actions is that by a noise which is zero.
+        objective.begin(x, x.new_zeros(objective.steps, len(x), len(self.env.action_box)))
         # The optimizer evaluates the loss once or several times and changes the policy.
         report = self.optimizer.step(objective, left)
         # The critic learns from the windows of the policy, and the next windows continue them.
@@ -348,20 +329,12 @@ class ValueGradient(Algorithm):
     def _no_noise(self, x: States) -> Tensor:
         return x.new_zeros(len(self.env.action_box))
 
-    def _draw(self, std: Tensor) -> tuple[Tensor, Tensor]:
-        """Initial states ``[B, n]`` and noise ``[window, B, m]``; the optimizer may ask to keep some of them."""
+    def _draw(self) -> Tensor:
+        """Initial states ``[B, n]``; the optimizer may ask to keep some of the last ones."""
         count, kept = self.optimizer.scenarios(self.settings.batch)
-        if self._windows is None:
-            kept = 0
-        x, steps = self._starts(count - kept, kept), self.objective.steps
-        noise = std * self._randn(steps, count - kept, len(std))
-        if not kept:
-            return x, noise
-        assert self._windows is not None
-        last_x, last_noise = self._windows
-        last_noise = last_noise[:steps, -kept:]
-        longer = std * self._randn(steps - len(last_noise), kept, len(std))
-        return torch.cat((last_x[-kept:], x)), torch.cat((torch.cat((last_noise, longer)), noise), 1)
+        if self._x is None or not kept:
+            return self._starts(count, 0)
+        return torch.cat((self._x[-kept:], self._starts(count - kept, kept)))
 
     def _starts(self, count: int, kept: int) -> Tensor:
         """Initial states ``[count, n]``: drawn, or last states of windows that are not kept.
@@ -406,9 +379,6 @@ class ValueGradient(Algorithm):
             states, costs = states[:, ok], costs[:, ok]
             gradients = None if gradients is None else gradients.only(ok)
         z = self.objective.observed(states)
-        asked = results_of(self.policy.network, z[:-1].flatten(0, 1), self.rollout.backend)
-        used = asked.clamp(-1.0, 1.0).square().mean(0).sqrt()
-        self._used = torch.lerp(self._used, used, s.normalizer_rate)
 
         values = self.critic.values(z[1:])
         discounts = self.objective.gamma * not_ended(env, states[1:])
@@ -446,9 +416,6 @@ class ValueGradient(Algorithm):
         # In float32 for every run, whose dtype does not matter to a comparison with a probability.
         return torch.rand(count, generator=self.generator, device=self.device, dtype=torch.float32)
 
-    def _randn(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
-
     def state_dict(self) -> dict[str, Any]:
         return {
             "updates_done": self.updates_done,
@@ -456,10 +423,9 @@ class ValueGradient(Algorithm):
             "optimizer": self.optimizer.state_dict(),
             "critic": self.critic.state_dict(),
             "generator": self.generator.get_state(),
-            "windows": self._windows,
+            "x": self._x,
             "ends": self._ends,
             "data": [tuple(rows) for rows in self._data],
-            "used": self._used,
             "longest": self._longest,
         }
 
@@ -472,9 +438,7 @@ class ValueGradient(Algorithm):
         self.optimizer.load_state_dict(state["optimizer"])
         self.critic.load_state_dict(state["critic"])
         self.generator.set_state(state["generator"])
-        windows = state["windows"]
-        self._windows = None if windows is None else (here(windows[0]), here(windows[1]))  # type: ignore[assignment]
+        self._x = here(state["x"])
         self._ends = here(state["ends"])
         self._data = [Rows(*map(here, rows)) for rows in state["data"]]  # type: ignore[arg-type]
-        self._used = state["used"].to(self.device)
         self._longest = state["longest"]
