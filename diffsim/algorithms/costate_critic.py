@@ -15,9 +15,10 @@ import copy
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffsim.algorithms.tanh_stack import Minibatches, TanhStack, results_of
 from diffsim.policy import MLP
 
 STEEPEST = 12.0
@@ -47,7 +48,11 @@ class CompressedValue(nn.Module):
 
     def forward(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch"]:
         """``V(z)`` ``[...]`` for ``z [..., o]``."""
-        f = self.network(z).squeeze(-1).clamp(-STEEPEST, STEEPEST)
+        return self.of(self.network(z))
+
+    def of(self, results: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch"]:
+        """The values of these results of the network."""
+        f = results.squeeze(-1).clamp(-STEEPEST, STEEPEST)
         value = self.mean + self.scale * (0.5 * (torch.exp(f) - torch.exp(-f)))
         return torch.minimum(torch.maximum(value, self.low), self.high)
 
@@ -82,6 +87,7 @@ class CostateCritic:
         normalizer_rate: coefficient of the exponential moving averages of mean and scale, in (0, 1].
         costate_weight: weight of the error of the derivatives; that of the values has weight 1.
         costate_bound: windows whose costate is more than this number of medians long weigh less, see :meth:`fit`.
+        backend: of rollouts; where it is "native" or "auto" and there is a compiler, the network is compiled, too.
 
     Attributes:
         fitted: whether the critic has seen targets.  Before, all values are 0.
@@ -96,6 +102,7 @@ class CostateCritic:
         normalizer_rate: float,
         costate_weight: float,
         costate_bound: float,
+        backend: str = "eager",
     ) -> None:
         self.network = network
         like = next(network.parameters())
@@ -108,6 +115,7 @@ class CostateCritic:
         self.parameters: list[Tensor] = list(network.parameters())
         fused = like.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, betas=betas, fused=fused)
+        self.backend = backend
         self.fitted = False
         # The least and the largest cost of a control interval so far.
         self._least, self._largest = like.new_full((), torch.inf), like.new_full((), -torch.inf)
@@ -121,7 +129,7 @@ class CostateCritic:
 
     def values(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch"]:
         """``V(z)`` ``[...]`` of the target network for ``z [..., o]``; differentiable in z."""
-        return self.target(z)
+        return self.target.of(results_of(self.target.network, z, self.backend))
 
     def standardised(self, costs: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """``(costs - mean) / scale``."""
@@ -171,17 +179,30 @@ class CostateCritic:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * remaining
-        z, targets, starts, costs, costates, jacobians = map(torch.cat, zip(*data, strict=True))
-        values = _Shuffled(generator, batch_size, z, torch.asinh(self.standardised(targets)).unsqueeze(-1))
-        slopes = costates / (self.target.scale * (1 + self.standardised(costs).square()).sqrt()).unsqueeze(-1)
+        z, targets, starts, costs, costates, jacobians = zip(*data, strict=True)
+        y = self.standardised(torch.cat(targets))
+        scales = self.target.scale * (1 + self.standardised(torch.cat(costs)).square()).sqrt()
+        slopes = torch.cat(costates) / scales.unsqueeze(-1)
         weights = self.costate_weight * bounded(slopes.norm(dim=1), self.costate_bound).square()
-        derivatives = _Shuffled(generator, batch_size, starts, jacobians, slopes, weights)
-        for _ in range(batches):
-            gradients = sobolev_gradient(self.network, *values.next(), *derivatives.next())
+        shuffled = (_Shuffled(generator, batch_size, y), _Shuffled(generator, batch_size, slopes))
+        chosen = [[rows.next() for rows in shuffled] for _ in range(batches)]
+        target: list[Tensor] = list(self.target.network.parameters())
+        network = TanhStack.of(self.network, self.backend)
+        if network is not None:
+            i, j = map(torch.stack, zip(*chosen, strict=True))
+            batch = Minibatches(z, starts, jacobians, slopes, weights, i, torch.asinh(y[i]), j)
+            network.fit(batch, self.optimizer, target, self.tau)
+            return
+        y = torch.asinh(y).unsqueeze(-1)
+        all_z, all_starts, all_jacobians = map(torch.cat, (z, starts, jacobians))
+        for i, j in chosen:
+            gradients = sobolev_gradient(
+                self.network, all_z[i], y[i], all_starts[j], all_jacobians[j], slopes[j], weights[j]
+            )
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
-        torch._foreach_lerp_(list(self.target.network.parameters()), self.parameters, self.tau)
+        torch._foreach_lerp_(target, self.parameters, self.tau)
 
     def state_dict(self) -> dict[str, Any]:
         value = self.target
@@ -210,21 +231,20 @@ class CostateCritic:
 
 
 class _Shuffled:
-    """Minibatches of tensors with the same number of rows, which are shuffled before each pass over them."""
+    """Minibatches of the numbers of rows, which are shuffled before each pass over them."""
 
-    def __init__(self, generator: torch.Generator, size: int, *tensors: Tensor) -> None:
-        self.generator, self.size, self.tensors = generator, size, tensors
-        self.number = len(tensors[0])
-        self.per_pass = max(self.number // size, 1)
+    def __init__(self, generator: torch.Generator, size: int, rows: Tensor) -> None:
+        self.generator, self.size, self.rows = generator, size, rows
+        self.per_pass = max(len(rows) // size, 1)
         self.part = 0
 
-    def next(self) -> list[Tensor]:
+    def next(self) -> Int[Tensor, " K"]:
         if self.part % self.per_pass == 0:
-            self.order = torch.randperm(self.number, generator=self.generator, device=self.tensors[0].device)
+            self.order = torch.randperm(len(self.rows), generator=self.generator, device=self.rows.device)
             self.part = 0
         chosen = self.order[self.part * self.size : (self.part + 1) * self.size]
         self.part += 1
-        return [q[chosen] for q in self.tensors]
+        return chosen
 
 
 def bounded(lengths: Float[Tensor, " N"], bound: float) -> Float[Tensor, " N"]:
@@ -246,9 +266,9 @@ def sobolev_gradient(
 ) -> list[Tensor]:
     """Gradient of ``mean (f(z) - y)² + mean weights |Jᵀ ∇f(starts) - slopes|²`` for a tanh network f.
 
-    In the order of its parameters.  Written out, because fitting the critic takes most of the time of an update and
-    autograd would record a graph of a graph.  The second term's gradient is that of the derivative of f along
-    ``v = J by_residual`` with v held constant: reverse mode over forward mode.
+    In the order of its parameters.  Written out, because autograd would record a graph of a graph; the compiled fit
+    (:mod:`diffsim.algorithms.tanh_stack`) computes the same.  The second term's gradient is that of the derivative of
+    f along ``v = J by_residual`` with v held constant: reverse mode over forward mode.
     """
     layers = [cast(nn.Linear, layer) for layer in network if isinstance(layer, nn.Linear)]
     rows, count = len(z), len(starts)

@@ -6,8 +6,8 @@ windows gives what both networks learn from: the derivative of a window's cost b
 its initial state (the costate) is what the critic's derivative is fitted to.
 
 Nothing is set per simulator.  What depends on time follows from the length of the task's episode and from how
-derivatives grow along windows, noise is in units of what the policy uses of its actions, and the scale of costs comes
-from the data.
+derivatives grow along windows, and the scale of costs comes from the data.  Actions have no noise: windows start
+anywhere in the state box, which explores more.
 
 Taken from others:
 
@@ -28,17 +28,19 @@ import math
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.algorithms.costate_critic import CostateCritic, Rows
 from diffsim.algorithms.policy_objective import PolicyObjective
-from diffsim.algorithms.windows import CostToGo, not_ended, what_is_not_finite
+from diffsim.algorithms.tanh_stack import compile_seconds, results_of
+from diffsim.algorithms.windows import CostToGo, all_finite, not_ended, what_is_not_finite
 from diffsim.config import RunConfig
 from diffsim.optimizers.base import Optimizer
 from diffsim.policy import MLP, Policy, initialised
 from diffsim.rollouts import Rollout, Trajectory
+from diffsim.rollouts.observed import Observed
 from diffsim.settings import Settings
 from robotics_envs.base import Costs, Env, Params, States
 
@@ -54,13 +56,6 @@ class ValueGradientSettings(Settings):
     """Discount rate per episode at the start of the run: gamma = exp(-rate / intervals of an episode)."""
     discount_end: float = Field(default=1.0, gt=0)
     """Discount rate per episode at the end of the run; it changes geometrically."""
-    noise: float = Field(default=0.5, ge=0)
-    """Standard deviation of the noise on actions at the start of the run, as a share of the root mean square of the
-    actions that the policy asks for, both in half ranges of the action box; falls linearly to 0."""
-    noise_least: float = Field(default=0.02, ge=0)
-    """The least standard deviation of the noise, in half ranges of the action box."""
-    noise_largest: float = Field(default=0.5, ge=0)
-    """The largest standard deviation of the noise, in half ranges of the action box."""
     fresh: float = Field(default=0.25, ge=0, le=1)
     """Share of the windows that start from the state box at every update. The others continue the previous windows."""
     resets: float = Field(default=0.5, ge=0, le=1)
@@ -94,16 +89,7 @@ class ValueGradientSettings(Settings):
     tau: float = Field(default=0.2, gt=0, le=1)
     """Polyak averaging per update: target network <- (1 - tau) target network + tau critic."""
     normalizer_rate: float = Field(default=0.1, gt=0, le=1)
-    """Coefficient of the exponential moving averages of the critic's mean and scale and of the actions' root mean
-    square, per update."""
-
-    @model_validator(mode="after")
-    def _in_order(self) -> ValueGradientSettings:
-        if self.noise_largest < self.noise_least:
-            raise ValueError(
-                f"noise_largest = {self.noise_largest:g} must be at least noise_least = {self.noise_least:g}"
-            )
-        return self
+    """Coefficient of the exponential moving averages of the critic's mean and scale, per update."""
 
 
 class Windows(NamedTuple):
@@ -119,6 +105,10 @@ class Windows(NamedTuple):
     """Factors in (0, 1] that bound the derivatives of the loss by the windows' actions, ``[B]``."""
     idle: Tensor
     """In which windows no action had any effect on the cost, ``[B]``."""
+
+    def only(self, chosen: Tensor) -> Windows:
+        """Those with True in ``chosen [B]``."""
+        return Windows(*(q[chosen] for q in self))
 
 
 class WindowObjective(PolicyObjective):
@@ -148,6 +138,7 @@ class WindowObjective(PolicyObjective):
     ) -> None:
         super().__init__(rollout, settings.window, params)
         self.critic, self.settings = critic, settings
+        self.observed = Observed(rollout.env, self.policy, rollout.backend)
         self.gamma = 1.0
         self.windows: Windows | None = None
 
@@ -201,29 +192,37 @@ class WindowObjective(PolicyObjective):
         losses = self.losses(discounted, trajectory.costs)
         (by_cost,) = torch.autograd.grad(losses.sum(), discounted)
         by_action = by_cost.unsqueeze(-1) * by_noise
-        ok = by_action.isfinite().all(-1).all(0) & trajectory.states.isfinite().all(-1).all(0)
-        ok = ok & costates.isfinite().all(-1) & losses.isfinite()
+        ok = all_finite(by_action) & all_finite(trajectory.states) & all_finite(costates.unsqueeze(0))
+        ok = ok & losses.isfinite()
+        chosen = None if bool(ok.all()) else ok.nonzero().squeeze(-1)
 
-        chosen = ok.nonzero().squeeze(-1)
-        states = trajectory.states[:-1].index_select(1, chosen)
-        raw = self.policy.network(self.policy.normalise(self.rollout.env.observe(states.flatten(0, 1))))
+        def counted(tensor: Tensor, axis: int = 0) -> Tensor:
+            """Of the windows that are finite."""
+            return tensor if chosen is None else tensor.index_select(axis, chosen)
+
+        states = counted(trajectory.states[:-1], 1)
+        raw = results_of(self.policy.network, self.observed(states).flatten(0, 1), self.rollout.backend)
         raw = raw.unflatten(0, states.shape[:2])
-        linear = (raw * by_action.index_select(1, chosen)).sum((0, 2))
+        linear = (raw * counted(by_action, 1)).sum((0, 2))
 
         windows = self.windows
         if windows is None or len(windows.ok) != len(ok):
             lengths = torch.where(ok, by_action.norm(dim=(0, 2)), 0.0)
             bounds = (self.settings.gradient_bound / lengths).clamp_max(1.0)
             # Beyond the bounds of the actions the derivative is zero, too, which is another matter.
-            asked = raw.detach() + noise.detach().index_select(1, chosen)
-            free = (asked.abs() < 1.0).all(-1).all(0)
-            idle = torch.zeros_like(ok).index_copy(0, chosen, free) & (lengths == 0)
+            asked = raw.detach() + counted(noise.detach(), 1)
+            free = asked.abs().amax(0).amax(-1) < 1.0
+            if chosen is not None:
+                free = torch.zeros_like(ok).index_copy(0, chosen, free)
+            idle = free & (lengths == 0)
             windows = Windows(discounted.detach(), costates, ok, bounds, idle)
             if len(x) == len(self.x):
                 self.windows = windows
         # The mean over all rows of the result is to be that over those which count.
-        weights = windows.bounds[chosen] * (len(ok) / max(len(chosen), 1))
-        terms = weights * (losses.detach()[chosen] + linear - linear.detach())
+        weights = counted(windows.bounds) * (len(ok) / max(len(linear), 1))
+        terms = weights * (counted(losses.detach()) + linear - linear.detach())
+        if chosen is None:
+            return trajectory, terms.unsqueeze(0)
         left_out = torch.full_like(losses, 0.0 if len(chosen) else torch.nan)
         return trajectory, left_out.index_copy(0, chosen, terms).unsqueeze(0)
 
@@ -254,6 +253,7 @@ class ValueGradient(Algorithm):
             settings.normalizer_rate,
             settings.costate_weight,
             settings.costate_bound,
+            config.backend,
         )
         self.rollout = Rollout(
             env,
@@ -273,29 +273,26 @@ class ValueGradient(Algorithm):
         self._sizes = env.state_box.half_sizes(policy.mean)
         self.objective = WindowObjective(self.rollout, self.params, self.critic, settings)
         # State that later updates depend on, beside networks and optimizers:
-        self._windows: tuple[Tensor, Tensor] | None = None
+        self._x: Tensor | None = None
+        """Where the last windows started, ``[B, n]``."""
         self._ends: Tensor | None = None
         self._data: list[Rows] = []
         self._longest = float(settings.window)
         """Control intervals of a window, as a real number."""
-        self._used = torch.ones_like(policy.centre)
-        """Root mean square of the actions that the policy asks for, ``[m]``, in half ranges of their box."""
 
     def step(self) -> Record:
         """One optimizer step of the policy on the next windows, then a fit of the critic to them."""
         s, objective = self.settings, self.objective
-        compiled, evaluations = self.rollout.compile_seconds, objective.evaluations
-        # What depends on time: the discount, the length of windows, and the noise.
+        compiled, evaluations = self._compile_seconds(), objective.evaluations
+        # What depends on time: the discount, and the length of windows.
         episode, left = self.env.episode_steps, self.remaining
         rate = s.discount_end * (s.discount_start / s.discount_end) ** left
         objective.gamma = math.exp(-rate / episode)
         self._longest = min(self._longest, s.window_end * (s.window / s.window_end) ** left, episode)
         objective.steps = round(self._longest)
-        std = (s.noise * left * self._used).clamp(s.noise_least, s.noise_largest)
-        # Where the windows start, and the noise on their actions.
-        self._windows = x, noise = self._draw(std)
-        objective.begin(x, noise)
-        objective.noise_std = std
+        self._x = x = self._draw()
+        # The derivative by actions is that by a noise which is zero.
+        objective.begin(x, x.new_zeros(objective.steps, len(x), len(self.env.action_box)))
         # The optimizer evaluates the loss once or several times and changes the policy.
         report = self.optimizer.step(objective, left)
         # The critic learns from the windows of the policy, and the next windows continue them.
@@ -315,10 +312,14 @@ class ValueGradient(Algorithm):
             report.grad_norm,
             env_steps=(objective.evaluations - evaluations) * len(x) * objective.steps,
             gradient_evaluations=report.gradients,
-            compile_seconds=self.rollout.compile_seconds - compiled,
+            compile_seconds=self._compile_seconds() - compiled,
             dropped=dropped,
             left_out=left_out,
         )
+
+    def _compile_seconds(self) -> float:
+        """Seconds spent on preparing kernels so far: of rollouts, of what is observed, and of networks."""
+        return self.rollout.compile_seconds + self.objective.observed.compile_seconds + compile_seconds()
 
     def _adapt_length(self, windows: Windows) -> None:
         """Shorter windows where derivatives grow too much along them, longer ones where they do not."""
@@ -328,20 +329,12 @@ class ValueGradient(Algorithm):
     def _no_noise(self, x: States) -> Tensor:
         return x.new_zeros(len(self.env.action_box))
 
-    def _draw(self, std: Tensor) -> tuple[Tensor, Tensor]:
-        """Initial states ``[B, n]`` and noise ``[window, B, m]``; the optimizer may ask to keep some of them."""
+    def _draw(self) -> Tensor:
+        """Initial states ``[B, n]``; the optimizer may ask to keep some of the last ones."""
         count, kept = self.optimizer.scenarios(self.settings.batch)
-        if self._windows is None:
-            kept = 0
-        x, steps = self._starts(count - kept, kept), self.objective.steps
-        noise = std * self._randn(steps, count - kept, len(std))
-        if not kept:
-            return x, noise
-        assert self._windows is not None
-        last_x, last_noise = self._windows
-        last_noise = last_noise[:steps, -kept:]
-        longer = std * self._randn(steps - len(last_noise), kept, len(std))
-        return torch.cat((last_x[-kept:], x)), torch.cat((torch.cat((last_noise, longer)), noise), 1)
+        if self._x is None or not kept:
+            return self._starts(count, 0)
+        return torch.cat((self._x[-kept:], self._starts(count - kept, kept)))
 
     def _starts(self, count: int, kept: int) -> Tensor:
         """Initial states ``[count, n]``: drawn, or last states of windows that are not kept.
@@ -375,24 +368,25 @@ class ValueGradient(Algorithm):
         """
         s, env, states = self.settings, self.env, window.states
         assert states is not None
-        ok = states.isfinite().all(-1).all(0) & window.costs.isfinite().all(0)
+        ok = all_finite(states) & all_finite(window.costs)
         if gradients is not None:
             ok = ok & gradients.ok
         left_out = int((~ok).sum())
         if left_out == len(ok):
             return left_out
-        states, costs = states[:, ok], window.costs[:, ok]
-        z = self.policy.normalise(env.observe(states.flatten(0, 1))).unflatten(0, states.shape[:2])
-        used = self.policy.network(z[:-1].flatten(0, 1)).clamp(-1.0, 1.0).square().mean(0).sqrt()
-        self._used = torch.lerp(self._used, used, s.normalizer_rate)
+        costs = window.costs
+        if left_out:
+            states, costs = states[:, ok], costs[:, ok]
+            gradients = None if gradients is None else gradients.only(ok)
+        z = self.objective.observed(states)
 
         values = self.critic.values(z[1:])
-        goes_on = not_ended(env, states[1:])
-        target, targets = values[-1], torch.empty_like(values)
-        for t in reversed(range(len(costs))):
-            following = torch.lerp(values[t], target, s.td_lambda)
-            target = costs[t] + self.objective.gamma * goes_on[t] * following
-            targets[t] = target
+        discounts = self.objective.gamma * not_ended(env, states[1:])
+        target, last_first = values[-1], []
+        for cost, discount, value in reversed([*zip(costs, discounts, values, strict=True)]):
+            target = cost + discount * torch.lerp(value, target, s.td_lambda)
+            last_first.append(target)
+        targets = torch.stack(last_first[::-1])
 
         # Costs far outside the box bound nothing that the value should reach.
         inside = (((states[:-1] - self._middle).abs() <= self._half_size * (1 + 1e-3)) | self._is_angle).all(
@@ -400,32 +394,27 @@ class ValueGradient(Algorithm):
         )
         bounding = costs[inside] if inside.any() else costs
         self.critic.renormalise(targets.flatten(), bounding.flatten(), self.objective.gamma)
-        rows = Rows(
-            z[:-1].flatten(0, 1), targets.flatten(), *self._derivatives(states[0], z[0], ok, gradients)
-        )
+        rows = Rows(z[:-1].flatten(0, 1), targets.flatten(), *self._derivatives(states[0], z[0], gradients))
         self._data = [*self._data, rows][-s.critic_windows :]
         self.critic.fit(self._data, s.critic_batches, s.critic_batch_size, self.remaining, self.generator)
         return left_out
 
     def _derivatives(
-        self, x: States, z: Tensor, ok: Tensor, gradients: Windows | None
+        self, x: States, z: Tensor, gradients: Windows | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The last four fields of :class:`Rows`."""
         if gradients is None or not self.settings.costate_weight:
             return z[:0], z[:0, 0], x[:0], x.new_empty(0, z.shape[1], x.shape[1])
         return (
             z,
-            gradients.costs[ok],
-            gradients.costates[ok] * self._sizes,
-            observation_jacobian(self.env, self.policy, x) * self._sizes,
+            gradients.costs,
+            gradients.costates * self._sizes,
+            self.objective.observed.jacobian(x) * self._sizes,
         )
 
     def _uniform(self, count: int) -> Tensor:
         # In float32 for every run, whose dtype does not matter to a comparison with a probability.
         return torch.rand(count, generator=self.generator, device=self.device, dtype=torch.float32)
-
-    def _randn(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -434,10 +423,9 @@ class ValueGradient(Algorithm):
             "optimizer": self.optimizer.state_dict(),
             "critic": self.critic.state_dict(),
             "generator": self.generator.get_state(),
-            "windows": self._windows,
+            "x": self._x,
             "ends": self._ends,
             "data": [tuple(rows) for rows in self._data],
-            "used": self._used,
             "longest": self._longest,
         }
 
@@ -450,24 +438,7 @@ class ValueGradient(Algorithm):
         self.optimizer.load_state_dict(state["optimizer"])
         self.critic.load_state_dict(state["critic"])
         self.generator.set_state(state["generator"])
-        windows = state["windows"]
-        self._windows = None if windows is None else (here(windows[0]), here(windows[1]))  # type: ignore[assignment]
+        self._x = here(state["x"])
         self._ends = here(state["ends"])
         self._data = [Rows(*map(here, rows)) for rows in state["data"]]  # type: ignore[arg-type]
-        self._used = state["used"].to(self.device)
         self._longest = state["longest"]
-
-
-@torch.enable_grad()
-def observation_jacobian(env: Env, policy: Policy, x: States) -> Tensor:
-    """Derivatives ``[B, o, n]`` of the normalised observation by the state."""
-    x = x.detach().requires_grad_()
-    z = policy.normalise(env.observe(x))
-    if not z.requires_grad:
-        return x.new_zeros(*z.shape, x.shape[1])
-    # Rollouts of a batch are independent: the derivative of a sum over rollouts is that of each of them.
-    rows = [
-        torch.autograd.grad(z[:, k].sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
-        for k in range(z.shape[1])
-    ]
-    return torch.stack(rows, 1)

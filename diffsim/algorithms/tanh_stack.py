@@ -1,0 +1,347 @@
+"""Stacks of linear layers and tanh in C++: results, gradients by parameters, and the fit of a critic.
+
+The kernel (``tanh_stack.cpp``) is made of the same products over blocks of rows as compiled rollouts.  It is compiled
+once for every dtype and number of layers; widths, parameters and data are arguments of a call, and nothing is kept from
+one call to the next.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.resources
+import logging
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from diffsim.policy import MLP
+from solvers.compiler.structs import Struct, fields
+from solvers.compiler.trace import NativeUnsupportedError
+from solvers.native import build
+
+logger = logging.getLogger("diffsim")
+
+BACKENDS = ("auto", "native")
+"""Names of back ends under which stacks are compiled."""
+
+
+class Minibatches(NamedTuple):
+    """What :meth:`TanhStack.fit` fits to, as :func:`~.costate_critic.sobolev_gradient` has it.
+
+    ``z``, ``starts`` and ``jacobians`` are parts, one after the other, ``N`` and ``S`` rows together.
+    """
+
+    z: Sequence[Float[Tensor, "_ o"]]
+    starts: Sequence[Float[Tensor, "_ o"]]
+    jacobians: Sequence[Float[Tensor, "_ o n"]]
+    slopes: Float[Tensor, "S n"]
+    weights: Float[Tensor, " S"]
+    which: Int[Tensor, "batches K"]
+    """The rows of z in every minibatch."""
+    y: Float[Tensor, "batches K"]
+    """Their targets."""
+    which_starts: Int[Tensor, "batches L"]
+    """The rows of starts, jacobians, slopes and weights."""
+
+
+class TanhStack:
+    """A network of linear layers with tanh between them, as it is now: made anew for every use by :meth:`of`."""
+
+    def __init__(self, layers: Sequence[_Layer], library: ctypes.CDLL) -> None:
+        self.parameters = [q for layer in layers for q in layer]
+        self.dtype = self.parameters[0].dtype
+        widths = [layers[0].weight.shape[1], *[len(layer.bias) for layer in layers]]
+        self.outputs = widths[-1]
+        self.widths = (ctypes.c_int64 * len(widths))(*widths)
+        self.library = library
+        self.type = _arguments_type(self.dtype, len(layers))
+
+    @classmethod
+    def of(cls, network: nn.Module, backend: str) -> TanhStack | None:
+        """The compiled network; None where ``backend``, the device, the network or the machine does not allow it.
+
+        Nothing that a run counts or measures decides, so that a resumed run computes the same.
+        """
+        layers = _layers(network) if backend in BACKENDS else None
+        if layers is None:
+            return None
+        library = _library(layers[0].weight.dtype, len(layers))
+        return None if library is None else cls(layers, library)
+
+    @torch.no_grad()
+    def __call__(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch m"]:
+        """The network's results, without gradient."""
+        return self._forward(_rows(z), None).unflatten(0, z.shape[:-1])
+
+    def differentiable(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch m"]:
+        """The network's results, differentiable by its parameters and not by ``z``."""
+        results = cast(Tensor, _Results.apply(self, _rows(z), *self.parameters))
+        return results.unflatten(0, z.shape[:-1])
+
+    def _forward(self, z: Tensor, tape: Tensor | None) -> Tensor:
+        results = z.new_empty(len(z), self.outputs)
+        a = self._arguments(z)
+        a.results = results.data_ptr()
+        a.tape = None if tape is None else tape.data_ptr()
+        self.library.forward(ctypes.byref(a))
+        return results
+
+    def _tape(self, z: Tensor) -> Tensor:
+        """Room for the hidden activations of the rows of ``z``, in whole blocks."""
+        block = self.library.rows_of_a_block()
+        return z.new_empty(-(-len(z) // block) * block * sum(self.widths[1:-1]))
+
+    def _backward(self, z: Tensor, tape: Tensor, by_results: Tensor) -> list[Tensor]:
+        """The gradient of ``sum(by_results · results)``, in the order of the parameters."""
+        by_results = by_results.contiguous()
+        a = self._arguments(z)
+        a.by_results, a.tape = by_results.data_ptr(), tape.data_ptr()
+        gradients = self._gradients(a)
+        self.library.backward(ctypes.byref(a))
+        return gradients
+
+    @torch.no_grad()
+    def gradient(self, data: Minibatches) -> list[Tensor]:
+        """The gradient of the loss of the first minibatch, in the order of the parameters."""
+        a, _kept = self._of(data)
+        gradients = self._gradients(a)
+        self.library.gradient(ctypes.byref(a))
+        return gradients
+
+    @torch.no_grad()
+    def fit(
+        self, data: Minibatches, optimizer: torch.optim.Adam, target: Sequence[Tensor], tau: float
+    ) -> None:
+        """A step of ``optimizer`` on every minibatch, then ``target <- (1 - tau) target + tau parameters``.
+
+        ``optimizer`` is torch's Adam of the network's parameters, without its variants.  Its state is what torch's
+        own steps would leave, up to rounding.
+        """
+        (group,) = optimizer.param_groups
+        states = [_state(optimizer, q) for q in self.parameters]
+        a, _kept = self._of(data)
+        _room = self._gradients(a)
+        a.learning_rate, a.eps, a.tau = group["lr"], group["eps"], tau
+        a.beta_first, a.beta_second = group["betas"]
+        a.steps_before = float(states[0]["step"])
+        for name, tensors in (
+            ("mean", [state["exp_avg"] for state in states]),
+            ("square", [state["exp_avg_sq"] for state in states]),
+            ("target", list(target)),
+        ):
+            _point(a, f"{name}_weights", tensors[::2])
+            _point(a, f"{name}_biases", tensors[1::2])
+        moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
+        written = [*moments, *target]
+        if not all(_fits(q) and q.dtype == self.dtype for q in written):
+            raise ValueError(
+                "the state of Adam and the target are contiguous tensors of the network's dtype on the CPU"
+            )
+        self.library.fit(ctypes.byref(a))
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, float(len(data.which)))
+        # The kernel wrote where torch does not see it.
+        torch.autograd.graph.increment_version([*self.parameters, *written])
+
+    def _of(self, data: Minibatches) -> tuple[Any, list[Any]]:
+        """The kernel's arguments, and what has to be kept while it runs."""
+        z, starts, jacobians = ([q.contiguous() for q in parts] for parts in data[:3])
+        slopes, weights, which, y, which_starts = (q.contiguous() for q in data[3:])
+        a = self._arguments(z[0])
+        lists = (_addresses(z), _ends(z), _addresses(starts), _ends(starts), _addresses(jacobians))
+        a.z_parts, a.z_ends, a.start_parts, a.start_ends, a.jacobian_parts = map(ctypes.addressof, lists)
+        a.y, a.slopes, a.row_weights = y.data_ptr(), slopes.data_ptr(), weights.data_ptr()
+        a.which, a.which_start = which.data_ptr(), which_starts.data_ptr()
+        a.batches, a.rows = which.shape
+        a.starts, a.states = which_starts.shape[1], slopes.shape[1]
+        return a, [lists, z, starts, jacobians, slopes, weights, which, y, which_starts]
+
+    def _gradients(self, a: Any) -> list[Tensor]:
+        gradients = [torch.empty_like(q) for q in self.parameters]
+        _point(a, "by_weights", gradients[::2])
+        _point(a, "by_biases", gradients[1::2])
+        return gradients
+
+    def _arguments(self, z: Tensor) -> Any:
+        if z.shape[-1] != self.widths[0] or z.dtype != self.dtype or z.device.type != "cpu":
+            raise ValueError(
+                f"rows {list(z.shape)} of {z.dtype} on {z.device}; the network takes [N, {self.widths[0]}] of "
+                f"{self.dtype} on the CPU"
+            )
+        a = self.type()
+        a.rows = len(z)
+        a.widths = ctypes.addressof(self.widths)
+        _point(a, "weights", self.parameters[::2])
+        _point(a, "biases", self.parameters[1::2])
+        a.z = z.data_ptr()
+        return a
+
+
+def results_of(network: nn.Module, z: Float[Tensor, "*batch o"], backend: str) -> Float[Tensor, "*batch m"]:
+    """``network(z)``, compiled where :meth:`TanhStack.of` allows it; differentiable."""
+    gradient = torch.is_grad_enabled()
+    stack = None if gradient and z.requires_grad else TanhStack.of(network, backend)
+    if stack is None:
+        return cast(Tensor, network(z))
+    return stack.differentiable(z) if gradient else stack(z)
+
+
+class _Results(torch.autograd.Function):
+    """``apply(stack, z, *stack.parameters) -> results``."""
+
+    @staticmethod
+    def forward(ctx: Any, stack: TanhStack, z: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.stack, tape = stack, stack._tape(z)
+        ctx.save_for_backward(z, tape, *parameters)
+        return stack._forward(z, tape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_results: Tensor) -> Any:
+        z, tape, *_ = ctx.saved_tensors  # of the parameters autograd says if they have changed
+        return None, None, *ctx.stack._backward(z, tape, by_results)
+
+
+def _rows(z: Tensor) -> Tensor:
+    return z.detach().reshape(-1, z.shape[-1]).contiguous()
+
+
+def _point(a: Any, name: str, tensors: Sequence[Tensor]) -> None:
+    array = getattr(a, name)
+    for k, tensor in enumerate(tensors):
+        array[k] = tensor.data_ptr()
+
+
+def _addresses(parts: Sequence[Tensor]) -> Any:
+    return (ctypes.c_int64 * len(parts))(*(q.data_ptr() for q in parts))
+
+
+def _ends(parts: Sequence[Tensor]) -> Any:
+    return (ctypes.c_int64 * len(parts))(*accumulate(len(q) for q in parts))
+
+
+def _state(optimizer: torch.optim.Adam, parameter: Tensor) -> dict[str, Tensor]:
+    """Adam's state of a parameter, as torch makes it at the first step."""
+    state: dict[str, Tensor] = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return state
+
+
+class _Layer(NamedTuple):
+    weight: Tensor
+    bias: Tensor
+
+
+def _layers(network: nn.Module) -> list[_Layer] | None:
+    """The layers of a network of linear layers with tanh between them, as torch computes them, on the CPU, or None."""
+    if type(network) not in (MLP, nn.Sequential) or _is_changed(network):
+        return None
+    layers: list[_Layer] = []
+    for k, module in enumerate(network._modules.values()):
+        if type(module) is not (nn.Tanh if k % 2 else nn.Linear) or _is_changed(module):
+            return None
+        if k % 2:
+            continue
+        weight, bias = module._parameters["weight"], module._parameters["bias"]
+        if weight is None or bias is None or not (_fits(weight) and _fits(bias)):
+            return None
+        if bias.dtype != weight.dtype or bias.shape != weight.shape[:1]:
+            return None
+        if layers and (weight.dtype != layers[0].weight.dtype or weight.shape[1] != len(layers[-1].bias)):
+            return None
+        layers.append(_Layer(weight, bias))
+    return layers if len(network._modules) % 2 else None
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether a module computes something else than its class says."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _fits(q: Tensor) -> bool:
+    return q.is_cpu and q.is_contiguous() and q.dtype in (torch.float32, torch.float64)
+
+
+_seconds: dict[str, float] = {}
+"""How long it took to load each kernel, or to compile it first, by its source."""
+_failed: set[str] = set()
+
+
+def compile_seconds() -> float:
+    """Seconds that this process has spent on preparing kernels so far."""
+    return sum(_seconds.values())
+
+
+def _library(dtype: torch.dtype, layers: int) -> ctypes.CDLL | None:
+    """The compiled kernel; None without a compiler, or where it fails, which is logged."""
+    source = _source(dtype, layers)
+    if source in _failed:
+        return None
+    started = time.perf_counter()
+    try:
+        library = build.load(source)
+        _seconds.setdefault(source, time.perf_counter() - started)
+        if library.size_of_arguments() != ctypes.sizeof(_arguments_type(dtype, layers)):
+            raise NativeUnsupportedError("the compiler lays out arguments in another way than ctypes")
+    except build.NoCompilerError:
+        return None  # it has been logged
+    except NativeUnsupportedError as error:
+        logger.warning("networks are not compiled, torch computes them: %s", error)
+        _failed.add(source)
+        return None
+    return library
+
+
+@functools.cache
+def _source(dtype: torch.dtype, layers: int) -> str:
+    text = importlib.resources.files("diffsim.algorithms").joinpath("tanh_stack.cpp").read_text()
+    text = build.with_headers(text).replace("// ARGUMENTS", _arguments(layers).cpp(), 1)
+    number = "double" if dtype == torch.float64 else "float"
+    return f"typedef {number} T;\nconstexpr int LAYERS = {layers};\n{text}"
+
+
+@functools.cache
+def _arguments_type(dtype: torch.dtype, layers: int) -> Any:
+    return _arguments(layers).ctypes(dtype)
+
+
+@functools.cache
+def _arguments(layers: int) -> Struct:
+    """What the kernel is passed; lists of parts are their addresses and the numbers of rows up to the end of each.
+
+    Weights are ``[out, in]``, the widths are one more than the layers."""
+    return Struct(
+        "Arguments",
+        (
+            *fields("int64", "rows", "starts", "states", "batches"),
+            *fields("double", "learning_rate", "beta_first", "beta_second", "eps", "tau", "steps_before"),
+            *fields("int64*", "widths", "which", "which_start", constant=True),
+            *fields(
+                "int64*", "z_parts", "z_ends", "start_parts", "start_ends", "jacobian_parts", constant=True
+            ),
+            *fields("real*", "z", "y", "slopes", "row_weights", constant=True),
+            *fields("real*", "by_results", constant=True),
+            *fields("real*", "results", "tape"),
+            *(
+                field
+                for name in ("", "by_", "mean_", "square_", "target_")
+                for field in fields("real*", f"{name}weights", f"{name}biases", count=layers)
+            ),
+        ),
+    )
