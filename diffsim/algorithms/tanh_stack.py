@@ -22,14 +22,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from diffsim.policy import MLP
+from diffsim.rollouts.observed import BACKENDS
 from solvers.compiler.structs import Struct, fields
 from solvers.compiler.trace import NativeUnsupportedError
 from solvers.native import build
 
 logger = logging.getLogger("diffsim")
-
-BACKENDS = ("auto", "native")
-"""Names of back ends under which stacks are compiled."""
 
 
 class Minibatches(NamedTuple):

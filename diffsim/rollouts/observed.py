@@ -35,7 +35,7 @@ from solvers.native import build
 logger = logging.getLogger("diffsim")
 
 BACKENDS = ("auto", "native")
-"""Names of back ends under which observations are compiled."""
+"""Names of back ends under which observations and networks are compiled."""
 
 _SPACES = {
     "x": "in.x[{index}]",
