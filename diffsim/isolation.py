@@ -154,7 +154,7 @@ class _Draws(TorchDispatchMode):
         super().__init__()
         self.generator = generator
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
@@ -169,6 +169,10 @@ class _Draws(TorchDispatchMode):
             self.generator.set_state(torch.get_rng_state())
             return result
 
+
+# Not in the class body, where torch would wrap it in a function that imports its compiler at the first call, which
+# takes longer than importing torch.
+_Draws.__torch_dispatch__ = _Draws.dispatch  # type: ignore[assignment, method-assign]
 
 _global_generator_lock = (
     threading.Lock()

@@ -7,19 +7,21 @@ from collections.abc import Iterator
 
 import torch
 
-State = tuple[tuple[str, bool, torch.dtype], ...]
-"""For each type of device: whether autocast is on, and the dtype that it casts to."""
+State = tuple[tuple[str, torch.dtype], ...]
+"""The types of devices for which autocast is on, and the dtype that each casts to; empty where it is off."""
+
+
+def _kinds(device: torch.device) -> tuple[str, ...]:
+    return ("cpu",) if device.type in ("cpu", "meta") else ("cpu", device.type)
 
 
 def autocast_state(device: torch.device) -> State:
     """The present state for the CPU and for ``device``."""
-    kinds = ("cpu",) if device.type in ("cpu", "meta") else ("cpu", device.type)
-    return tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
-
-
-def is_on(state: State) -> bool:
-    """Whether anything is cast."""
-    return any(enabled for _, enabled, _ in state)
+    if device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return ()
+    return tuple(
+        (kind, torch.get_autocast_dtype(kind)) for kind in _kinds(device) if torch.is_autocast_enabled(kind)
+    )
 
 
 @contextlib.contextmanager
@@ -29,10 +31,12 @@ def autocast_as(state: State, device: torch.device) -> Iterator[None]:
     The cache would hand weights that were cast without a graph (a rollout's forward pass builds none) to later
     computations, whose gradients would not reach the weights.
     """
-    if not is_on(state) and autocast_state(device) == state:
+    if not state and not autocast_state(device):
         yield
         return
+    on = dict(state)
     with contextlib.ExitStack() as stack:
-        for kind, enabled, dtype in state:
-            stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
+        for kind in _kinds(device):
+            dtype = on.get(kind, torch.get_autocast_dtype(kind))
+            stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=kind in on, cache_enabled=False))
         yield

@@ -10,12 +10,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffsim.rollouts.autocast import State
 from diffsim.rollouts.noise import Noise
 from lazy_registry.source_places import defined_at
 from robotics_envs.base import Env, SizeError
+from solvers.compiler.fingerprint import Held
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, which makes it five times as slow to build; nobody changes one
 class Inputs:
     """The arguments of one call of a rollout.
 
@@ -34,6 +36,9 @@ class Inputs:
         stacked: for a parameter (by identity) the values of all members, ``[members, ...]``.
         act_together: ``act`` of all members at once.
         noise_of: ``[B]``, the number of the rollout whose generated noise each rollout takes; None for its own.
+        held: the fingerprint of simulator, policy and terminal value.
+        beside: the parameters and buffers that are not among ``parameters``.
+        cast: what ``torch.autocast`` does during the call.
     """
 
     env: Env
@@ -54,6 +59,9 @@ class Inputs:
     stacked: dict[int, Tensor] = field(default_factory=dict)
     act_together: Callable[[Tensor, Tensor | None], Tensor] | None = None
     noise_of: Tensor | None = None
+    held: Held | None = None
+    beside: tuple[Tensor, ...] = ()
+    cast: State = ()
 
     def noise_at(self, t: int) -> Tensor | None:
         """The noise of a control interval, ``[B, m]``."""
@@ -124,12 +132,19 @@ class Inputs:
 
         By ``"x0"``, ``"noise"``, ``"controls"``, ``("p", name)`` and, for parameters, their identity.
         """
-        named: dict[Any, Tensor] = {"x0": self.x0, **{("p", name): value for name, value in self.p.items()}}
-        if isinstance(self.noise, Tensor):
-            named["noise"] = self.noise
-        if self.controls is not None:
-            named["controls"] = self.controls
-        return named | {id(q): q for q in self.parameters}
+        found: dict[Any, Tensor] | None = vars(self).get("_named")
+        if found is None:
+            found = {"x0": self.x0}
+            for name, value in self.p.items():
+                found["p", name] = value
+            if isinstance(self.noise, Tensor):
+                found["noise"] = self.noise
+            if self.controls is not None:
+                found["controls"] = self.controls
+            for q in self.parameters:
+                found[id(q)] = q
+            vars(self)["_named"] = found  # asked for several times a call
+        return found
 
 
 def check_observation(env: Env, observation: Tensor, batch: int) -> None:
@@ -195,6 +210,8 @@ class Engine(abc.ABC):
 
     compiled: ClassVar[bool] = True
     """Whether the preparation time counts as compile time."""
+    watched: ClassVar[bool] = False
+    """Whether it is found again by watching what it was prepared from: it has used a C++ compiler, as that does."""
     constant: frozenset[str] = frozenset()
     """Names of the results that depend on no tensor that requires a gradient."""
 

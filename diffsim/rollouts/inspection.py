@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffsim.rollouts.inputs import Inputs
 from robotics_envs.base import Box, Env, Parameter
-from solvers.compiler.fingerprint import fingerprint as compiled_from
+from solvers.compiler.fingerprint import Fingerprints
 
 
-def fingerprint(*values: Any) -> tuple[Any, ...]:
-    """What a rollout is compiled from: see :func:`solvers.compiler.fingerprint.fingerprint`."""
-    return compiled_from(*values, by_value=(Parameter, Box), opaque=_is_foreign)
+def fingerprints() -> Fingerprints:
+    """What a rollout is compiled from, not watched yet."""
+    return Fingerprints(by_value=(Parameter, Box), opaque=_is_foreign)
 
 
 def _is_foreign(value: Any) -> bool:

@@ -29,6 +29,8 @@ _GROUPS = 32
 class Native(Engine):
     """A compiled rollout."""
 
+    watched = True
+
     @classmethod
     def prepare(cls, inputs: Inputs, gradient: bool) -> Native:
         if inputs.x0.device.type != "cpu":
@@ -50,6 +52,10 @@ class Native(Engine):
         self.own_names = translation.own_names
         self.timed_sizes = translation.timed_sizes
         self.gradient = gradient
+        self._sources = [slot.source for slot in self.slots]
+        self._shaped = [q for q in self._sources if not isinstance(q, str)]
+        self._last: tuple[list[int], Any] | None = None
+        """The addresses of shared tensors at the last call, and arguments that hold them."""
         struct = arguments_struct(len(self.timed_sizes), len(self.own_names), len(self.slots))
         self.arguments_type = struct.ctypes(inputs.x0.dtype)
         self.library = build.load(translation.source((STRIDED, struct)))
@@ -110,7 +116,7 @@ class Native(Engine):
         return gradients
 
     def _arguments(self, inputs: Inputs, x0: Tensor) -> Any:
-        a = self.arguments_type()
+        a = self._with_shared(inputs, x0)
         batch = x0.shape[0]
         a.batch, a.steps, a.members = batch, inputs.steps, inputs.members
         a.threads, a.groups = inputs.threads, min(_GROUPS, -(-batch // 64))
@@ -131,15 +137,32 @@ class Native(Engine):
             a.noise_of = _p(keep[-1])
         for k, name in enumerate(self.own_names):
             a.own[k] = _strided(inputs.p[name].detach(), "b")
-        for k, slot in enumerate(self.slots):
-            tensor = inputs.p[slot.source] if isinstance(slot.source, str) else slot.source
+        a.keep = keep
+        return a
+
+    def _with_shared(self, inputs: Inputs, x0: Tensor) -> Any:
+        """New arguments with the addresses of the tensors that all rollouts share."""
+        sources = [inputs.p[q] if isinstance(q, str) else q for q in self._sources]
+        if not inputs.stacked:
+            at = [q.data_ptr() for q in sources]
+            if (
+                self._last is not None
+                and at == self._last[0]
+                and all(map(Tensor.is_contiguous, self._shaped))
+            ):
+                return self.arguments_type.from_buffer_copy(self._last[1])
+        a, plain = self.arguments_type(), not inputs.stacked
+        keep = []
+        for k, tensor in enumerate(sources):
             stacked = inputs.stacked.get(id(tensor))
             data = tensor if stacked is None else stacked
             if data.dtype != x0.dtype or not data.is_contiguous():
-                data = data.detach().to(x0.dtype).contiguous()
+                data, plain = data.detach().to(x0.dtype).contiguous(), False
             keep.append(data)
-            a.shared[k], a.member[k] = _p(data), 0 if stacked is None else slot.size
-        a.keep = keep
+            a.shared[k], a.member[k] = _p(data), 0 if stacked is None else self.slots[k].size
+        a.converted = keep
+        if plain:
+            self._last = at, self.arguments_type.from_buffer_copy(a)
         return a
 
 
@@ -185,11 +208,21 @@ def arguments_struct(timed: int, own: int, shared: int) -> Struct:
     )
 
 
+_NOTHING = _Strided(None, 0, 0, 0)
+
+
 def _strided(tensor: Tensor | None, axes: str) -> ctypes.Structure:
+    """A tensor whose axes are time ``t``, rollout ``b`` and component ``n``, in this order."""
     if tensor is None:
-        return _Strided(None, 0, 0, 0)
-    strides = dict(zip(axes, tensor.stride(), strict=True))
-    return _Strided(tensor.data_ptr(), strides.get("t", 0), strides.get("b", 0), strides.get("n", 0))
+        return _NOTHING
+    at, strides = tensor.data_ptr(), tensor.stride()
+    if axes == "bn":
+        return _Strided(at, 0, *strides)
+    if axes == "tbn":
+        return _Strided(at, *strides)
+    if axes == "tb":
+        return _Strided(at, *strides, 0)
+    return _Strided(at, 0, *strides, 0)
 
 
 def _p(tensor: Tensor | None) -> int | None:

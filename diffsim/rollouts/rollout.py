@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from diffsim.errors import ConfigError, DiffsimError
-from diffsim.rollouts.autocast import autocast_as, autocast_state, is_on
+from diffsim.rollouts.autocast import autocast_as, autocast_state
 from diffsim.rollouts.inputs import (
     Engine,
     Inputs,
@@ -24,7 +25,7 @@ from diffsim.rollouts.inputs import (
     check_actions,
     check_observation,
 )
-from diffsim.rollouts.inspection import Findings, fingerprint, look, operations
+from diffsim.rollouts.inspection import Findings, fingerprints, look, operations
 from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Unrolled, backward_without, finite
 from lazy_registry.registry import Registry, unknown
@@ -32,6 +33,7 @@ from lazy_registry.source_places import defined_at
 from robotics_envs.base import Costs, Env, EpisodeStates, Params, States
 from robotics_envs.divergence import check_rollouts
 from robotics_envs.user_code import UserCodeError, construct_env, describe_failure
+from solvers.compiler.fingerprint import Held
 from solvers.native import build
 from solvers.validation import whole_number
 
@@ -63,6 +65,24 @@ _TOGETHER = 50
 """The number of control intervals of an episode that are in memory at a time."""
 
 Lengths = Int[Tensor, " batch"]
+
+
+class _Explained:
+    """Failures of the user's code as a :class:`RolloutError` of one line."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        # Builtin classes only: callers may want to catch their own ones.
+        if isinstance(error, Exception) and type(error).__module__ == "builtins":
+            line = describe_failure(error)
+            if line is not None:
+                raise RolloutError(line) from None
+
+
+_EXPLAINED = _Explained()
+_AS_IT_IS = contextlib.nullcontext()
 
 
 class RolloutError(DiffsimError, UserCodeError):
@@ -144,13 +164,25 @@ class Rollout:
         self.parameter_gradients = parameter_gradients
         self.on_failure = on_failure
         self._engines: dict[Any, Engine] = {}
+        self._fingerprints = fingerprints()
+        self._about: _About | None = None
         self._said: set[str] = set()
         self.compile_seconds = 0.0
         """Seconds spent on preparing back ends so far."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Prepared back ends hold tensors by identity and loaded libraries: a copy prepares its own.
-        return {**vars(self), "_engines": {}, "_said": set(), "compile_seconds": 0.0}
+        fresh: dict[str, Any] = {
+            "_engines": {},
+            "_fingerprints": None,
+            "_about": None,
+            "_said": set(),
+            "compile_seconds": 0.0,
+        }
+        return {**vars(self), **fresh}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _fingerprints=fingerprints())
 
     def __repr__(self) -> str:
         parts = [f"{self.env!r}", "open loop" if self.policy is None else f"policy {_sized(self.policy)}"]
@@ -198,36 +230,30 @@ class Rollout:
             if not costate_bound > 0:
                 raise ValueError(f"costate_bound = {costate_bound!r} must be positive, or None for no bound")
             inputs = replace(inputs, costate_bound=float(costate_bound))
-        gradient = torch.is_grad_enabled() and any(q.requires_grad for q in inputs.named().values())
-        with self._explained():
-            if not gradient:
-                return self._simulated(inputs, keep_states, self.on_failure)
+        if torch.is_grad_enabled():
             inputs = _without_inference_tensors(inputs)
-            engine = self._engine(inputs, gradient)
+            wanted = {name: q for name, q in inputs.named().items() if q.requires_grad}
+        else:
+            wanted = {}
+        with _EXPLAINED:
+            if not wanted:
+                return self._simulated(inputs, keep_states, self.on_failure)
+            engine = self._engine(inputs, gradient=True)
             if isinstance(engine, Unrolled):
                 with _without_gradient(inputs.fixed):
                     outcome, ok = engine.unrolled(inputs, self.on_failure == "mark")
                 return _trajectory(outcome, _judge(inputs, outcome, self.on_failure) if ok is None else ok)
-            return Trajectory(*_Function.apply(engine, inputs, self.on_failure, *inputs.named().values()))
+            # What Function.apply does beside calling this is for functorch, and takes as long as a small rollout.
+            direct = not torch._C._are_functorch_transforms_active()
+            apply = super(torch.autograd.Function, _Function).apply if direct else _Function.apply
+            return Trajectory(*apply(engine, inputs, self.on_failure, tuple(wanted), *wanted.values()))
 
     def _simulated(self, inputs: Inputs, keep_states: bool, on_failure: str | None) -> Trajectory:
         """The trajectory without gradient."""
         engine, device = self._engine(inputs, gradient=False), inputs.x0.device
-        with autocast_as(autocast_state(device), device):
+        with autocast_as(inputs.cast, device) if inputs.cast else _AS_IT_IS:
             outcome = engine.forward(inputs, keep_states)[0]
         return _trajectory(outcome, _judge(inputs, outcome, on_failure))
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Failures of the user's code as a :class:`RolloutError` of one line."""
-        try:
-            yield
-        except Exception as error:
-            # Builtin classes only: callers may want to catch their own ones.
-            line = describe_failure(error) if type(error).__module__ == "builtins" else None
-            if line is None:
-                raise
-            raise RolloutError(line) from None
 
     def returns(self, x0: States, p: Params | None = None, noise: Float[Tensor, " m"] | None = None) -> Costs:
         """The first part of :meth:`episodes`."""
@@ -275,7 +301,7 @@ class Rollout:
         while left:
             steps = min(left, _TOGETHER)
             given = None if noise is None else noise.expand(steps, len(x0), -1)
-            with self._explained():
+            with _EXPLAINED:
                 trajectory = self._simulated(self._inputs(x, steps, p, given, None, None), True, None)
             assert trajectory.states is not None
             states = trajectory.states[1:]
@@ -390,7 +416,7 @@ class Rollout:
         }
         named = {name: stacked[id(own[name])] for name in own}
         inputs = replace(inputs, members=members, stacked=stacked, act_together=self._act_of(named))
-        with self._explained():
+        with _EXPLAINED:
             return self._simulated(inputs, keep_states, self.on_failure)
 
     def _act_of(self, stacked: dict[str, Tensor]) -> Callable[[Tensor, Tensor | None], Tensor]:
@@ -426,7 +452,8 @@ class Rollout:
     ) -> Inputs:
         env, policy = self.env, self.policy
         n, m = len(env.state_names), len(env.action_box)
-        if x0.ndim != 2 or x0.shape[1] != n or not len(x0):
+        batch = x0.shape[0] if x0.ndim == 2 else 0
+        if not batch or x0.shape[1] != n:
             raise ValueError(f"x0 has the shape {tuple(x0.shape)}; {env.name} needs [B, {n}] with B >= 1")
         if not x0.is_floating_point():
             raise ValueError(f"x0 has the dtype {x0.dtype}; states are float32 or float64")
@@ -440,51 +467,38 @@ class Rollout:
             )
         if noise is not None and policy is None:
             raise ValueError("noise is given to the policy, and there is none: add it to the controls")
-        p = dict(env.params(x0) if p is None else p)
-        missing = set(env.constants) ^ set(p)
-        if missing:
-            raise ValueError(
-                f"p must name the parameters of {env.name}; missing or unknown: {', '.join(sorted(missing))}"
-            )
-        shapes = {"noise": None if isinstance(noise, Noise) else noise, "controls": controls}
-        for name, tensor in shapes.items():
-            if tensor is not None and tensor.shape != (steps, len(x0), m):
+        for name, tensor in (("noise", noise), ("controls", controls)):
+            if tensor is None or isinstance(tensor, Noise):
+                continue
+            if tensor.shape != (steps, batch, m):
                 raise ValueError(
-                    f"{name} has the shape {tuple(tensor.shape)}, expected [steps, B, m] = {[steps, len(x0), m]}"
+                    f"{name} has the shape {tuple(tensor.shape)}, expected [steps, B, m] = {[steps, batch, m]}"
                 )
-        for name, tensor in p.items():
-            if not isinstance(tensor, Tensor):
-                raise ValueError(f"p[{name!r}] = {tensor!r} must be a tensor")
-            if tensor.shape not in ((), (len(x0),)):
-                raise ValueError(
-                    f"p[{name!r}] has the shape {tuple(tensor.shape)}, expected [] or [{len(x0)}]"
-                )
-        given = {**shapes, **{f"p[{name!r}]": value for name, value in p.items()}}
-        for name, tensor in given.items():
-            if tensor is not None and (tensor.dtype != x0.dtype or tensor.device != x0.device):
+            if tensor.dtype != x0.dtype or tensor.device != x0.device:
                 raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, x0 {x0.dtype} on {x0.device}")
-        modules = [q for q in (policy, self.terminal) if isinstance(q, nn.Module)]
-        parameters = {id(q): q for module in modules for q in module.parameters()}
-        for q in parameters.values():
-            if q.dtype != x0.dtype or q.device != x0.device:
-                raise ValueError(f"the policy has {q.dtype} on {q.device}, x0 is {x0.dtype} on {x0.device}")
-        threads = self.threads or (1 if len(x0) < _FEW else torch.get_num_threads())
-        trainable = tuple(q for q in parameters.values() if q.requires_grad)
-        trained, fixed = (trainable, ()) if self.parameter_gradients else ((), trainable)
+        held = self._fingerprints.of(env, policy, self.terminal)
+        about = self._about
+        if about is None or about.held is not held or about.like != (x0.dtype, x0.device):
+            about = self._about = _About(held, x0, (policy, self.terminal))
+        about.look_again(self.parameter_gradients)
+        given = about.physical(env, x0, p)
         return Inputs(
             env,
             self._act,
             self.terminal,
             x0,
             steps,
-            p,
+            given,
             noise,
             controls,
-            tuple(modules),
-            trained,
-            fixed,
+            about.modules,
+            about.trained,
+            about.fixed,
             truncate=truncate,
-            threads=threads,
+            threads=self.threads or (1 if batch < _FEW else torch.get_num_threads()),
+            held=held,
+            beside=about.beside,
+            cast=autocast_state(x0.device),
         )
 
     def _act(self, x: Tensor, noise: Tensor | None) -> Tensor:
@@ -506,16 +520,33 @@ class Rollout:
 
     def _engine(self, inputs: Inputs, gradient: bool) -> Engine:
         """The back end for these inputs, prepared if it is new."""
-        kinds = [(name, v.ndim) for name, v in inputs.named().items()]
-        wanted = tuple(gradient and v.requires_grad for v in inputs.named().values())
-        held = fingerprint(self.env, self.policy, self.terminal)
-        cast = autocast_state(inputs.x0.device)
-        common = (inputs.x0.dtype, inputs.x0.device, cast, type(inputs.noise), *kinds, *held)
+        about, p, timed = self._about, inputs.p, (inputs.noise, inputs.controls)
+        assert about is not None
+        kinds = [
+            type(q) if q is None or isinstance(q, Noise) else gradient and q.requires_grad for q in timed
+        ]
+        # Which parameters are trained, and how many values each physical one has, is the same as at the last call.
+        short = (inputs.cast, gradient and inputs.x0.requires_grad, *kinds, gradient)
+        if gradient:
+            short += tuple([v.requires_grad for v in p.values()])
+        engine = about.ready.get(short)
+        if engine is None:
+            engine = about.ready[short] = self._found(inputs, gradient)
+        return engine
+
+    def _found(self, inputs: Inputs, gradient: bool) -> Engine:
+        """The same by everything that it was prepared for."""
+        x0, p, cast = inputs.x0, inputs.p, inputs.cast
+        given = (x0.dtype, x0.device, cast, type(inputs.noise), inputs.controls is None)
+        kinds = (tuple(p), tuple([v.ndim for v in p.values()]), tuple(map(id, inputs.parameters)))
+        common = (given, kinds, inputs.held)
+        wanted = tuple([gradient and v.requires_grad for v in inputs.named().values()])
         key = (common, wanted)
-        if key not in self._engines:
-            for (others, _), engine in self._engines.items():
+        engine = self._engines.get(key)
+        if engine is None:
+            for (others, _), other in self._engines.items():
                 if others == common and not gradient:
-                    return engine  # one prepared for gradients serves without them as well
+                    return other  # one prepared for gradients serves without them as well
             started = time.perf_counter()
             with (
                 torch.inference_mode(False),
@@ -523,14 +554,16 @@ class Rollout:
                 autocast_as(cast, inputs.x0.device),
             ):
                 findings = look(inputs, gradient)
-                engine = self._ready(inputs, gradient, findings, is_on(cast))
+                engine = self._ready(inputs, gradient, findings, bool(cast))
             engine.constant = findings.constant
             if engine.compiled:
                 self.compile_seconds += time.perf_counter() - started
             while len(self._engines) >= _MOST_ENGINES:
                 self._engines.pop(next(iter(self._engines)))
             self._engines[key] = engine
-        return self._engines[key]
+            if engine.watched:  # there is a C++ compiler then
+                self._fingerprints.load = build.load
+        return engine
 
     def _ready(self, inputs: Inputs, gradient: bool, findings: Findings, cast: bool) -> Engine:
         if findings.changing:
@@ -585,6 +618,87 @@ class Rollout:
         # By counting operations, not by timing, so that the same run always uses the same back end.
         eager = self.expected_steps * operations(inputs) * 3 * (4e-6 + 2e-9 * len(inputs.x0))
         return [*(name for name in fitting if eager > _COMPILING[name]), "eager"]
+
+
+class _About:
+    """What one call after another takes from simulator, policy and terminal value while these do not change.
+
+    Raises:
+        ValueError: a parameter of a module has another dtype or device than ``x0``.
+    """
+
+    def __init__(self, held: Held, x0: Tensor, functions: tuple[Any, ...]) -> None:
+        self.held, self.like = held, (x0.dtype, x0.device)
+        self.modules = tuple(q for q in functions if isinstance(q, nn.Module))
+        self.parameters = tuple({id(q): q for module in self.modules for q in module.parameters()}.values())
+        for q in self.parameters:
+            if q.dtype != x0.dtype or q.device != x0.device:
+                raise ValueError(f"the policy has {q.dtype} on {q.device}, x0 is {x0.dtype} on {x0.device}")
+        self._requires: list[bool] | None = None
+        self._own: dict[str, Tensor] | None = None
+        self._names: list[str] = []
+        self._checked: list[Tensor] = []
+        self._several: list[str] = []
+        self.trained: tuple[Tensor, ...] = ()
+        self.fixed: tuple[Tensor, ...] = ()
+        self.beside: tuple[Tensor, ...] = ()
+        self.ready: dict[Any, Engine] = {}
+        """Back ends for these parameters and as many values of each physical one."""
+
+    def look_again(self, parameter_gradients: bool) -> None:
+        """Which parameters are trained: the members of :class:`Inputs` that follow from it."""
+        requires = [parameter_gradients, *[q.requires_grad for q in self.parameters]]
+        if requires == self._requires:
+            return
+        self._requires = requires
+        self.ready = {}
+        trainable = tuple(q for q in self.parameters if q.requires_grad)
+        self.trained, self.fixed = (trainable, ()) if parameter_gradients else ((), trainable)
+        trained = {id(q) for q in self.trained}
+        buffers = [q for module in self.modules for q in module.buffers()]
+        # Autograd cannot save what was made in inference mode.
+        self.beside = tuple(
+            q for q in (*self.parameters, *buffers) if id(q) not in trained and not q.is_inference()
+        )
+
+    def physical(self, env: Env, x0: Tensor, p: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """The physical parameters ``p``, the simulator's own by default.
+
+        Raises:
+            ValueError: they are not those of the simulator, for the rollouts from ``x0``.
+        """
+        if p is None:
+            if self._own is None:
+                with torch.inference_mode(False):
+                    self._own = env.params(x0)
+            p = self._own
+        p, batch = dict(p), (x0.shape[0],)
+        same = [*p] == self._names and all(map(operator.is_, p.values(), self._checked))
+        if not same or p.keys() != env.constants.keys() or any(p[q].shape != batch for q in self._several):
+            _check_parameters(env, p, x0)
+            several = [name for name, q in p.items() if q.ndim]
+            if [*p] != self._names or several != self._several:
+                self.ready = {}
+            self._names, self._checked, self._several = [*p], [*p.values()], several
+        return p
+
+
+def _check_parameters(env: Env, p: dict[str, Tensor], x0: Tensor) -> None:
+    """Raise ValueError unless these are the simulator's physical parameters, for the rollouts from ``x0``."""
+    if p.keys() != env.constants.keys():
+        missing = set(env.constants) ^ set(p)
+        raise ValueError(
+            f"p must name the parameters of {env.name}; missing or unknown: {', '.join(sorted(missing))}"
+        )
+    for name, tensor in p.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"p[{name!r}] = {tensor!r} must be a tensor")
+        if tensor.shape not in ((), (len(x0),)):
+            raise ValueError(f"p[{name!r}] has the shape {tuple(tensor.shape)}, expected [] or [{len(x0)}]")
+        if tensor.dtype != x0.dtype or tensor.device != x0.device:
+            raise ValueError(
+                f"p[{name!r}] is {tensor.dtype} on {tensor.device}, x0 {x0.dtype} on {x0.device}"
+            )
 
 
 @contextlib.contextmanager
@@ -645,23 +759,33 @@ def _sized(function: Any) -> str:
 
 
 class _Function(torch.autograd.Function):
-    """``apply(engine, inputs, on_failure, *inputs.named().values()) -> last, costs, states, values, ok``."""
+    """``apply(engine, inputs, on_failure, names, *tensors) -> last, costs, states, values, ok``.
+
+    ``tensors`` are those of ``inputs.named()`` that require a gradient, ``names`` their names.
+    """
 
     @staticmethod
-    def forward(ctx: Any, engine: Engine, inputs: Inputs, on_failure: str | None, *tensors: Tensor) -> Any:
-        ctx.autocast = autocast_state(inputs.x0.device)
-        with autocast_as(ctx.autocast, inputs.x0.device):
+    def forward(
+        ctx: Any,
+        engine: Engine,
+        inputs: Inputs,
+        on_failure: str | None,
+        names: tuple[Any, ...],
+        *tensors: Tensor,
+    ) -> Any:
+        with autocast_as(inputs.cast, inputs.x0.device) if inputs.cast else _AS_IT_IS:
             outcome, ctx.kept = engine.forward(inputs, keep_states=True)
         ok = _judge(inputs, outcome, on_failure)
         ctx.failed = on_failure == "mark" and not bool(ok.all())  # type: ignore[union-attr]
-        ctx.engine, ctx.inputs = engine, inputs
+        ctx.engine, ctx.inputs, ctx.names, ctx.versions = engine, inputs, names, _versions(inputs)
         ctx.set_materialize_grads(False)
-        # All inputs are saved, so that autograd reports in-place changes before backward.
-        held = [q for module in inputs.modules for q in (*module.parameters(), *module.buffers())]
-        ctx.save_for_backward(outcome.states, ok, *tensors, *(q for q in held if not q.is_inference()))
+        ctx.save_for_backward(outcome.states, ok)
         constant = [getattr(outcome, name) for name in engine.constant]
-        ctx.mark_non_differentiable(*constant, *([] if ok is None else [ok]))
-        return _trajectory(outcome, ok)[:]
+        if ok is not None:
+            constant.append(ok)
+        if constant:
+            ctx.mark_non_differentiable(*constant)
+        return outcome.last, outcome.costs, outcome.states, outcome.values, ok
 
     @staticmethod
     def backward(ctx: Any, by_last: Any, by_costs: Any, by_states: Any, by_values: Any, by_ok: Any) -> Any:
@@ -670,12 +794,25 @@ class _Function(torch.autograd.Function):
                 "a rollout has first derivatives only (create_graph=True asks for second ones); "
                 "loop over policy(env.observe(x)) and env.step yourself where you need them"
             )
-        states, ok, *_ = ctx.saved_tensors
+        states, ok = ctx.saved_tensors
         inputs, by = ctx.inputs, Outcome(by_states, by_last, by_costs, by_values)
-        with autocast_as(ctx.autocast, inputs.x0.device):
+        if ctx.versions != _versions(inputs):
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: an "
+                "input of a rollout, or a parameter or buffer of its policy or terminal value, was written into "
+                "between the rollout and its backward pass"
+            )
+        with autocast_as(inputs.cast, inputs.x0.device):
             if ctx.failed:
                 found = backward_without(ctx.engine, inputs, states, by, ok)
             else:
                 found = ctx.engine.backward(inputs, states, by, ctx.kept)
-        gradients = [found.get(name) if q.requires_grad else None for name, q in inputs.named().items()]
-        return None, None, None, *gradients
+        return None, None, None, None, *[found.get(name) for name in ctx.names]
+
+
+def _versions(inputs: Inputs) -> list[int]:
+    """The numbers of in-place changes of everything that a backward pass reads.
+
+    Saved by autograd, each tensor would cost more than ten times as much.
+    """
+    return [*[q._version for q in inputs.named().values()], *[q._version for q in inputs.beside]]

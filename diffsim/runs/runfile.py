@@ -43,7 +43,10 @@ from diffsim.values import folder, shown
 from lazy_registry.registry import unknown
 
 FORMAT = "diffsim-run"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE = (1, 2)
+"""Version 1 stored a checkpoint's state entry by entry (``diffsim.state_tree``); a file is of version 2 as soon as
+anything is written in it."""
 FILE_NAME = "run.h5"
 TRAINING_LOCK = ".training.lock"
 
@@ -141,7 +144,7 @@ class RunFile:
                 raise RunFileError(
                     f"{self.path} has vanished since it was opened; nothing can be saved in it"
                 )
-            changed = {} if config is None else _signed(config, self.sources(), self.is_own())
+            changed: dict[str, Any] = {} if config is None else _signed(config, self.sources(), self.is_own())
             with self._open() as old:
                 kept = {}
                 for top in {name.split("/")[0] for name in (*old, *sections)}:
@@ -150,6 +153,7 @@ class RunFile:
                     inner = {name.split("/")[1] for name in sections if name.startswith(top + "/")}
                     names = [f"{top}/{n}" for n in old.get(top, ()) if n not in inner] if inner else [top]
                     kept.update({name: self._copier(old[name]) for name in names})
+                changed = {**changed, "format_version": FORMAT_VERSION}
                 self._replace({**old.attrs, **changed}, {**kept, **sections})
 
     def _copier(self, source: h5py.Group) -> Writer:
@@ -241,9 +245,9 @@ class RunFile:
                 raise self._damaged(error) from error
             if form != FORMAT:
                 raise RunFileError(f"{self.path} is an HDF5 file, but not a diffsim run")
-            if version != FORMAT_VERSION:
+            if version not in _READABLE:
                 raise RunFileError(
-                    f"{self.path} has format version {version}; this diffsim reads {FORMAT_VERSION}"
+                    f"{self.path} has format version {version}; this diffsim reads up to {FORMAT_VERSION}"
                 )
             yield file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import gymnasium
@@ -14,21 +15,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lazy_registry.installation import install_command
+from robotics_envs.adapters.compiled import CompiledStep, compiled, fingerprints
 from robotics_envs.base import Env
 from robotics_envs.divergence import DivergenceError, check_finite
 from robotics_envs.drawing import rasterise
 from robotics_envs.user_code import construct_env
+from solvers.compiler.trace import NativeUnsupportedError
+from solvers.native import build
 from solvers.validation import whole_number
 
+logger = logging.getLogger("robotics_envs")
 Array = NDArray[Any]
 RENDER_MODES = ("rgb_array", "human")
 PIXELS = 480
+BACKENDS = ("eager", "native")
 
 
 class Simulation:
     """The state of a batch of episodes, shared by the interfaces: states, elapsed intervals, random numbers.
 
-    Everything is computed in ``dtype`` without gradients; observations are returned in float32.
+    Everything is computed in ``dtype`` without gradients; observations are returned in float32.  With
+    ``backend="native"`` a control interval is one call of compiled code, made at the first step, which takes a few
+    seconds unless it is in the cache; numbers agree to rounding.  Where there is no compiler, or the simulator has no
+    C++, it is computed in torch and a warning says so.
     """
 
     def __init__(
@@ -40,7 +49,10 @@ class Simulation:
         unit_actions: bool = False,
         dtype: torch.dtype = torch.float64,
         device: str = "cpu",
+        backend: str = "eager",
     ) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
         self.env = construct_env(env)
         steps = self.env.episode_steps if episode_steps is None else episode_steps
         self.episode_steps = whole_number("episode_steps", steps)
@@ -57,6 +69,37 @@ class Simulation:
             self.p[name] = self._parameter(name, value)
         self.elapsed = np.zeros(batch, dtype=np.int64)
         self.ended = np.ones(batch, dtype=bool)
+        self.backend = backend
+        self._fingerprints = fingerprints()
+        self._made: tuple[Any, CompiledStep | None] | None = None
+        """What the compiled step was made from, and the step; None if there is none."""
+        self._observed: Array | None = None
+        """Moderate observations of the states, where they are known, until the states change."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled code is neither copied nor sent to another process; states are, as they are.
+        fresh = {"_fingerprints": None, "_made": None, "_observed": None}
+        return {**vars(self), **fresh, "x": self.x.clone(), "u": self.u.clone()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _fingerprints=fingerprints())
+
+    def _compiled(self) -> CompiledStep | None:
+        """The compiled step for the simulator as it is now."""
+        if self.backend != "native":
+            return None
+        key = self._fingerprints.of(self.env)
+        if self._made is None or self._made[0] is not key:
+            made: CompiledStep | None = None
+            try:
+                if self.x.device.type != "cpu":
+                    raise NativeUnsupportedError(f"the states are on {self.x.device}")
+                made = compiled(self.env, self.p, self.batch, self.unit_actions, self.dtype)
+            except NativeUnsupportedError as error:
+                if not isinstance(error, build.NoCompilerError):  # which is logged where it is found
+                    logger.warning("backend='native' falls back to 'eager': %s", error)
+            self._made = self._fingerprints.of(self.env), made
+        return self._made[1]
 
     def _parameter(self, name: str, value: Any) -> Tensor:
         """A copy of a parameter's value or values, within the bounds that the simulator states."""
@@ -124,14 +167,41 @@ class Simulation:
         self.x = torch.where(mask, fresh, self.x)
         self.u = torch.where(mask, torch.zeros_like(self.u), self.u)
         self.elapsed[which], self.ended[which] = 0, False
+        self._observed = None
 
-    @torch.no_grad()
     def step(self, action: Array) -> tuple[Array, Array, Array]:
         """One control interval: rewards, terminations and truncations, ``[B]`` each.
 
         Raises:
             robotics_envs.DivergenceError: a state or cost is not finite.
         """
+        made = self._compiled()
+        found = None if made is None else self._step_compiled(made, action)
+        rewards, terminated = self._step_in_torch(action) if found is None else found
+        self.elapsed += 1
+        truncated = ~terminated & (self.elapsed >= self.episode_steps)
+        self.ended = terminated | truncated
+        return rewards, terminated, truncated
+
+    def _step_compiled(self, made: CompiledStep, action: Array) -> tuple[Array, Array] | None:
+        """Rewards and terminations; None, and nothing has changed, where something is not as it has to be."""
+        if not isinstance(action, np.ndarray) or action.shape != made.actions.shape:
+            return None
+        self._hand_over(made)
+        made.actions[:] = action
+        if not made.step():
+            return None
+        self.u, self._observed = made.applied_tensor, made.observations
+        return np.negative(made.costs, dtype=np.float64), made.ended != 0
+
+    def _hand_over(self, made: CompiledStep) -> None:
+        """Let the compiled step hold the states."""
+        if self.x is not made.states_tensor:
+            made.states[:] = self.x.numpy()
+            self.x = made.states_tensor
+
+    @torch.no_grad()
+    def _step_in_torch(self, action: Array) -> tuple[Array, Array]:
         u = torch.as_tensor(action, dtype=self.dtype, device=self.x.device).detach()
         if u.shape != self.u.shape or not u.isfinite().all():
             raise ValueError(f"actions are finite numbers of shape {list(self.u.shape)}, got {action!r}")
@@ -139,14 +209,9 @@ class Simulation:
             u = self.low + (self.high - self.low) * (u + 1) / 2
         following, cost = self.env.step(self.x, u, self.p)
         check_finite(self.env, self.x, u, following, cost)
-        self.x, self.u = following, self.env.clip_action(u)
-        self.elapsed += 1
-        terminated = self.env.done(following).cpu().numpy()
-        truncated = ~terminated & (self.elapsed >= self.episode_steps)
-        self.ended = terminated | truncated
-        return -cost.double().cpu().numpy(), terminated, truncated
+        self.x, self.u, self._observed = following, self.env.clip_action(u), None
+        return -cost.double().cpu().numpy(), self.env.done(following).cpu().numpy()
 
-    @torch.no_grad()
     def observation(self) -> Array:
         """Observations ``[B, o]`` in float32.
 
@@ -154,7 +219,13 @@ class Simulation:
             robotics_envs.DivergenceError: one is not finite, or beyond float32.
         """
         # Copies, here and in state(): callers may keep and change them.
-        exact = np.array(self.env.observe(self.x).cpu().numpy(), dtype=np.float64)
+        if self._observed is None and self._made is not None and (made := self._compiled()) is not None:
+            self._hand_over(made)
+            self._observed = made.observe()
+        if self._observed is not None:
+            return self._observed.astype(np.float32)
+        with torch.no_grad():
+            exact = np.array(self.env.observe(self.x).cpu().numpy(), dtype=np.float64)
         wrong = ~(np.abs(exact) <= np.finfo(np.float32).max)
         if wrong.any():
             rollout, component = np.argwhere(wrong)[0]
@@ -165,6 +236,9 @@ class Simulation:
         return exact.astype(np.float32)
 
     def state(self) -> Array:
+        made = None if self._made is None else self._made[1]
+        if made is not None and self.x is made.states_tensor:
+            return made.states.astype(np.float64)
         return np.array(self.x.cpu().numpy(), dtype=np.float64)
 
     def picture(self, i: int) -> NDArray[np.uint8]:
@@ -187,6 +261,7 @@ class GymEnv(gymnasium.Env[Array, Array]):
         episode_steps: intervals after which an episode is truncated; the task's own if not given.
         unit_actions: take actions in [-1, 1] and scale them to the action box.
         dtype, device: what the simulator computes in and on.
+        backend: ``"native"`` steps through compiled code, see :class:`Simulation`.
 
     ``reset(options={"state": x})`` starts at a given state ``[n]``; ``info["state"]`` is the state.
     """
@@ -204,9 +279,10 @@ class GymEnv(gymnasium.Env[Array, Array]):
         unit_actions: bool = False,
         dtype: torch.dtype = torch.float64,
         device: str = "cpu",
+        backend: str = "eager",
     ) -> None:
         _check_render_mode(render_mode)
-        self._simulation = Simulation(env, 1, parameters, episode_steps, unit_actions, dtype, device)
+        self._simulation = Simulation(env, 1, parameters, episode_steps, unit_actions, dtype, device, backend)
         self.simulator, self.render_mode = self._simulation.env, render_mode
         self.metadata = _metadata(self._simulation)
         self.action_space = self._simulation.action_space()
@@ -293,11 +369,12 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         unit_actions: bool = False,
         dtype: torch.dtype = torch.float64,
         device: str = "cpu",
+        backend: str = "eager",
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode = {render_mode!r}: many rollouts are drawn as 'rgb_array' only")
         steps = max_episode_steps if episode_steps is None else episode_steps
-        self._simulation = Simulation(env, num_envs, parameters, steps, unit_actions, dtype, device)
+        self._simulation = Simulation(env, num_envs, parameters, steps, unit_actions, dtype, device, backend)
         num_envs = self._simulation.batch
         self.simulator, self.num_envs, self.render_mode = self._simulation.env, num_envs, render_mode
         self.metadata = {**_metadata(self._simulation), "autoreset_mode": AutoresetMode.NEXT_STEP}

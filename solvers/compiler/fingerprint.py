@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import operator
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+
+from solvers.compiler.watch import Load, Watch, available, version_of
 
 
 class Identity:
@@ -24,6 +27,69 @@ class Identity:
         return isinstance(other, Identity) and other.value is self.value
 
 
+class Held:
+    """A fingerprint that is hashed once, and the objects that it was taken of."""
+
+    __slots__ = ("_hash", "key", "values")
+
+    def __init__(self, key: tuple[Any, ...], values: tuple[Any, ...]) -> None:
+        self.key, self.values, self._hash = key, values, hash(key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Held) or (self.key is not other.key and self.key != other.key):
+            return False
+        self.key = other.key  # the next comparison of the two is short
+        return True
+
+
+class Fingerprints:
+    """Fingerprints of some objects, taken again only after something has changed.
+
+    Arguments as of :func:`fingerprint`, and ``most``, the number of them that are kept: an object whose parts change
+    to and fro has several.  ``load`` compiles what watches for changes (``solvers.native.build.load``); without it,
+    or where it fails, every fingerprint is taken again.
+    """
+
+    def __init__(
+        self,
+        by_value: tuple[type, ...] = (),
+        opaque: Callable[[Any], bool] = lambda value: False,
+        most: int = 4,
+        load: Load | None = None,
+    ) -> None:
+        self._by_value, self._opaque, self._most = by_value, opaque, most
+        self.load = load
+        self._kept: list[tuple[Held, Watch]] = []
+
+    def of(self, *values: Any) -> Held:
+        """The fingerprint; the same object as before if nothing has changed."""
+        for place, (held, seen) in enumerate(self._kept):
+            if all(map(operator.is_, held.values, values)) and seen.unchanged():
+                if place:
+                    self._kept.insert(0, self._kept.pop(place))
+                return held
+        recorder = Watch(self.load) if self.load is not None and available(self.load) else None
+        collected = _Collected(self._by_value, self._opaque, recorder)
+        for value in values:
+            collected.add(value)
+        held = Held(tuple(collected.parts), values)
+        if recorder is not None:
+            # What changes and changes back is equal: then the earlier one is good again, with another watch.
+            held = next((each for each, _ in self._kept if each.key == held.key and _same(each, held)), held)
+            self._kept = [(held, recorder.seal()), *(q for q in self._kept if q[0] is not held)]
+            del self._kept[self._most :]
+        return held
+
+
+def _same(one: Held, other: Held) -> bool:
+    return len(one.values) == len(other.values) and all(map(operator.is_, one.values, other.values))
+
+
 def fingerprint(
     *values: Any, by_value: tuple[type, ...] = (), opaque: Callable[[Any], bool] = lambda value: False
 ) -> tuple[Any, ...]:
@@ -32,7 +98,7 @@ def fingerprint(
     Numbers, strings and NumPy arrays are compared by value, at any depth of lists, dicts, attributes (also of classes
     and functions) and closures; functions by the identity of their code and by their defaults and closure, so that
     one made anew by the same ``def`` is the same; tensors and objects without attributes by identity; integer
-    tensors, which a trace treats as constants, also by their version.
+    tensors, which a trace treats as constants, also by their version and place.
 
     Args:
         by_value: hashable types that are compared by their own ``==``.
@@ -50,10 +116,14 @@ _FOREIGN = ("builtins", "abc", "functools", "torch", "numpy")
 
 
 class _Collected:
-    def __init__(self, by_value: tuple[type, ...], opaque: Callable[[Any], bool]) -> None:
+    def __init__(
+        self, by_value: tuple[type, ...], opaque: Callable[[Any], bool], watch: Watch | None = None
+    ) -> None:
         self.parts: list[Any] = []
         self._seen: dict[int, int] = {}
         self._by_value, self._opaque = by_value, opaque
+        self._watch = watch
+        """Records what is read."""
 
     def add(self, value: Any) -> None:
         parts, kind = self.parts, type(value)
@@ -69,10 +139,14 @@ class _Collected:
             parts += (kind, str(value))  # a NaN equals itself, 0.0 is not -0.0
         elif isinstance(value, Tensor):
             parts += (Identity(value), value.shape, value.dtype)
-            if not value.is_floating_point() and not value.is_inference():
-                parts.append(value._version)
+            if not value.is_floating_point():
+                parts.append(version_of(value))
+            if self._watch is not None:
+                self._watch.tensor(value)
         elif isinstance(value, (np.ndarray, np.generic)):
             array = np.asarray(value)
+            if self._watch is not None and isinstance(value, np.ndarray):
+                self._watch.numbers(value)
             # An array of objects holds addresses.
             parts += (kind, array.dtype, array.shape)
             self.add(array.tolist() if array.dtype.hasobject else array.tobytes())
@@ -88,6 +162,8 @@ class _Collected:
 
     def _add_function(self, value: types.FunctionType) -> None:
         self.parts.append(Identity(value.__code__))
+        if self._watch is not None:
+            self._watch.function(value)
         for held in (value.__defaults__, value.__kwdefaults__, value.__dict__):
             if held:
                 self.add(held)
@@ -102,9 +178,13 @@ class _Collected:
         parts = self.parts
         if isinstance(value, (list, tuple, set, frozenset)):
             parts += (type(value), len(value))
+            if self._watch is not None:
+                self._watch.sequence(value)
             self._add_all(*value)
         elif isinstance(value, (dict, Mapping)):
             parts += (dict, len(value))
+            if self._watch is not None:
+                self._watch.mapping(value)
             for key, entry in value.items():
                 parts.append(str(key))
                 self.add(entry)
@@ -118,7 +198,12 @@ class _Collected:
             self._add_all(value.func, value.args, value.keywords)
         elif isinstance(value, nn.Module):
             parts.append(type(value))
+            if self._watch is not None:
+                self._watch.attributes(value)
+                for name in _HOOKS:
+                    self._watch.mapping(getattr(value, name))
             parts += [Identity(hook) for name in _HOOKS for hook in getattr(value, name).values()]
+            self._add_classes(_written_by_users(type(value))[0])  # type: ignore[arg-type]  # hashable
             for name, entry in vars(value).items():
                 if name not in _OF_MODULES:
                     self.add(entry)
@@ -128,6 +213,8 @@ class _Collected:
             parts.append(Identity(value))
 
     def _add_cell(self, cell: types.CellType) -> None:
+        if self._watch is not None:
+            self._watch.cell(cell)
         try:
             self.add(cell.cell_contents)
         except ValueError:  # it is filled later
@@ -142,14 +229,24 @@ class _Collected:
         parts.append(kind)
         if is_foreign:
             parts.append(Identity(value))  # its state is not in attributes
-        held = [getattr(value, "__dict__", {}), *map(vars, own)]
-        if slots:
-            held.append({name: getattr(value, name) for name in slots if hasattr(value, name)})
-        for names in held:
-            for name, entry in names.items():
-                if name[:2] != "__" and name != "_abc_impl":
-                    parts.append(name)
-                    self.add(entry)
+        if self._watch is not None:
+            self._watch.attributes(value)
+            self._watch.slots(value, slots)
+        self._add_named(getattr(value, "__dict__", {}))
+        self._add_named({name: getattr(value, name) for name in slots if hasattr(value, name)})
+        self._add_classes(own)
+
+    def _add_classes(self, own: tuple[type, ...]) -> None:
+        for base in own:
+            if self._watch is not None:
+                self._watch.mapping(vars(base))
+            self._add_named(vars(base))
+
+    def _add_named(self, names: Mapping[str, Any]) -> None:
+        for name, entry in names.items():
+            if name[:2] != "__" and name != "_abc_impl":
+                self.parts.append(name)
+                self.add(entry)
 
 
 @functools.lru_cache(maxsize=512)

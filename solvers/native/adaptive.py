@@ -15,6 +15,7 @@ import ctypes
 import functools
 import importlib.resources
 import logging
+import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from solvers.compiler.differentiate import gradient
-from solvers.compiler.fingerprint import fingerprint
+from solvers.compiler.fingerprint import Fingerprints, Held
 from solvers.compiler.ir import Graph, Node, Operand, Place, Store, in_order
 from solvers.compiler.limits import check_lines
 from solvers.compiler.operations import OPERATIONS
@@ -99,6 +100,7 @@ def unsupported(problem: Problem) -> str | None:
 
 _logged: set[str] = set()
 _kernels: OrderedDict[Any, Kernel | str] = OrderedDict()
+_fingerprints = Fingerprints(most=16, load=build.load)
 
 
 def kernel_for(problem: Problem, leaves: Leaves) -> Kernel:
@@ -139,7 +141,7 @@ def _key(problem: Problem, leaves: Leaves) -> Any:
         return leaf if isinstance(leaf, (int, float, str, bool, type(None))) else id(leaf)
 
     return (
-        fingerprint(problem.f.f),
+        _held(problem.f.f),
         problem.x0.dtype,
         tuple(problem.x0.shape),
         problem.holds_controls,
@@ -150,6 +152,12 @@ def _key(problem: Problem, leaves: Leaves) -> Any:
         tuple(map(of, leaves.p_leaves)),
         tuple(map(id, leaves.parameters)),
     )
+
+
+def _held(field: Any) -> Held:
+    """What a field holds; a method, which is another object each time it is looked up, by its parts."""
+    parts = (field.__func__, field.__self__) if isinstance(field, types.MethodType) else (field,)
+    return _fingerprints.of(*parts)
 
 
 def _build(problem: Problem, leaves: Leaves) -> Kernel:

@@ -277,3 +277,15 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 def test_a_forked_process_computes_on_one_thread_and_refuses_more():
     """With more, OpenMP waits for threads that the fork left behind."""
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], timeout=120).returncode == 0
+
+
+def test_drawing_from_a_generator_does_not_load_torchs_compiler():
+    """Which takes longer than loading torch."""
+    code = (
+        "import sys, torch\n"
+        "from diffsim.isolation import drawing_from\n"
+        "with drawing_from(torch.Generator().manual_seed(0)):\n"
+        "    torch.rand(2)\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

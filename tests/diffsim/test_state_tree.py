@@ -3,6 +3,7 @@ import math
 import h5py
 import pytest
 import torch
+from first_format import write_entry_by_entry
 from same_state import same
 
 from diffsim import state_tree
@@ -63,3 +64,35 @@ def test_a_generator_goes_on_where_it_was(tmp_path):
     expected = torch.rand(4, generator=generator)
     generator.set_state(state)
     assert torch.equal(torch.rand(4, generator=generator), expected)
+
+
+OLD = {
+    "tensors": [torch.arange(6.0).reshape(2, 3), torch.tensor(7), torch.ones(2, dtype=torch.bfloat16)],
+    0: {"step": torch.tensor(3.0), "nothing": None},
+    "a/key with/slashes": (1, 2.5, "text", True, None),
+    "infinite": math.inf,
+    "empty": {},
+    "none": [],
+}
+
+
+def test_states_of_the_first_format_are_read(tmp_path):
+    with h5py.File(tmp_path / "state.h5", "w") as file:
+        write_entry_by_entry(file, "state", OLD)
+        assert same(state_tree.read(file["state"]), OLD)
+
+
+def test_a_packed_state_is_smaller_than_one_of_the_first_format(tmp_path):
+    sizes = []
+    for write in (write_entry_by_entry, state_tree.write):
+        with h5py.File(tmp_path / f"{len(sizes)}.h5", "w") as file:
+            write(file, "state", OLD)
+        sizes.append((tmp_path / f"{len(sizes)}.h5").stat().st_size)
+    assert sizes[1] < sizes[0]
+
+
+def test_tensors_share_no_memory_with_each_other_or_the_state(tmp_path):
+    one, two = round_trip(tmp_path, [torch.zeros(3), torch.zeros(3)])
+    one.add_(1.0)
+    assert two.tolist() == [0.0, 0.0, 0.0]
+    assert one.untyped_storage().nbytes() == 12

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -650,11 +651,18 @@ class Watched(CartPole):
     def __init__(self):
         super().__init__()
         self._hidden, self.items, self.table = 1.0, [1.0, 2.0], {"a": 1.0}
+        inner = 1.0
+
+        def put(value):
+            nonlocal inner
+            inner = value
+
+        self.put, self.factor = put, lambda: inner
         self.order, self.mask = torch.tensor([0, 1]), torch.tensor([True, False])
         self.shape = torch.cos
 
     def cost(self, x, u, p):
-        factor = self.gain * self._hidden * self.items[1] * self.table["a"]
+        factor = self.gain * self._hidden * self.items[1] * self.table["a"] * self.factor()
         return factor * self.shape(x[:, self.order[1]]) + torch.where(self.mask, x[:, :2], 2 * x[:, 2:]).sum(
             -1
         )
@@ -682,22 +690,82 @@ CHANGES = {
     "box": lambda env, policy: setattr(env, "action_box", Box.symmetric(0.01)),
     "solver": lambda env, policy: setattr(env, "solver", Euler()),
     "shape": _new_weights,
+    "attribute past __setattr__": lambda env, policy: vars(env).update(_hidden=2.0),
+    "variable of a closure": lambda env, policy: env.put(5.0),
+    "physical parameter": lambda env, policy: setattr(
+        env, "constants", {k: replace(v, value=1.5 * v.value) for k, v in env.constants.items()}
+    ),
+    "weights of another layout": lambda env, policy: setattr(
+        policy.network[2].weight, "data", policy.network[2].weight.data.t().contiguous().t()
+    ),
+    "transposed weights": lambda env, policy: setattr(
+        policy.network[2].weight, "data", policy.network[2].weight.data.t()
+    ),
 }
+EQUAL = {"weights of another layout"}
 
 
+@pytest.mark.parametrize("calls", [1, 3])  # from the second call on, changes are watched for
 @pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
-def test_a_change_is_seen(change, monkeypatch):
+def test_a_change_is_seen(change, calls, monkeypatch):
     monkeypatch.setattr(Watched, "gain", 1.0)
     env = Watched()
-    policy = make_policy(env)
+    policy = make_policy(env, lambda o, m: MLP(o, m, (16, 16)))
     x = env.reset(5, torch.Generator().manual_seed(0), F64)
     rollout = Rollout(env, policy, backend="native")
-    first = rollout(x, 4).costs
+    for _ in range(calls):
+        first = rollout(x, 4).costs
     CHANGES[change](env, policy)
     right = loop(env, policy, x, 4, env.params(x))[1]
-    assert worst([first], [right]) > 1e-6
+    assert (worst([first], [right]) < 1e-12) == (change in EQUAL)
     assert worst([rollout(x, 4).costs], [right]) < 1e-12
+
+
+def test_changes_of_the_rollout_and_of_its_arguments_are_seen():
+    """What is no part of simulator and policy: which they are, which gradients are wanted, and p."""
+    env = CartPole()
+    policy, other = make_policy(env), make_policy(env, seed=1)
+    x = env.reset(5, torch.Generator().manual_seed(0), F64)
+    rollout = Rollout(env, policy, backend="native")
+
+    def gradients(p=None):
+        parameters = [q for q in rollout.policy.parameters() if q.requires_grad]
+        given = env.params(x) if p is None else p
+        both = [rollout(x, 3, p).costs, loop(env, rollout.policy, x, 3, given)[1]]
+        leaves = [*parameters, *(v for v in given.values() if v.requires_grad)]
+        one, two = (torch.autograd.grad(costs.sum(), leaves, allow_unused=True) for costs in both)
+        assert [q is None for q in one] == [q is None for q in two]
+        assert (
+            worst([both[0], *filter(torch.is_tensor, one)], [both[1], *filter(torch.is_tensor, two)]) < 1e-9
+        )
+
+    def thrice(p=None):
+        for _ in range(3):
+            gradients(p)
+
+    thrice()
+    next(policy.parameters()).requires_grad_(False)
+    thrice()
+    next(policy.parameters()).requires_grad_(True)
+    thrice()
+    rollout.policy = other
+    thrice()
+    names = [*env.params(x)]
+    p = env.params(x)
+    p[names[0]] = p[names[0]].expand(5).clone()
+    thrice(p)
+    p[names[1]].requires_grad_()
+    thrice(p)
+    # The same tensors in the same order under other names.
+    swapped = {names[1]: p[names[0]].detach(), names[0]: p[names[1]].detach(), **{k: p[k] for k in names[2:]}}
+    thrice(swapped)
+    p[names[1]].requires_grad_(False)
+    thrice(p)
+    rollout.terminal = lambda state: state.square().sum(-1)
+    assert rollout(x, 3, p).values is not None
+    with pytest.raises(ValueError, match="shape"):
+        rollout(x[:4], 3, p)
 
 
 class Drawing(nn.Module):

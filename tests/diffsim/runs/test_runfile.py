@@ -167,8 +167,37 @@ def test_foreign_files_are_named_for_what_they_are(tmp_path):
 def test_a_file_of_a_later_format_is_refused(file):
     with h5py.File(file.path, "r+") as f:
         f.attrs["format_version"] = 99
-    with pytest.raises(RunFileError, match="format version 99; this diffsim reads 1"):
+    with pytest.raises(RunFileError, match="format version 99; this diffsim reads up to 2"):
         file.history()
+
+
+def test_a_file_of_the_first_format_is_read_and_gone_on_with(file):
+    # Not above: the process that is killed imports this file from its own folder.
+    from first_format import write_entry_by_entry
+    from same_state import same
+
+    state = {"weights": torch.full((3,), 7.0), 0: [1, None, {"a/b": (2.5, "text")}]}
+    with h5py.File(file.path, "r+") as f:
+        f.attrs["format_version"] = 1
+        for name in ("last", "best"):
+            f.require_group(f"checkpoints/{name}").pop("state", None)
+            write_entry_by_entry(f[f"checkpoints/{name}"], "state", state)
+    assert same(file.checkpoint("best"), state)
+    file.update(sections(5))
+    assert same(file.checkpoint("best"), state)  # copied as it was
+    assert file.checkpoint()["weights"].tolist() == [5.0, 5.0, 5.0]
+    with h5py.File(file.path) as f:
+        assert f.attrs["format_version"] == 2  # an older diffsim says so instead of failing at the new part
+
+
+def test_a_state_whose_index_leads_outside_is_one_clear_line(file):
+    with h5py.File(file.path, "r+") as f:
+        state = f["checkpoints/last/state"]
+        index = state["index"][()].decode().replace("[3]", "[3000]")
+        del state["index"]
+        state["index"] = index
+    with pytest.raises(RunFileError, match="cannot be read as a run"):
+        file.checkpoint()
 
 
 def test_a_run_without_a_part_says_which(file):
