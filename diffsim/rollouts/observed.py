@@ -23,7 +23,7 @@ from torch import Tensor
 from diffsim.policy import Policy
 from robotics_envs.base import Box, Env, Parameter, States
 from solvers.compiler.differentiate import gradient
-from solvers.compiler.fingerprint import fingerprint
+from solvers.compiler.fingerprint import Fingerprints
 from solvers.compiler.ir import Graph, Node, Operand, Place, Store
 from solvers.compiler.limits import check_lines
 from solvers.compiler.print_cpp import Printer
@@ -57,12 +57,17 @@ class Observed:
 
     def __init__(self, env: Env, policy: Policy, backend: str) -> None:
         self.env, self.policy, self.backend = env, policy, backend
+        self._fingerprints = _fingerprints()
         self._made: tuple[Any, _Kernel | None] | None = None
         self.compile_seconds = 0.0
         """Seconds spent on compiling so far."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_made": None, "compile_seconds": 0.0}  # a copy compiles its own
+        # A copy compiles its own.
+        return {**vars(self), "_fingerprints": None, "_made": None, "compile_seconds": 0.0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _fingerprints=_fingerprints())
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch o"]:
@@ -86,7 +91,7 @@ class Observed:
             or x.dtype not in (torch.float32, torch.float64)
         ):
             return None
-        key = (x.dtype, *fingerprint(self.env, self.policy, by_value=(Parameter, Box)))
+        key = (x.dtype, self._fingerprints.of(self.env, self.policy))
         if self._made is None or self._made[0] != key:
             started = time.perf_counter()
             self._made = key, self._prepared(x)
@@ -108,6 +113,10 @@ class Observed:
         finally:
             torch.set_rng_state(drawn)
         return kernel
+
+
+def _fingerprints() -> Fingerprints:
+    return Fingerprints(by_value=(Parameter, Box), load=build.load)
 
 
 @torch.enable_grad()
