@@ -111,30 +111,27 @@ def resolve(suite: Suite) -> Plan:
         ConfigError: runs that cannot be; all of them are named, each with its reason.
     """
     folders = _folders_by_identity(suite.folder)
-    resolved: dict[str, RunConfig | str] = {}
+    resolved: dict[str, _Group | str] = {}
     named: dict[str, list[Cell]] = {}
     runs: dict[str, PlannedRun] = {}
-    shared: dict[str, dict[str, Any]] = {}
     for cell in suite.cells:
         others = {key: value for key, value in cell.settings.items() if key != "seed"}
-        group = json.dumps(others, sort_keys=True, default=str)
-        named.setdefault(group, []).append(cell)
-        if group not in resolved:
-            resolved[group] = _resolved(cell)
-        config = resolved[group]
-        if isinstance(config, str):
+        key = json.dumps(others, sort_keys=True, default=str)
+        named.setdefault(key, []).append(cell)
+        if key not in resolved:
+            resolved[key] = _resolved(cell)
+        group = resolved[key]
+        if isinstance(group, str):
             continue
-        config = config.model_copy(update={"seed": whole_number(cell.settings.get("seed", 0), 0, 2**63)})
-        key = identity(config)
-        words = "-".join([*cell.words, f"s{config.seed}"])
-        default = f"{re.sub(r'[^A-Za-z0-9_.=+-]+', '-', words)[:100].strip('-')}-{key}"
-        settings = shared.setdefault(group, json.loads(config.model_dump_json(exclude={"seed"})))
-        run = PlannedRun(folders.get(key, default), "-".join(cell.words), config.seed, settings)
-        runs.setdefault(key, run)
-    wrong = {group: reason for group, reason in resolved.items() if isinstance(reason, str)}
+        seed = whole_number(cell.settings.get("seed", 0), 0, 2**63)
+        own = _hash({**group.identifying, "seed": seed}, group.texts)
+        words = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", "-".join([*cell.words, f"s{seed}"]))
+        folder = folders.get(own, f"{words[:100].strip('-')}-{own}")
+        runs.setdefault(own, PlannedRun(folder, "-".join(cell.words), seed, group.settings))
+    wrong = {key: reason for key, reason in resolved.items() if isinstance(reason, str)}
     if wrong:
-        count = sum(len(named[group]) for group in wrong)
-        lines = [f"  {_cells_of(named[group])}: {reason}" for group, reason in wrong.items()]
+        count = sum(len(named[key]) for key in wrong)
+        lines = [f"  {_cells_of(named[key])}: {reason}" for key, reason in wrong.items()]
         raise ConfigError(
             f"{count} of {len(suite.cells)} runs cannot start, so none was started:\n" + "\n".join(lines)
         )
@@ -146,9 +143,14 @@ def identity(config: RunConfig) -> str:
 
     Of a user's files the texts count, not where they lie.
     """
+    return _hash(*_identifying(config))
+
+
+def _identifying(config: RunConfig) -> tuple[dict[str, Any], list[list[str]]]:
+    """The configuration with the names of files without their folders, and the hashes of their texts."""
     from diffsim.runs import user_code
 
-    values = json.loads(config.model_dump_json())
+    values: dict[str, Any] = json.loads(config.model_dump_json())
     texts = []
     for source in sorted(user_code.sources(config), key=lambda source: source.section):
         section = values
@@ -156,11 +158,24 @@ def identity(config: RunConfig) -> str:
             section = section[part]
         section["name"] = f"{source.entry}:{source.name.rpartition(':')[2]}"
         texts.append([source.section, source.sha256])
+    return values, texts
+
+
+def _hash(values: Mapping[str, Any], texts: list[list[str]]) -> str:
     content = json.dumps([values, texts], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:_ID_DIGITS]
 
 
-def _resolved(cell: Cell) -> RunConfig | str:
+@dataclass(frozen=True)
+class _Group:
+    """What runs share that differ by the seed only."""
+
+    settings: dict[str, Any]
+    identifying: dict[str, Any]
+    texts: list[list[str]]
+
+
+def _resolved(cell: Cell) -> _Group | str:
     """The settings with all defaults written out, or what is wrong with them."""
     from diffsim.assembly import assemble
     from diffsim.config import load_config
@@ -169,10 +184,10 @@ def _resolved(cell: Cell) -> RunConfig | str:
     try:
         assembly = assemble(load_config(cell.settings))
         with torch_defaults():
-            config = assembly.config
-            with _silent():  # the run will say it
+            config = validate(RunConfig, assembly.config.model_dump())
+            with _silent():  # the run will say what its parts have to say
                 assert assembly.algorithm is not None
-        return validate(RunConfig, config.model_dump())
+        return _Group(json.loads(config.model_dump_json(exclude={"seed"})), *_identifying(config))
     except DiffsimError as error:
         return str(error)
     except Exception as error:  # a user's class

@@ -12,13 +12,13 @@ from diffsim.runs.runfile import RunFile
 
 ROOT = Path(__file__).parents[3]
 SHORT_ENV = """
-import time
+import os, time
 from robotics_envs.simulators.pendulum import Pendulum
 class Short(Pendulum):
     episode_steps = 10
-    PAUSE = {pause}
     def reset(self, batch, generator, dtype):
-        time.sleep(self.PAUSE)
+        with open(os.environ.get("PAUSE_OF_SHORT", os.devnull)) as file:
+            time.sleep(float(file.read() or 0))
         return super().reset(batch, generator, dtype)
 """
 BASE = """
@@ -33,22 +33,28 @@ algorithm = {{name = "full_horizon", batch = 2}}
 """
 
 
-def write_suite(folder, matrix, updates=4, checkpoint_every=2, pause=0.0):
+def write_suite(folder, matrix, updates=4, checkpoint_every=2):
     """``suite.toml`` and its simulator in ``folder``; each update waits ``pause`` seconds."""
     folder.mkdir(exist_ok=True)
-    (folder / "short_env.py").write_text(SHORT_ENV.format(pause=pause))
+    (folder / "short_env.py").write_text(SHORT_ENV)
     path = folder / "suite.toml"
     path.write_text(BASE.format(updates=updates, checkpoint_every=checkpoint_every) + matrix)
     return path
 
 
-def start(*args, cwd, **options):
-    """``diffsim suite ...`` as a process."""
+def start(*args, cwd, pause=0.0, **options):
+    """``diffsim suite ...`` as a process, in which each update of a run waits ``pause`` seconds, until they change."""
+    change_pause(cwd, pause)
     return subprocess.Popen(
         [sys.executable, "-m", "diffsim", "suite", *map(str, args)],
         cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, **options,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PAUSE_OF_SHORT": str(Path(cwd) / "pause")}, **options,
     )  # fmt: skip
+
+
+def change_pause(folder, seconds):
+    (Path(folder) / "new_pause").write_text(str(seconds))
+    (Path(folder) / "new_pause").replace(Path(folder) / "pause")
 
 
 def call(*args, cwd, **options):
