@@ -9,8 +9,8 @@ Then the index is made from the files, and `status` and `table` are timed as who
 from __future__ import annotations
 
 import argparse
-import json
-import resource
+import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -31,8 +31,8 @@ seed = "0..{last}"
 """
 
 
-def make_runs(root: Path, count: int) -> float:
-    """A suite of ``count`` runs that says all are finished; megabytes of a run file."""
+def make_runs(root: Path, count: int) -> None:
+    """A suite of ``count`` runs that are all finished."""
     from diffsim.runs.run import train
     from diffsim.suites.plan import resolve
     from diffsim.suites.suite_file import read_suite
@@ -46,14 +46,20 @@ def make_runs(root: Path, count: int) -> float:
     for run in plan.runs:
         plan.folder(run).mkdir(parents=True)
         (plan.folder(run) / "run.h5").write_bytes(content)
-    return len(content) / 1e6
 
 
-def timed(*words: str) -> tuple[float, str]:
+def timed(*words: str) -> tuple[dict[str, float], str]:
+    """Wall and CPU seconds and the largest memory of a command, and its first line."""
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "diffsim", "suite", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return time.perf_counter() - started, done.stdout.splitlines()[0]
+    command = [sys.executable, "-m", "diffsim", "suite", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, printed
+    wall, cpu = time.perf_counter() - started, used.ru_utime + used.ru_stime
+    return {"wall_s": wall, "cpu_s": cpu, "MB": used.ru_maxrss / 1e3}, printed.splitlines()[0]
 
 
 def main() -> None:
@@ -65,15 +71,19 @@ def main() -> None:
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(dir=arguments.folder, prefix="suite-index-"))
     try:
-        size = make_runs(root, arguments.runs)
+        # In a process of its own: a process that is started inherits the largest memory of its parent.
+        maker = multiprocessing.get_context("spawn").Process(target=make_runs, args=(root, arguments.runs))
+        maker.start()
+        maker.join()
         out = str(root / "out")
         rebuilt, said = timed("status", out)
-        results = {"runs": arguments.runs, "run_file_MB": round(size, 3), "rebuilt_s": round(rebuilt, 2)}
+        results = {"rebuilding": rebuilt}
         for words in (("status", out), ("table", out), ("table", out, "--runs")):
-            name = " ".join(words).replace(out, "").strip()
-            results[f"{name}_s"] = round(min(timed(*words)[0] for _ in range(3)), 2)
-        largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
-        print(json.dumps({**results, "largest_process_MB": round(largest), "said": said}, indent=2))
+            name = " ".join(words).replace(f" {out}", "")
+            results[name] = min((timed(*words)[0] for _ in range(3)), key=lambda one: one["wall_s"])
+        for name, values in results.items():
+            print(f"{name:14s}", ", ".join(f"{key} {value:.2f}" for key, value in values.items()))
+        print(said)
     finally:
         shutil.rmtree(root)
 

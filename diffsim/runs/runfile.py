@@ -308,26 +308,26 @@ class RunFile:
         """
         with self._reading() as file:
             config, history = json.loads(file.attrs["config"]), file["history"]
-            done = len(history["update"])
-            ended = "finished" if done >= config["updates"] else "stopped"  # of files that do not say
-            status = file["status"].attrs if "status" in file else {"state": ended, "reason": ""}
             returns = history["return"][()]
-            measured = np.flatnonzero(np.isfinite(returns))
+            done, measured = len(returns), np.flatnonzero(np.isfinite(returns))
+            ended = "finished" if done >= config["updates"] else "stopped"  # of files that do not say
+            status = dict(file["status"].attrs) if "status" in file else {"state": ended, "reason": ""}
             best = file["checkpoints/best"].attrs["return"] if "best" in file["checkpoints"] else None
-
-            def at(column: str, row: int) -> Any:
-                return history[column][row].item() if column in history and done else None
-
-            columns = ("env_steps", "gradient_evaluations", "wall_seconds", "compile_seconds")
+            values = {"return": returns[measured[-1]] if len(measured) else None, "best": best}
+            values["success"] = (
+                history["success"][measured[-1]] if len(measured) and "success" in history else None
+            )
+            for name in ("env_steps", "gradient_evaluations", "wall_seconds", "compile_seconds"):
+                values[name] = history[name][-1] if done else None
             return {
                 **{key: config[key]["name"] for key in ("env", "algorithm", "optimizer")},
                 **{key: config[key] for key in ("seed", "updates")},
                 **{key: str(status[key]) for key in ("state", "reason")},
-                **{key: at(key, -1) for key in columns},
+                **{
+                    key: None if value is None or value != value else value.item()
+                    for key, value in values.items()
+                },
                 "done": done,
-                "return": at("return", measured[-1]) if len(measured) else None,
-                "success": at("success", measured[-1]) if len(measured) else None,
-                "best": None if best is None else float(best),
             }
 
     def _is_training(self) -> bool:
