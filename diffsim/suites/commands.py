@@ -172,7 +172,9 @@ def _drive(
     def say(line: str) -> None:
         click.echo(line, err=True)
 
-    if on == "slurm":
+    if not todo:
+        say("every run is at its end")
+    elif on == "slurm":
         from diffsim.suites.slurm import drive
 
         drive(plan, todo, trust, say)

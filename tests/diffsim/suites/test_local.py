@@ -18,7 +18,8 @@ from diffsim.errors import ConfigError, DivergenceError, RunFileError
 from diffsim.runs.runfile import RunFile
 from diffsim.suites import local
 from diffsim.suites.index import rows
-from diffsim.suites.plan import read_plan
+from diffsim.suites.plan import read_plan, resolve
+from diffsim.suites.suite_file import read_suite
 from diffsim.suites.worker import CANCEL, JOURNAL, LOG, attempts, cause_of
 
 
@@ -301,18 +302,24 @@ def test_the_journal_survives_a_line_that_was_cut(tmp_path):
 
 def test_workers_are_bounded_by_cpus_memory_and_threads(tmp_path, monkeypatch):
     write_suite(tmp_path, '[matrix]\nseed = "0..9"\n')
-    from diffsim.suites.plan import resolve
-    from diffsim.suites.suite_file import read_suite
-
     plan = resolve(read_suite(tmp_path / "suite.toml"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(local, "can_be_forked", lambda _: True)
     said = []
-    for free, expected in ((1e6, 8), (1000, 3), (10, 1)):
+    for free, expected in ((1e6, 8), (400, 3), (10, 1)):
         monkeypatch.setattr(local, "free_memory_mb", lambda free=free: free)
         assert local.Driver(plan, 0, say=said.append)._workers(list(plan.runs)) == expected
-    assert "10 runs, 10 to do: 3 at a time on 8 CPUs, about 0.9 GB of 1.0 GB of free memory" in said
+    assert "10 runs, 10 to do: 3 at a time on 8 CPUs, about 0.3 GB of 0.4 GB of free memory" in said
     assert local.Driver(plan, 0, workers=5, say=said.append)._workers(list(plan.runs)) == 5
+
+
+def test_a_folder_that_vanishes_is_given_up_and_not_a_crash(tmp_path, monkeypatch):
+    write_suite(tmp_path, "[matrix]\nseed = 0\n[local]\nretries = 1\nbackoff_seconds = 0.0\n")
+    plan = resolve(read_suite(tmp_path / "suite.toml", str(tmp_path / "never" / "made")))
+    said = []
+    local.Driver(plan, 0, workers=1, say=said.append).drive(list(plan.runs))
+    assert "No such file or directory; goes on from update 0 in 0 s" in said[1]
+    assert "given up after 2 attempts without an update more; No such file or directory" in said[2]
 
 
 def test_a_cancelled_suite_goes_on_when_it_is_run_again(tmp_path):
