@@ -151,10 +151,12 @@ class Driver:
             )
 
     def _step(self, workers: int, stop: StopRequest) -> None:
-        if (stop.signal is not None or (self.plan.root / CANCEL).exists()) and not self._told:
+        cancelled = (self.plan.root / CANCEL).exists()
+        if (stop.signal is not None or cancelled) and not self._told:
             self._told = True
             self.say(f"stopping: {len(self._running)} runs write a checkpoint and end")
-            self._tell_all()
+            if not cancelled:  # which the runs see themselves; a second request would end them at once
+                self._tell_all()
         if self._told:
             self._queue.clear()
         now = time.monotonic()

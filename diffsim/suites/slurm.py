@@ -24,7 +24,7 @@ from diffsim.runs.whole_files import write_whole
 from diffsim.suites.index import FAILED, FINAL, read_row
 from diffsim.suites.plan import Plan, PlannedRun
 from diffsim.suites.suite_file import SlurmConfig
-from diffsim.suites.worker import CANCEL, is_working
+from diffsim.suites.worker import CANCEL, LOG, MACHINE_FAILED, RUN_FAILED, is_working
 from diffsim.values import shown
 from lazy_registry.installation import install_command
 
@@ -56,7 +56,10 @@ class Task:
         self._pid = os.posix_spawn(sys.executable, command, os.environ, setsigmask=blocked)
         while not self._has_ended():
             time.sleep(0.2)
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        if code < 0 or code in (RUN_FAILED, MACHINE_FAILED):  # Slurm is to call the job failed, too
+            raise RuntimeError(f"the run ended with status {code}; see its {LOG}")
+        return code
 
     def checkpoint(self) -> Any:
         """Called by submitit inside of its signal handler: what the requeued job is to do."""
@@ -92,7 +95,8 @@ def drive(plan: Plan, todo: Sequence[PlannedRun], trust: bool, say: Say) -> None
     Raises:
         Interrupted: a signal asked to stop waiting; the jobs go on.
     """
-    jobs = {run.folder: job for run in todo if (job := _recorded(plan.root).get(run.folder))}
+    recorded = _recorded(plan.root)
+    jobs = {run.folder: recorded[run.folder] for run in todo if run.folder in recorded}
     queue = states(jobs.values())
     jobs = {folder: job for folder, job in jobs.items() if queue.get(job, "FORGOTTEN") not in _ENDED}
     if jobs:

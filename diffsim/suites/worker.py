@@ -131,7 +131,9 @@ class _Heartbeat:
         with suppress(OSError):  # nothing that a training may end for
             temporary.write_text(json.dumps(content))
             os.replace(temporary, self.folder / PROGRESS)
-        if any(path.exists() for path in self.cancelled_by):
+        # Once a request was noted, the handlers are those of before, and another would end the run at once.
+        asked_already = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if not asked_already and any(path.exists() for path in self.cancelled_by):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
