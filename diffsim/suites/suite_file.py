@@ -42,7 +42,7 @@ class Matrix(Settings):
     policy: Names | None = None
     algorithm: Names | None = None
     optimizer: Names | None = None
-    seed: Annotated[tuple[Seed, ...], BeforeValidator(_range), Field(min_length=1)] = (0,)
+    seed: Annotated[tuple[Seed, ...], BeforeValidator(_range), Field(min_length=1)] | None = None
     """A list, or ``"0..9"``."""
     overrides: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = None
     """Settings laid over the others; a key may be dotted, and the key ``label`` names the entry."""
@@ -169,7 +169,9 @@ def _cells(config: SuiteConfig) -> Iterator[Cell]:
             override,
             seed,
         )
-        for *named, override, seed in itertools.product(*axes, matrix.overrides or (None,), matrix.seed)
+        for *named, override, seed in itertools.product(
+            *axes, matrix.overrides or (None,), matrix.seed or (None,)
+        )
     ]
     kept = []
     # A file of single runs needs no matrix.
@@ -210,13 +212,13 @@ def _laid_over(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
     return merge({**base, **named}, settings)
 
 
-def _cell(named: list[dict[str, Any]], override: Mapping[str, Any] | None, seed: int) -> Cell:
+def _cell(named: list[dict[str, Any]], override: Mapping[str, Any] | None, seed: int | None) -> Cell:
     words = tuple(word for section in named for word in _name_words(*section.values()))
     layers = [*named]
     if override is not None:
         layers.append(_nested({key: value for key, value in override.items() if key != "label"}))
         words += (str(override["label"]),) if "label" in override else _option_words(override)
-    return Cell(words, merge(*layers, {"seed": seed}))
+    return Cell(words, merge(*layers, {} if seed is None else {"seed": seed}))
 
 
 def _words_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -229,7 +231,7 @@ def _name_words(value: Any) -> tuple[str, ...]:
     """``"my_env.py:MyEnv"`` is MyEnv; of a section, its name and options."""
     if isinstance(value, Mapping):
         options = {key: option for key, option in value.items() if key != "name"}
-        return (*_name_words(value.get("name", "")), *_option_words(options))
+        return (*(_name_words(value["name"]) if "name" in value else ()), *_option_words(options))
     return (str(value).rpartition(":")[2],)
 
 
@@ -266,6 +268,8 @@ def _has(settings: Any, key: str, wanted: Any) -> bool:
         if not isinstance(settings, Mapping) or part not in settings:
             return False
         settings = settings[part]
-    if isinstance(settings, Mapping) and not isinstance(wanted, Mapping):
+    if isinstance(wanted, Mapping):
+        return _fits(settings, wanted) if isinstance(settings, Mapping) else False
+    if isinstance(settings, Mapping):
         settings = settings.get("name")
     return settings == wanted or (isinstance(wanted, (list, tuple)) and settings in wanted)

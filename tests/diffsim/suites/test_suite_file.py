@@ -1,6 +1,9 @@
 """A suite's file: its cells, what is wrong with it, and the identity of its runs."""
 
+import re
+
 import pytest
+from suite_folders import ROOT
 
 from diffsim.errors import ConfigError
 from diffsim.suites.plan import read_plan, resolve
@@ -178,6 +181,31 @@ def test_options_of_the_base_are_for_every_class_of_the_matrix(tmp_path):
         + 'optimizer.lr = 0.5\n[matrix]\nenv = "pendulum"\noptimizer = ["sgd", {name = "adam", lr = 0.25}]\n',
     )
     assert [run.config["optimizer"]["lr"] for run in plan.runs] == [0.5, 0.25]
+
+
+def test_the_example_and_the_files_of_the_page_are_suites(tmp_path):
+    example = resolve(read_suite(ROOT / "examples" / "suite.toml", str(tmp_path / "out")))
+    assert len(example.runs) == 2 * 2 * 3 - 3 + 1
+    first, slurm = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "suites.md").read_text(), re.S)
+    assert len(plan_of(tmp_path / "page", first + slurm).runs) == 10
+
+
+def test_the_seed_of_the_base_counts_where_the_matrix_has_none(tmp_path):
+    text = 'seed = 5\nenv = "pendulum"\n[matrix]\n'
+    assert [run.seed for run in plan_of(tmp_path, SMALL + text).runs] == [5]
+    assert [run.seed for run in plan_of(tmp_path, SMALL + text + "seed = [1, 2]\n").runs] == [1, 2]
+
+
+def test_rules_may_be_nested_and_entries_of_the_matrix_may_have_options_only(tmp_path):
+    plan = plan_of(
+        tmp_path,
+        SMALL + 'env = "pendulum"\n[matrix]\nenv = [{g = 9.0}, {g = 3.7}]\n'
+        'optimizer = ["sgd", {name = "sgd", lr = 0.5}]\n'
+        "[[exclude]]\noptimizer.lr = 0.5\nenv.g = [3.7]\n",
+    )  # fmt: skip
+    names = [run.folder.rpartition("-")[0] for run in plan.runs]
+    assert names == ["g=9.0-sgd-s0", "g=9.0-sgd-lr=0.5-s0", "g=3.7-sgd-s0"]
+    assert [run.config["env"]["g"] for run in plan.runs] == [9.0, 9.0, 3.7]
 
 
 def test_identity_changes_with_any_setting(tmp_path):
