@@ -61,7 +61,7 @@ def call(*args, cwd, **options):
     """The exit status of ``diffsim suite ...`` and what it printed."""
     process = start(*args, cwd=cwd, **options)
     try:
-        printed, _ = process.communicate(timeout=300)
+        printed, _ = process.communicate(timeout=1200)
     except BaseException:
         process.send_signal(signal.SIGTERM)
         raise

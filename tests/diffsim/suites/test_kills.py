@@ -36,10 +36,10 @@ def kill(pid):
     return True
 
 
-def torment(folder, kills, seed, pause):
+def torment(folder, kills, seed, pause, gap, kinds):
     """Run the suite to its end, with so many kills on the way; how often each kind was struck.
 
-    Until they are done, each update waits ``pause`` seconds.
+    Until they are done, each update waits ``pause`` seconds.  Between kills are up to ``gap`` seconds.
     """
     choose = random.Random(seed)
     struck = {"worker": 0, "driver": 0, "both": 0}
@@ -52,11 +52,11 @@ def torment(folder, kills, seed, pause):
             end = time.monotonic() + 60
             while not children(driver.pid) and driver.poll() is None and time.monotonic() < end:
                 time.sleep(0.01)
-        time.sleep(choose.uniform(0, 0.3))
+        time.sleep(choose.uniform(0, gap))
         if driver.poll() is not None:
             assert driver.returncode == 0, driver.communicate()[0]
             break
-        kind = choose.choice(["worker", "worker", "driver", "both"])
+        kind = choose.choice(kinds)
         workers = children(driver.pid)
         if kind != "driver" and not workers:
             continue
@@ -102,17 +102,17 @@ def undisturbed(tmp_path_factory):
 
 def test_ten_kills(tmp_path, undisturbed):
     suite(tmp_path, 6)
-    struck = torment(tmp_path, 10, seed=3, pause=1.0)
+    struck = torment(tmp_path, 10, seed=3, pause=1.0, gap=0.3, kinds=["worker", "worker", "driver", "both"])
     assert sum(struck.values()) == 10, struck
     check(tmp_path, undisturbed(6))
 
 
 @pytest.mark.slow
 def test_a_hundred_kills(tmp_path, undisturbed):
-    suite(tmp_path, 20, 100)
-    struck = torment(tmp_path, 100, seed=4, pause=0.5)
+    suite(tmp_path, 20, 30)
+    struck = torment(tmp_path, 100, seed=4, pause=0.3, gap=1.0, kinds=[*["worker"] * 8, "driver", "both"])
     assert sum(struck.values()) == 100, struck
-    check(tmp_path, undisturbed(20, 100))
+    check(tmp_path, undisturbed(20, 30))
 
 
 def test_neighbours_of_a_killed_run_notice_nothing(tmp_path):
