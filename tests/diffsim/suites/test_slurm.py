@@ -35,7 +35,7 @@ def why_there_is_none():
     if os.geteuid() != 0:
         return "a Slurm of one's own needs root"
     return (
-        "" if importlib.util.find_spec("submitit") else "no submitit: pip install 'diffsim-robotics[slurm]'"
+        "" if importlib.util.find_spec("submitit") else "no submitit: pip install -e '.[slurm]'"
     )
 
 
