@@ -37,6 +37,7 @@ WATCH_SECONDS = 1.0
 """Between looks at the files of a running run."""
 FORKED_MB, FRESH_MB = 100, 450
 """Memory of its own that a run of a default size needs, forked and as a new process (measured: 47 and 346)."""
+LONGEST_BACKOFF = 300.0  # s
 RUN_FILE_MB = 1.0
 """Space on the disk of a default run and of its next checkpoint."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -216,7 +217,7 @@ class Driver:
             self._ended += 1
             self.say(f"{run.folder}: given up after {failures} attempts without an update more; {reason}")
             return
-        wait = self.plan.local.backoff_seconds * 4 ** (failures - 1)
+        wait = min(self.plan.local.backoff_seconds * 4 ** (failures - 1), LONGEST_BACKOFF)
         self.say(f"{run.folder}: {reason}; goes on from update {done} in {wait:g} s")
         order = next(number for number, one in enumerate(self.plan.runs) if one is run)
         heapq.heappush(self._queue, (time.monotonic() + wait, order, run))

@@ -34,9 +34,7 @@ def why_there_is_none():
         return f"no {', '.join(missing)}: apt-get install slurmctld slurmd slurm-client munge"
     if os.geteuid() != 0:
         return "a Slurm of one's own needs root"
-    return (
-        "" if importlib.util.find_spec("submitit") else "no submitit: pip install -e '.[slurm]'"
-    )
+    return "" if importlib.util.find_spec("submitit") else "no submitit: pip install -e '.[slurm]'"
 
 
 @pytest.fixture
