@@ -131,13 +131,18 @@ def test_neighbours_of_a_killed_run_notice_nothing(tmp_path):
 
 def test_orphans_of_a_killed_driver_are_waited_for_and_not_run_twice(tmp_path):
     suite(tmp_path, 2)
-    driver = start("run", "suite.toml", "--out", "out", "--workers", 2, cwd=tmp_path, pause=1.5)
-    while len(children(driver.pid)) < 2:
+    driver = start("run", "suite.toml", "--out", "out", "--workers", 2, cwd=tmp_path, pause=4.0)
+    while len([*tmp_path.glob("out/runs/*/.worker.lock")]) < 2:
         time.sleep(0.05)
         assert driver.poll() is None
     kill(driver.pid)
     driver.communicate()
-    code, printed = call("resume", "out", cwd=tmp_path)
-    assert code == 0, printed
-    assert printed.count("a process of an earlier driver still trains it") == 2
+    second, waits = start("resume", "out", cwd=tmp_path, pause=4.0), 0
+    while waits < 2:  # only then may the orphans go on at full pace
+        line = second.stdout.readline()
+        assert line, "the second driver has ended"
+        waits += "a process of an earlier driver still trains it" in line
+    change_pause(tmp_path, 0.0)
+    printed, _ = second.communicate(timeout=300)
+    assert second.returncode == 0, printed
     assert [(place / LOG).read_text().count("--- ") for place in run_folders(tmp_path / "out")] == [1, 1]
