@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test conformance compiler browser lint docs clean gpu gpu-wheels
+.PHONY: demo test conformance compiler browser slurm lint docs clean gpu gpu-wheels
 
 demo: compiler $(VENV)/.installed-demo
 	@rm -rf $(DEMO)
@@ -17,7 +17,7 @@ demo: compiler $(VENV)/.installed-demo
 	@echo "  $(DEMO)/curves.png  its learning curves"
 	@echo "Try next:  $(BIN)/diffsim show $(DEMO)"
 
-test: compiler $(VENV)/.installed-test browser lint
+test: compiler $(VENV)/.installed-test browser slurm lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 # Every simulator on every back end: about ten minutes of compiling.
@@ -35,6 +35,13 @@ browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
 	  scripts/system_packages.sh "a browser; without one, the tests of animations are skipped" chromium || \
 	  echo "going on without a browser"
+
+# Suites are tested on a real one, which the tests start and stop; as root only.
+slurm:
+	@[ "$$(id -u)" != 0 ] || { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null || \
+	  scripts/system_packages.sh "Slurm (3.5 MB); without one, the tests of suites on it are skipped" \
+	    slurmctld slurmd slurm-client munge || \
+	  echo "going on without Slurm"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import click
 
 from diffsim._version import __version__
 from diffsim.errors import ConfigError, DiffsimError, Interrupted
+from diffsim.suites import commands as suites
 from lazy_registry.registry import unknown
 from robotics_envs.julia.commands import setup, status
 from robotics_envs.julia.installation import JuliaError
@@ -342,3 +343,20 @@ def julia() -> None:
 
 julia.add_command(status)
 julia.add_command(setup)
+
+
+@main.group(cls=HelpfulGroup)
+def suite() -> None:
+    """Many runs from one TOML file, on this machine or a Slurm cluster; see docs/suites.md."""
+
+
+for command in (
+    suites.run,
+    suites.resume,
+    suites.status,
+    suites.table,
+    suites.watch,
+    suites.logs,
+    suites.cancel,
+):
+    suite.add_command(command)

@@ -33,7 +33,6 @@ import h5py
 import numpy as np
 from filelock import FileLock, Timeout
 
-import diffsim.state_tree as state_tree
 from diffsim.config import RunConfig, stored_config
 from diffsim.errors import ConfigError, RunFileError
 from diffsim.runs import authorship, user_code
@@ -304,6 +303,37 @@ class RunFile:
             return {**facts, "state": "running"}
         return {**facts, "state": "killed"} if facts["state"] == "running" else facts
 
+    def summary(self) -> dict[str, Any]:
+        """What a table of many runs says of one, from one opening of the file and without torch.
+
+        Names, seed and length from its configuration; state and reason as they are stored, where ``"running"`` is also
+        a run that was killed; the last row of the history as ``done``, ``env_steps``, ..., the last measured ``return``
+        and ``success``, and the ``best`` return.  Numbers that there are not are None.
+        """
+        with self._reading() as file:
+            config, history = json.loads(file.attrs["config"]), file["history"]
+            returns = history["return"][()]
+            done, measured = len(returns), np.flatnonzero(np.isfinite(returns))
+            ended = "finished" if done >= config["updates"] else "stopped"  # of files that do not say
+            status = dict(file["status"].attrs) if "status" in file else {"state": ended, "reason": ""}
+            best = file["checkpoints/best"].attrs["return"] if "best" in file["checkpoints"] else None
+            values = {"return": returns[measured[-1]] if len(measured) else None, "best": best}
+            values["success"] = (
+                history["success"][measured[-1]] if len(measured) and "success" in history else None
+            )
+            for name in ("env_steps", "gradient_evaluations", "wall_seconds", "compile_seconds"):
+                values[name] = history[name][-1] if done else None
+            return {
+                **{key: config[key]["name"] for key in ("env", "algorithm", "optimizer")},
+                **{key: config[key] for key in ("seed", "updates")},
+                **{key: str(status[key]) for key in ("state", "reason")},
+                **{
+                    key: None if value is None or value != value else value.item()
+                    for key, value in values.items()
+                },
+                "done": done,
+            }
+
     def _is_training(self) -> bool:
         """Whether a process trains this run now."""
         lock = self.folder / TRAINING_LOCK
@@ -333,6 +363,8 @@ class RunFile:
         with self._reading() as file:
             if name not in file["checkpoints"]:
                 raise RunFileError(f"{self.path}: " + unknown("checkpoint", name, file["checkpoints"]))
+            import diffsim.state_tree as state_tree  # brings torch, which other readers do without
+
             return state_tree.read(file["checkpoints"][name]["state"])
 
     def checkpoints(self) -> dict[str, dict[str, Any]]:
@@ -377,6 +409,8 @@ def status_writer(state: str, reason: str = "") -> Writer:
 
 
 def checkpoint_writer(state: dict[str, Any], **attributes: float) -> Writer:
+    import diffsim.state_tree as state_tree
+
     def write(group: h5py.Group) -> None:
         state_tree.write(group, "state", state)
         group.attrs.update(attributes)
