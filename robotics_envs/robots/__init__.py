@@ -1,0 +1,1 @@
+"""Robots from files: MJCF and URDF become simulators with MuJoCo's own physics, contacts and gradients included."""
