@@ -268,15 +268,19 @@ def _changed(row: Constraint, a: Vec, active: list[Any], tolerance: float) -> Sc
         sticks = (force < row.bound) & (force > -row.bound)
         slides = where(force > 0, row.bound, -row.bound, lack)
         near = absolute(absolute(force) - row.bound) < tolerance * row.bound  # type: ignore[operator]
-        other = (sticks ^ active[0]) | (~sticks & (slides != active[1]))
+        other = _differ(sticks, active[0]) | (~sticks & (slides != active[1]))
         return where(other & ~near, 1.0, 0.0)
     for (lack, reference), is_active in zip(_lack(row, a), active, strict=True):
         far = absolute(lack) > mul(tolerance, add(1.0, absolute(reference)))
-        changed = ((lack < 0) ^ is_active) & far
+        changed = _differ(lack < 0, is_active) & far
         if isinstance(row.stiffness, Tensor):
             changed = changed & (row.stiffness > 0)
         found = add(found, where(changed, 1.0, 0.0))
     return found
+
+
+def _differ(a: Any, b: Any) -> Any:
+    return (a & ~b) | (~a & b)
 
 
 def _packed(parts: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
