@@ -15,6 +15,7 @@ from robotics_envs.robots.constraints import accelerate, constraints
 from robotics_envs.robots.forces import actuated, by_velocity, passive
 from robotics_envs.robots.inertia import Matrix, factor, inertia_and_bias, solve
 from robotics_envs.robots.integrators import moved, position_rates, runge_kutta, times
+from robotics_envs.robots.kernels import evaluate
 from robotics_envs.robots.kinematics import kinematics
 from robotics_envs.robots.model import Joint, Options, RobotModel
 from robotics_envs.robots.reading import read
@@ -53,9 +54,7 @@ class RobotEnv(Env):
                 if name not in vars(cls):
                     setattr(cls, name, value)
 
-    def _accelerations(
-        self, x: States, u: Actions
-    ) -> tuple[Vec, Vec, Vec, Matrix, list[Scalar]]:
+    def _accelerations(self, x: States, u: Actions) -> tuple[Vec, Vec, Vec, Matrix, list[Scalar]]:
         """Positions, velocities, controls, mass matrix and accelerations."""
         n = self.model.positions
         q, v, controls = columns(x[..., :n]), columns(x[..., n:]), columns(u)
@@ -67,8 +66,7 @@ class RobotEnv(Env):
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """``[d qpos/dt, qacc]`` with the forces of constraints."""
-        q, v, _, _, a = self._accelerations(x, u)
-        return stack([*position_rates(self.model, q, v), *a], x[..., 0])
+        return evaluate((self.model.trace_key, "dynamics"), self._rates, torch.cat((x, u), -1))
 
     def substep(self, h: Tensor | float, x: States, u: Actions, p: Params) -> States:
         """The state after one step of ``h`` s of MuJoCo's Euler or implicitfast integrator.
@@ -76,6 +74,20 @@ class RobotEnv(Env):
         ``(M + h D) a = M qacc``, where D is the damping of the joints (Euler) or minus the derivative of all forces
         but those of inertia with respect to the velocities (implicitfast); then velocities first, positions after.
         """
+        length = h if isinstance(h, Tensor) else x.new_tensor(h)
+        packed = torch.cat((x, u, length.expand(x.shape[:-1])[..., None]), -1)
+        return evaluate((self.model.trace_key, "substep"), self._advanced, packed)
+
+    def _rates(self, packed: Tensor) -> Tensor:
+        """``dynamics`` of states and actions side by side."""
+        x, u = packed.split((len(self.state_names), len(self.action_box)), -1)
+        q, v, _, _, a = self._accelerations(x, u)
+        return stack([*position_rates(self.model, q, v), *a], x[..., 0])
+
+    def _advanced(self, packed: Tensor) -> Tensor:
+        """``substep`` of states, actions and lengths of the step side by side."""
+        x, u, length = packed.split((len(self.state_names), len(self.action_box), 1), -1)
+        h = length[..., 0]
         q, v, controls, matrix, a = self._accelerations(x, u)
         if self.model.integrator == "implicitfast":
             slope = by_velocity(self.model, q, v, controls)
@@ -87,8 +99,8 @@ class RobotEnv(Env):
                 damped[k][k] = add(damped[k][k], mul(damping, h))
             a = solve(factor(damped), times(matrix, a))
         n = self.model.positions
-        velocities = x[..., n:] + h * stack(a, x[..., 0])
-        return torch.cat((moved(self.model, x[..., :n], h * velocities), velocities), -1)
+        velocities = x[..., n:] + length * stack(a, x[..., 0])
+        return torch.cat((moved(self.model, x[..., :n], length * velocities), velocities), -1)
 
     def simulate(self, x: States, u: Actions, p: Params) -> States:
         """The state at the end of a control interval under ``u``, which is within its bounds."""

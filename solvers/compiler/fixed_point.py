@@ -36,6 +36,8 @@ def fixed_point(
         return _traced(tracer, step, start, given, most)
     with torch.no_grad():
         x = start.detach()
+        if x.is_meta:
+            return step(x, given)[0]
         for _ in range(most):
             x, moving = step(x, given.detach())
             if not bool((moving != 0).any()):
