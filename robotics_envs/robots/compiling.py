@@ -172,14 +172,29 @@ def _touching_the_world(model: Any, fixed: Any) -> list[bool]:
 
 
 @functools.cache
-def margins_add() -> bool:
-    """Whether the installed MuJoCo adds the margins of two geoms (3.17), or takes the larger one."""
+def _margin_rule() -> tuple[bool, bool]:
+    """Whether the installed MuJoCo adds the margins of two geoms, or takes the larger; whether it takes off the gap."""
     library = mujoco()
     text = (
-        '<mujoco><worldbody><geom type="plane" size="1 1 1" margin="0.02"/><body pos="0 0 0.14"><freejoint/>'
-        '<geom size="0.1" margin="0.03"/></body></worldbody></mujoco>'
+        '<mujoco><worldbody><geom type="plane" size="1 1 1" margin="0.02" gap="0.005"/><body pos="0 0 0.09">'
+        '<freejoint/><geom size="0.1" margin="0.03" gap="0.004"/></body></worldbody></mujoco>'
     )
     model = library.MjModel.from_xml_string(text)
     data = library.MjData(model)
     library.mj_forward(model, data)
-    return bool(data.ncon)
+    found = float(data.contact[0].includemargin)
+    for adds, together in ((True, sum), (False, max)):
+        for takes_gap, gap in ((False, 0.0), (True, together((0.005, 0.004)))):
+            if abs(found - (together((0.02, 0.03)) - gap)) < 1e-12:
+                return adds, takes_gap
+    raise RobotFileError(
+        f"MuJoCo {library.__version__} makes margins of contacts by a rule that is not known here: install another "
+        "version"
+    )
+
+
+def margin(margins: tuple[float, float], gaps: tuple[float, float]) -> float:
+    """The distance in m below which two geoms act on each other, by the rule of the installed MuJoCo."""
+    adds, takes_gap = _margin_rule()
+    together = sum if adds else max
+    return together(margins) - (together(gaps) if takes_gap else 0.0)

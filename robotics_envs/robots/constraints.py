@@ -40,8 +40,11 @@ from robotics_envs.robots.scalars import (
 from robotics_envs.robots.touching import Touch, frame, origin_offset, speed, touches
 from solvers.compiler.fixed_point import fixed_point
 
-MOST_STEPS = 30
+MOST_STEPS = 40
 """Newton steps at most; few states need more than five (docs/robots.md)."""
+
+_FULL_STEPS = 6
+"""After so many, every other step is half of one: full steps alone can go round in circles."""
 
 _LEAST, _MOST = 1e-4, 0.9999  # MuJoCo's mjMINIMP and mjMAXIMP
 
@@ -181,32 +184,46 @@ def accelerate(
     if not rows:
         return solve(factor(matrix), force)
     n = len(force)
+    rubbing = [row for row in rows if row.bound is not None]
     given, unpack = _packed((matrix, list(force), rows))
-    # The last component of the state tells the first step, which takes every row as active.
-    start = torch.cat((given.new_zeros(*like.shape, n), given.new_ones(*like.shape, 1)), -1)
+    # After the accelerations: on which side of its rows with dry friction the last step was, and the count of steps,
+    # which is -1 once settled.
+    start = given.new_zeros(*like.shape, n + len(rubbing) + 1)
     tolerance = 64 * torch.finfo(like.dtype).eps
 
     def step(x: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
         known_matrix, known_force, known_rows = unpack(packed)
-        *a, first = columns(x)
-        following, moving = _newton(known_matrix, known_force, known_rows, a, first > 0, tolerance)
-        return stack([*following, 0.0], x[..., 0]), stack([moving], x[..., 0])[..., 0]
+        *state, count = columns(x)
+        a, before = state[:n], iter(state[n:])
+        is_first, is_half = count == 0, _is_half(count)
+        sides = [
+            _pushing(row, a, is_first) if row.bound is None else [_slip(row, a, is_first, next(before))]
+            for row in known_rows
+        ]
+        full, moving = _newton(known_matrix, known_force, known_rows, sides, tolerance)
+        following = [where(is_half, 0.5 * (old + new), new) for old, new in zip(a, full, strict=True)]
+        following += [side[0] for row, side in zip(known_rows, sides, strict=True) if row.bound is not None]
+        moving = where(is_half, 1.0, moving)
+        next_count = where(moving == 0, -1.0, count + 1)  # type: ignore[operator]
+        return stack([*following, next_count], x[..., 0]), stack([moving], x[..., 0])[..., 0]
 
     return columns(fixed_point(step, start, given, most))[:n]
 
 
+def _is_half(count: Any) -> Any:
+    half = 0.5 * count
+    return (count >= _FULL_STEPS) & (half == torch.floor(half))
+
+
 def _newton(
-    matrix: Matrix, force: list[Scalar], rows: list[Constraint], a: Vec, is_first: Any, tolerance: float
+    matrix: Matrix, force: list[Scalar], rows: list[Constraint], sides: list[list[Any]], tolerance: float
 ) -> tuple[list[Scalar], Scalar]:
-    """The acceleration after a full Newton step at ``a``, and a number that is not zero where rows changed sides."""
+    """The acceleration where every row is on its side, and a number that is not zero where some are not, then."""
     hessian, right = [list(row) for row in matrix], list(force)
-    sides = [_activity(row, a, is_first) for row in rows]
-    for row, active in zip(rows, sides, strict=True):
-        _add_row(hessian, right, row, active, a[0])
+    for row, side in zip(rows, sides, strict=True):
+        _add_row(hessian, right, row, side)
     following = solve(factor(hessian), right)
-    moving: Scalar = 0.0
-    for row, active in zip(rows, sides, strict=True):
-        moving = add(moving, _changed(row, following, active, tolerance))
+    moving = total(_changed(row, following, side, tolerance) for row, side in zip(rows, sides, strict=True))
     return following, moving
 
 
@@ -220,28 +237,39 @@ def _lack(row: Constraint, a: Vec) -> list[tuple[Scalar, Scalar]]:
     return lacks
 
 
-def _activity(row: Constraint, a: Vec, is_first: Any) -> list[Any]:
-    """By edge: whether it pushes; for dry friction, whether it sticks, and the force if it slides."""
-    lacks = _lack(row, a)
-    if row.bound is None:
-        return [is_first | (lack < 0) for lack, _ in lacks]
-    ((lack, _),) = lacks
-    force = neg(mul(row.stiffness, lack))
-    return [is_first | ((force < row.bound) & (force > -row.bound)), where(force > 0, row.bound, -row.bound, lack)]
+def _pushing(row: Constraint, a: Vec, is_first: Any) -> list[Any]:
+    """By edge, whether it pushes; in the first step all do."""
+    return [is_first | (lack < 0) for lack, _ in _lack(row, a)]
 
 
-def _add_row(hessian: Matrix, right: list[Scalar], row: Constraint, active: list[Any], like: Any) -> None:
+def _friction_force(row: Constraint, a: Vec) -> Any:
+    """The force of dry friction if it were not bounded."""
+    ((lack, _),) = _lack(row, a)
+    return neg(mul(row.stiffness, lack))
+
+
+def _slip(row: Constraint, a: Vec, is_first: Any, before: Scalar) -> Scalar:
+    """The sign of the force of dry friction that slides, 0 where it sticks.
+
+    A row that would go from one bound of its force to the other sticks first: between the bounds is little room.
+    """
+    force = _friction_force(row, a)
+    side = where(force >= row.bound, 1.0, where(force <= -row.bound, -1.0, 0.0, force))  # type: ignore[operator]
+    return where(is_first | (mul(side, before) < 0), 0.0, side)
+
+
+def _add_row(hessian: Matrix, right: list[Scalar], row: Constraint, sides: list[Any]) -> None:
     """``H x = force + Σ Jᵀ D (a_ref)`` over the active rows, with ``H = M + Σ Jᵀ D J``."""
     count = len(row.basis)
     inner: Matrix = [[0.0] * count for _ in range(count)]
     pulls: list[Scalar] = [0.0] * count
-    sides = active if row.bound is None else active[:1]
-    for (weights, many), is_active in zip(row.edges, sides, strict=True):
-        stiffness = where(is_active, mul(float(many), row.stiffness), 0.0, like)
+    for (weights, many), side in zip(row.edges, sides, strict=True):
+        is_active = side if row.bound is None else side == 0
         reference = sub(row.pull, mul(row.damping, dot(weights, row.velocity)))
+        stiffness = where(is_active, mul(float(many), row.stiffness), 0.0, like=row.velocity[0])
         push = mul(stiffness, reference)
         if row.bound is not None:
-            push = where(active[0], push, active[1])
+            push = where(is_active, push, mul(row.bound, side))
         for i in range(count):
             pulls[i] = add(pulls[i], mul(weights[i], push))
             for j in range(i + 1):
@@ -259,18 +287,16 @@ def _add_row(hessian: Matrix, right: list[Scalar], row: Constraint, active: list
                     hessian[k][other_k] = add(hessian[k][other_k], mul(x, y))
 
 
-def _changed(row: Constraint, a: Vec, active: list[Any], tolerance: float) -> Scalar:
+def _changed(row: Constraint, a: Vec, sides: list[Any], tolerance: float) -> Scalar:
     """How many edges are on the other side at ``a``; those at the very border, and absent rows, do not count."""
-    found: Scalar = 0.0
     if row.bound is not None:
-        ((lack, _),) = _lack(row, a)
-        force = neg(mul(row.stiffness, lack))
-        sticks = (force < row.bound) & (force > -row.bound)
-        slides = where(force > 0, row.bound, -row.bound, lack)
-        near = absolute(absolute(force) - row.bound) < tolerance * row.bound  # type: ignore[operator]
-        other = _differ(sticks, active[0]) | (~sticks & (slides != active[1]))
-        return where(other & ~near, 1.0, 0.0)
-    for (lack, reference), is_active in zip(_lack(row, a), active, strict=True):
+        force = _friction_force(row, a)
+        # From the middle of the side that it is on: within one bound where it sticks, beyond where it slides.
+        (side,) = sides
+        room = where(side == 0, row.bound - absolute(force), mul(side, force) - row.bound)
+        return where(room < -tolerance * row.bound, 1.0, 0.0)
+    found: Scalar = 0.0
+    for (lack, reference), is_active in zip(_lack(row, a), sides, strict=True):
         far = absolute(lack) > mul(tolerance, add(1.0, absolute(reference)))
         changed = _differ(lack < 0, is_active) & far
         if isinstance(row.stiffness, Tensor):

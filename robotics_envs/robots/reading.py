@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robotics_envs.robots.compiling import RobotFileError, compiled, margins_add, mujoco
+from robotics_envs.robots.compiling import RobotFileError, compiled, margin, mujoco
 from robotics_envs.robots.model import (
     Actuator,
     Body,
@@ -272,16 +272,15 @@ class _Reading:
     def _pair(self, a: int, b: int) -> Pair:
         m = self.m
         solref, solimp, friction, condim = self._mixed(a, b)
-        margins = [float(m.geom_margin[g]) for g in (a, b)]
-        gaps = [float(m.geom_gap[g]) for g in (a, b)]
-        together = sum if margins_add() else max
+        margins = float(m.geom_margin[a]), float(m.geom_margin[b])
+        gaps = float(m.geom_gap[a]), float(m.geom_gap[b])
         weight = sum(float(m.body_invweight0[m.geom_bodyid[g], 0]) for g in (a, b))
         return Pair(
             first=self._geom(a),
             second=self._geom(b),
             dimensions=condim,  # type: ignore[arg-type]
             friction=friction,
-            margin=together(margins) - together(gaps),
+            margin=margin(margins, gaps),
             softness=_softness(solref, solimp),
             inverse_weight=weight,
         )

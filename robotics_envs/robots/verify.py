@@ -17,6 +17,7 @@ from robotics_envs.robots.model import RobotModel
 
 TOLERANCE = 1e-6
 """Relative differences above this are refused."""
+_EDGE = 1e-9
 
 
 class DisagreementError(RuntimeError):
@@ -65,7 +66,9 @@ def verify(env: RobotEnv, states: int = 100, seed: int = 0, tolerance: float = T
     """Compare ``qacc`` and one step with the installed MuJoCo, whose solver is run to convergence.
 
     States are random poses, and states that MuJoCo reaches under random controls from near the pose of the file, with
-    random velocities added.  An error is the largest difference of a component over the largest component.
+    random velocities added.  An error is the largest difference of a component over the largest component.  Some
+    states are at an edge, where MuJoCo's own result changes by more than 1e-9 if the positions move by 1e-12: there
+    that change is taken off.
 
     Raises:
         DisagreementError: an error is above ``tolerance``; the message names the comparison and a state.
@@ -77,8 +80,9 @@ def verify(env: RobotEnv, states: int = 100, seed: int = 0, tolerance: float = T
     ours = env._rates(torch.cat((x, torch.tensor(u)), 1))[:, env.model.positions :]
     following = _steps(env, x, torch.tensor(u))
     accelerations, stepped = _judge(library, model, q, v, u)
-    errors = _relative(ours.numpy(), accelerations)
-    of_steps = _relative(following.numpy(), stepped)
+    moved = _judge(library, model, q + 1e-12, v, u)
+    errors = _relative(ours.numpy(), accelerations, moved[0])
+    of_steps = _relative(following.numpy(), stepped, moved[1])
     lines = []
     for what, where in (("accelerations, touching or at a limit", touching), ("accelerations, free", ~touching)):
         if where.any():
@@ -158,9 +162,12 @@ def _judge(library: Any, model: Any, q: Any, v: Any, u: Any) -> tuple[Any, Any]:
     return np.array(accelerations), np.array(stepped)
 
 
-def _relative(ours: Any, theirs: Any) -> Any:
-    size = np.abs(theirs).max(1)
-    return np.abs(ours - theirs).max(1) / np.maximum(size, 1e-6)
+def _relative(ours: Any, theirs: Any, moved: Any) -> Any:
+    size = np.maximum(np.abs(theirs).max(1), 1e-6)
+    response = np.abs(moved - theirs)
+    at_an_edge = response.max(1) / size > _EDGE
+    error = np.abs(ours - theirs)
+    return np.where(at_an_edge, np.maximum(error - response, 0.0).max(1), error.max(1)) / size
 
 
 def _line(what: str, errors: Any) -> Line:
