@@ -254,7 +254,7 @@ def _slip(row: Constraint, a: Vec, is_first: Any, before: Scalar) -> Scalar:
     A row that would go from one bound of its force to the other sticks first: between the bounds is little room.
     """
     force = _friction_force(row, a)
-    side = where(force >= row.bound, 1.0, where(force <= -row.bound, -1.0, 0.0, force))  # type: ignore[operator]
+    side = where(force >= row.bound, 1.0, where(force <= -row.bound, -1.0, 0.0, force), force)  # type: ignore[operator]
     return where(is_first | (mul(side, before) < 0), 0.0, side)
 
 
@@ -294,14 +294,14 @@ def _changed(row: Constraint, a: Vec, sides: list[Any], tolerance: float) -> Sca
         # From the middle of the side that it is on: within one bound where it sticks, beyond where it slides.
         (side,) = sides
         room = where(side == 0, row.bound - absolute(force), mul(side, force) - row.bound)
-        return where(room < -tolerance * row.bound, 1.0, 0.0)
+        return where(room < -tolerance * row.bound, 1.0, 0.0, force)
     found: Scalar = 0.0
     for (lack, reference), is_active in zip(_lack(row, a), sides, strict=True):
         far = absolute(lack) > mul(tolerance, add(1.0, absolute(reference)))
         changed = _differ(lack < 0, is_active) & far
         if isinstance(row.stiffness, Tensor):
             changed = changed & (row.stiffness > 0)
-        found = add(found, where(changed, 1.0, 0.0))
+        found = add(found, where(changed, 1.0, 0.0, a[0]))
     return found
 
 

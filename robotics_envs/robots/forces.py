@@ -41,7 +41,7 @@ def by_velocity(model: RobotModel, q: Vec, v: Vec, u: Vec) -> list[Scalar]:
         if actuator.force_range is not None:
             low, high = actuator.force_range
             force = _force(actuator, q, v, control)
-            per_rate = where(both(force > low, force < high), per_rate, 0.0)
+            per_rate = where(both(force > low, force < high), per_rate, 0.0, like=force)
         slope[actuator.velocity] = sub(slope[actuator.velocity], mul(actuator.gear**2, per_rate))
     return slope
 

@@ -98,7 +98,8 @@ def _whole_model(library: Any, model: Any) -> list[str]:
 
 def _joints(library: Any, model: Any) -> list[str]:
     found = []
-    hinges = _values(library.mjtJoint, "mjJNT_HINGE", "mjJNT_SLIDE")
+    kinds = library.mjtJoint
+    hinges = _values(kinds, "mjJNT_HINGE", "mjJNT_SLIDE")
     simple = [int(t) in hinges for t in model.jnt_type]
     for what, holds, advice in (
         ("springs of ball and free joints", model.jnt_stiffness != 0, "set stiffness to 0"),
@@ -107,6 +108,18 @@ def _joints(library: Any, model: Any) -> list[str]:
         bad = [j for j in range(model.njnt) if holds[j] and not simple[j]]
         if bad:
             found.append(f"{what} ({_named(model, 'joint', bad)}): {advice}")
+    if int(model.opt.integrator) == int(library.mjtIntegrator.mjINT_IMPLICITFAST):
+        free = [
+            j
+            for j in range(model.njnt)
+            if int(model.jnt_type[j]) == int(kinds.mjJNT_FREE)
+            and sum(int(t) == int(model.dof_treeid[model.jnt_dofadr[j]]) for t in model.dof_treeid) == 6
+        ]
+        if free:
+            found.append(
+                f"the integrator implicitfast with free bodies that carry no joint ({_named(model, 'joint', free)}), "
+                'whose spin it integrates in a way of its own: set integrator="Euler" or "RK4" in <option>'
+            )
     for attribute, what in (
         ("jnt_stiffnesspoly", "springs that are not linear"),
         ("dof_dampingpoly", "dampers that are not linear"),

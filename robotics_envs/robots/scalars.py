@@ -112,19 +112,15 @@ def below(a: Scalar, b: Scalar) -> Any:
 
 
 def where(condition: Any, a: Scalar, b: Scalar, like: Tensor | None = None) -> Scalar:
-    """``a`` where a mask or a bool holds, else ``b``; of two floats in the dtype of ``like``.
-
-    Without ``like``, two floats must be small whole numbers: they come in torch's default dtype.
-    """
+    """``a`` where a mask or a bool holds, else ``b``; two floats come in the dtype of ``like``, which they need."""
     if isinstance(condition, bool):
         return a if condition else b
     if isinstance(a, float) and isinstance(b, float):
         if a == b:
             return a
-        if like is not None:
-            return torch.where(condition, torch.full_like(like, a), b)
-        if not (a.is_integer() and b.is_integer()):
-            raise TypeError(f"{a} and {b} would be rounded: say which tensor they are to be like")
+        if like is None:
+            raise TypeError(f"{a} and {b} would come in torch's default dtype: say which tensor they are like")
+        return torch.where(condition, torch.full_like(like, a), b)
     return torch.where(condition, a, b)
 
 

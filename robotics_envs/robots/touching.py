@@ -147,7 +147,7 @@ def _plane_box(plane: _Placed, box: _Placed, margin: float) -> list[Touch]:
         counts = both(_holds(distance, margin), _holds(along, 0.0))
         point = vsub(vadd(box.centre, offset), scale(mul(0.5, distance), normal))
         found.append(Touch(distance, point, normal, present=both(counts, below(earlier, 4.0))))
-        earlier = add(earlier, where(counts, 1.0, 0.0))
+        earlier = add(earlier, where(counts, 1.0, 0.0, like=distance))
     return found
 
 
@@ -167,7 +167,7 @@ def _plane_cylinder(plane: _Placed, cylinder: _Placed, margin: float) -> list[To
     """The lowest point of each rim, and two more of the lower disk, so that it can stand on four or three points."""
     normal, (radius, half, _) = plane.axis(2), cylinder.geom.size
     upward = dot(normal, cylinder.axis(2))
-    flip = where(upward > 0, -1.0, 1.0) if isinstance(upward, Tensor) else (-1.0 if upward > 0 else 1.0)
+    flip = where(upward > 0, -1.0, 1.0, like=upward if isinstance(upward, Tensor) else None)
     axis = scale(flip, cylinder.axis(2))  # towards the plane
     slope = mul(flip, upward)
     sideways = vsub(scale(slope, axis), normal)
@@ -271,7 +271,7 @@ def _parallel(
         touch = at(a, b)
         counts = both(inside, _holds(touch.distance, margin))
         touch.present = both(is_parallel, both(counts, below(earlier, 2.0)))
-        earlier = add(earlier, where(counts, 1.0, 0.0))
+        earlier = add(earlier, where(counts, 1.0, 0.0, like=touch.distance))
         found.append(touch)
     return found
 
@@ -285,7 +285,7 @@ def frame(touch: Touch) -> Sequence[Vec]:
         y = (0.0, 1.0, 0.0) if abs(n[1]) < 0.5 else (0.0, 0.0, 1.0)
     else:
         flat = absolute(n[1]) < 0.5
-        y = (0.0, where(flat, 1.0, 0.0), where(flat, 0.0, 1.0))
+        y = (0.0, where(flat, 1.0, 0.0, n[1]), where(flat, 0.0, 1.0, n[1]))
     across = unit(vsub(y, scale(dot(n, y), n)))
     return n, across, cross(n, across)
 
