@@ -45,6 +45,8 @@ class RobotEnv(Env):
     frame_skip: ClassVar[int]
     called_fields: ClassVar[tuple[str, ...]] = ("dynamics", "substep")
     solver = RK4()
+    registry_name: ClassVar[str | None] = None
+    """The name that this class was made from, such as ``"mjcf:/home/me/robot.xml"``."""
     episode_steps: ClassVar[int]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -66,7 +68,7 @@ class RobotEnv(Env):
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """``[d qpos/dt, qacc]`` with the forces of constraints."""
-        return evaluate((self.model.trace_key, "dynamics"), self._rates, torch.cat((x, u), -1))
+        return evaluate((self.model.trace_key, "dynamics"), self.rates, torch.cat((x, u), -1))
 
     def substep(self, h: Tensor | float, x: States, u: Actions, p: Params) -> States:
         """The state after one step of ``h`` s of MuJoCo's Euler or implicitfast integrator.
@@ -76,15 +78,15 @@ class RobotEnv(Env):
         """
         length = h if isinstance(h, Tensor) else x.new_tensor(h)
         packed = torch.cat((x, u, length.expand(x.shape[:-1])[..., None]), -1)
-        return evaluate((self.model.trace_key, "substep"), self._advanced, packed)
+        return evaluate((self.model.trace_key, "substep"), self.advanced, packed)
 
-    def _rates(self, packed: Tensor) -> Tensor:
-        """``dynamics`` of states and actions side by side."""
+    def rates(self, packed: Tensor) -> Tensor:
+        """``dynamics`` of states and actions side by side, operation by operation, without a kernel."""
         x, u = packed.split((len(self.state_names), len(self.action_box)), -1)
         q, v, _, _, a = self._accelerations(x, u)
         return stack([*position_rates(self.model, q, v), *a], x[..., 0])
 
-    def _advanced(self, packed: Tensor) -> Tensor:
+    def advanced(self, packed: Tensor) -> Tensor:
         """``substep`` of states, actions and lengths of the step side by side."""
         x, u, length = packed.split((len(self.state_names), len(self.action_box), 1), -1)
         h = length[..., 0]
@@ -142,30 +144,49 @@ class RobotEnv(Env):
         return x
 
 
-def robot_class(source: str | Path, **options: Any) -> type[RobotEnv]:
-    """A class of simulators of the robot in an MJCF or URDF file; see :class:`~robotics_envs.robots.model.Options`.
-
-    Raises:
-        UnknownNameError: there is no such file.
-        RobotFileError: it cannot be read, or holds what is not simulated here.
-    """
+def robot_class(source: str | Path, check: bool = True, **options: Any) -> type[RobotEnv]:
+    """A class of simulators of the robot in an MJCF file; see :func:`from_mjcf`."""
     model = read(source, Options(**options))
     words = "".join(word.capitalize() for word in model.name.replace("-", " ").replace("_", " ").split())
-    name = words if words.isidentifier() else "Robot"
-    return type(name, (RobotEnv,), {"model": model, "name": model.name, "__module__": __name__})
+    members = {"model": model, "name": model.name, "__module__": __name__}
+    made = type(words if words.isidentifier() else "Robot", (RobotEnv,), members)
+    if check:
+        from robotics_envs.robots.verify import check_at_load
+
+        check_at_load(made())
+    return made
 
 
-def from_mjcf(source: str | Path, **options: Any) -> RobotEnv:
+def urdf_class(source: str | Path, **options: Any) -> type[RobotEnv]:
+    """A class of simulators of the robot in a URDF file; see :func:`from_urdf`."""
+    return robot_class(source, **{"motors": True, **options})
+
+
+def from_mjcf(source: str | Path, check: bool = True, **options: Any) -> RobotEnv:
     """The robot of an MJCF file, or of a text that begins with ``<``, as a simulator.
 
     Options are the attributes of :class:`~robotics_envs.robots.model.Options`: ``meshes="drop"``,
     ``self_collisions="ignore"``, ``cone="pyramidal"``, …
 
+    Args:
+        check: compare accelerations and a step with the installed MuJoCo in a few states, once a process.
+
     Raises:
         UnknownNameError: there is no such file.
         RobotFileError: it cannot be read, or holds what is not simulated here: the message names all of it.
+        DisagreementError: it reads, and its dynamics is not MuJoCo's.
     """
-    return robot_class(source, **options)()
+    return robot_class(source, check, **options)()
+
+
+def from_urdf(source: str | Path, check: bool = True, **options: Any) -> RobotEnv:
+    """The robot of a URDF file, read by MuJoCo, as a simulator; see :func:`from_mjcf`.
+
+    A URDF has no actuators: every hinge and slide gets a motor, whose control is its force up to the effort limit
+    (``motors=NUMBER`` where there is none).  Its root is fixed to the world unless ``floating=True``; ``floor=True`` adds
+    the ground.  MuJoCo finds no ``package://``: give paths, or ``meshes="drop"``.
+    """
+    return urdf_class(source, check=check, **options)()
 
 
 def _defaults(model: RobotModel, given: Any) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def verify(env: RobotEnv, states: int = 100, seed: int = 0, tolerance: float = T
     model = converged(env.model)
     q, v, u, touching = random_states(model, states, np.random.default_rng(seed))
     x = torch.tensor(np.concatenate((q, v), 1))
-    ours = env._rates(torch.cat((x, torch.tensor(u)), 1))[:, env.model.positions :]
+    ours = env.rates(torch.cat((x, torch.tensor(u)), 1))[:, env.model.positions :]
     following = _steps(env, x, torch.tensor(u))
     accelerations, stepped = _judge(library, model, q, v, u)
     moved = _judge(library, model, q + 1e-12, v, u)
@@ -99,6 +99,21 @@ def verify(env: RobotEnv, states: int = 100, seed: int = 0, tolerance: float = T
             f"{np.array2string(accelerations[worst], precision=6, separator=', ')}"
         )
     return made
+
+
+_checked: set[str] = set()
+
+
+def check_at_load(env: RobotEnv) -> None:
+    """Verify a model in a few states, once a process.
+
+    Raises:
+        DisagreementError: its dynamics is not MuJoCo's.
+    """
+    if env.model.trace_key not in _checked:
+        with torch.no_grad():
+            verify(env, states=12)
+        _checked.add(env.model.trace_key)
 
 
 def converged(robot: RobotModel) -> Any:
@@ -141,11 +156,11 @@ def _steps(env: RobotEnv, x: Tensor, u: Tensor) -> Tensor:
     h = env.model.timestep
 
     def rates(y: Tensor) -> Tensor:
-        return env._rates(torch.cat((y, u), 1))
+        return env.rates(torch.cat((y, u), 1))
 
     if env.model.integrator == "RK4":
         return runge_kutta(env.model, rates, x, h)
-    return env._advanced(torch.cat((x, u, x.new_full((len(x), 1), h)), 1))
+    return env.advanced(torch.cat((x, u, x.new_full((len(x), 1), h)), 1))
 
 
 def _judge(library: Any, model: Any, q: Any, v: Any, u: Any) -> tuple[Any, Any]:
