@@ -23,6 +23,7 @@ from lazy_registry.registry import Registry, UnknownNameError, remember, unknown
 from lazy_registry.user_files import file_of
 from robotics_envs.environments import ENVIRONMENTS, GYM_TASKS, JULIA, robot_file
 from robotics_envs.julia.installation import JuliaError
+from robotics_envs.robots.compiling import RobotFileError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -233,7 +234,7 @@ def loading(kind: str, name: str) -> Iterator[None]:
     """While inside, what a user's file raises becomes a ConfigError with the file and the line."""
     try:
         yield
-    except (UnknownNameError, JuliaError) as error:
+    except (UnknownNameError, JuliaError, RobotFileError) as error:
         raise ConfigError(str(error)) from None
     except Exception as error:
         from lazy_registry.source_places import is_users_file

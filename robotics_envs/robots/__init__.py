@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from robotics_envs.robots.env import RobotEnv, from_mjcf, from_urdf
     from robotics_envs.robots.model import Options, RobotModel
     from robotics_envs.robots.reading import read
-    from robotics_envs.robots.verify import Comparison, DisagreementError, verify
+    from robotics_envs.robots.comparison import Comparison, DisagreementError, verify
 
 __all__ = [
     "Comparison",
@@ -33,6 +33,6 @@ __getattr__, __dir__ = lazy_attributes(
         "env": ("RobotEnv", "from_mjcf", "from_urdf"),
         "model": ("Options", "RobotModel"),
         "reading": ("read",),
-        "verify": ("Comparison", "DisagreementError", "verify"),
+        "comparison": ("Comparison", "DisagreementError", "verify"),
     },
 )

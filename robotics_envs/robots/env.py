@@ -151,7 +151,7 @@ def robot_class(source: str | Path, check: bool = True, **options: Any) -> type[
     members = {"model": model, "name": model.name, "__module__": __name__}
     made = type(words if words.isidentifier() else "Robot", (RobotEnv,), members)
     if check:
-        from robotics_envs.robots.verify import check_at_load
+        from robotics_envs.robots.comparison import check_at_load
 
         check_at_load(made())
     return made

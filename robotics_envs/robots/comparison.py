@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robotics_envs.robots.compiling import compiled, mujoco
+from robotics_envs.robots.compiling import RobotFileError, compiled, mujoco
 from robotics_envs.robots.env import RobotEnv
 from robotics_envs.robots.integrators import runge_kutta
 from robotics_envs.robots.model import RobotModel
@@ -20,7 +20,7 @@ TOLERANCE = 1e-6
 _EDGE = 1e-9
 
 
-class DisagreementError(RuntimeError):
+class DisagreementError(RobotFileError):
     """Our dynamics and MuJoCo's differ: what this model needs is simulated here in another way."""
 
 
