@@ -84,7 +84,10 @@ def verify(env: RobotEnv, states: int = 100, seed: int = 0, tolerance: float = T
     errors = _relative(ours.numpy(), accelerations, moved[0])
     of_steps = _relative(following.numpy(), stepped, moved[1])
     lines = []
-    for what, where in (("accelerations, touching or at a limit", touching), ("accelerations, free", ~touching)):
+    for what, where in (
+        ("accelerations, touching or at a limit", touching),
+        ("accelerations, free", ~touching),
+    ):
         if where.any():
             lines.append(_line(what, errors[where]))
     lines.append(_line(f"one step ({env.model.integrator})", of_steps))

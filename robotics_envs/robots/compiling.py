@@ -56,15 +56,15 @@ def compiled(source: str | Path, options: Options) -> Any:
         if isinstance(error, (UnknownNameError, RobotFileError)):
             raise
         shown = "the text" if text.lstrip().startswith("<") else text
-        raise RobotFileError(f"MuJoCo cannot read {shown}: {' '.join(str(error).split())}{_advice(error)}") from None
+        raise RobotFileError(
+            f"MuJoCo cannot read {shown}: {' '.join(str(error).split())}{_advice(error)}"
+        ) from None
     return _without_contacts(library, model, options)
 
 
 def _advice(error: Exception) -> str:
     if "opening file" in str(error) or "resource" in str(error).lower():
-        return (
-            '; meshes="drop" reads the file without its meshes, if every body that moves has an <inertial>'
-        )
+        return '; meshes="drop" reads the file without its meshes, if every body that moves has an <inertial>'
     return ""
 
 

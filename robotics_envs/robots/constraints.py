@@ -171,7 +171,11 @@ def _soft(
     impedance = _impedance(softness.solimp, gap)
     stiffness = impedance / ((1.0 - impedance) * weight)
     near = both(present, gap < 0)
-    return where(near, stiffness, 0.0, like=gap if isinstance(gap, Tensor) else None), neg(mul(mul(spring, impedance), gap)), damping
+    return (
+        where(near, stiffness, 0.0, like=gap if isinstance(gap, Tensor) else None),
+        neg(mul(mul(spring, impedance), gap)),
+        damping,
+    )
 
 
 def accelerate(

@@ -233,9 +233,7 @@ class _Reading:
     def _meet(self, a: int, b: int) -> bool:
         """Whether MuJoCo looks for contacts of two geoms (documentation, "Collision detection", selection)."""
         m = self.m
-        if not (
-            (m.geom_contype[a] & m.geom_conaffinity[b]) or (m.geom_contype[b] & m.geom_conaffinity[a])
-        ):
+        if not ((m.geom_contype[a] & m.geom_conaffinity[b]) or (m.geom_contype[b] & m.geom_conaffinity[a])):
             return False
         one, other = (int(m.geom_bodyid[g]) for g in (a, b))
         first, second = int(m.body_weldid[one]), int(m.body_weldid[other])

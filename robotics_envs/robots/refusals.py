@@ -34,7 +34,9 @@ def _named(model: Any, kind: str, which: Iterable[int]) -> str:
 
 def _options(library: Any, model: Any) -> list[str]:
     found = []
-    integrators = {int(getattr(library.mjtIntegrator, f"mjINT_{n}")) for n in ("EULER", "RK4", "IMPLICITFAST")}
+    integrators = {
+        int(getattr(library.mjtIntegrator, f"mjINT_{n}")) for n in ("EULER", "RK4", "IMPLICITFAST")
+    }
     option = model.opt
     if option.integrator not in integrators:
         name = library.mjtIntegrator(option.integrator).name
@@ -88,11 +90,7 @@ def _whole_model(library: Any, model: Any) -> list[str]:
         values = getattr(model, attribute, None)
         if values is not None and values.any():
             rows = values.reshape(model.ngeom, -1).any(1).nonzero()[0]
-            found.append(
-                f"{what} ({_named(model, 'geom', rows)}): remove {attribute.removeprefix('geom_')}"
-            )
-    if any(model.geom_fluid.reshape(model.ngeom, -1)[:, 0]) and (option := model.opt) and option.density:
-        found.append("a fluid model of geoms: remove fluidshape")
+            found.append(f"{what} ({_named(model, 'geom', rows)}): remove {attribute.removeprefix('geom_')}")
     return found
 
 
@@ -128,7 +126,9 @@ def _joints(library: Any, model: Any) -> list[str]:
         if values is not None and values.any():
             owner = range(model.njnt) if attribute.startswith("jnt") else model.dof_jntid
             rows = values.reshape(len(values), -1).any(1).nonzero()[0]
-            found.append(f"{what} ({_named(model, 'joint', sorted({int(owner[r]) for r in rows}))}): make them linear")
+            found.append(
+                f"{what} ({_named(model, 'joint', sorted({int(owner[r]) for r in rows}))}): make them linear"
+            )
     if model.jnt_actgravcomp.any():
         bad = [j for j in range(model.njnt) if model.jnt_actgravcomp[j] and model.jnt_actfrclimited[j]]
         if bad:
@@ -177,7 +177,9 @@ def _actuators(library: Any, model: Any) -> list[str]:
     all_where(
         "actuators whose force is not affine in length and velocity",
         "use motor, position, velocity, or general with fixed or affine gain and bias",
-        lambda k: int(model.actuator_gaintype[k]) not in gains or int(model.actuator_biastype[k]) not in biases,
+        lambda k: (
+            int(model.actuator_gaintype[k]) not in gains or int(model.actuator_biastype[k]) not in biases
+        ),
     )
     for attribute, what in (
         ("actuator_damping", "damping of actuators"),
@@ -205,7 +207,14 @@ def _tendons(library: Any, model: Any) -> list[str]:
             model.tendon_limited[k]
             or any(
                 getattr(model, f"tendon_{name}").reshape(model.ntendon, -1)[k].any()
-                for name in ("stiffness", "stiffnesspoly", "damping", "dampingpoly", "frictionloss", "armature")
+                for name in (
+                    "stiffness",
+                    "stiffnesspoly",
+                    "damping",
+                    "dampingpoly",
+                    "frictionloss",
+                    "armature",
+                )
                 if hasattr(model, f"tendon_{name}")
             )
             or getattr(model, "tendon_actfrclimited", [0] * model.ntendon)[k]
@@ -213,4 +222,6 @@ def _tendons(library: Any, model: Any) -> list[str]:
             acts.append(k)
     if not acts:
         return []
-    return [f"tendons that act ({_named(model, 'tendon', acts)}): remove their range, spring, damper or friction"]
+    return [
+        f"tendons that act ({_named(model, 'tendon', acts)}): remove their range, spring, damper or friction"
+    ]

@@ -119,7 +119,9 @@ def where(condition: Any, a: Scalar, b: Scalar, like: Tensor | None = None) -> S
         if a == b:
             return a
         if like is None:
-            raise TypeError(f"{a} and {b} would come in torch's default dtype: say which tensor they are like")
+            raise TypeError(
+                f"{a} and {b} would come in torch's default dtype: say which tensor they are like"
+            )
         return torch.where(condition, torch.full_like(like, a), b)
     return torch.where(condition, a, b)
 

@@ -31,7 +31,7 @@ _SPACES = {
 
 
 class CompiledFunction(torch.autograd.Function):
-    """The call of a kernel, with its gradient; a second derivative is refused."""
+    """The call of a kernel, with its gradient, which has no derivative of its own: to autograd it is a constant."""
 
     @staticmethod
     def forward(kernel: FunctionKernel, x: Tensor) -> Tensor:
@@ -102,7 +102,9 @@ def _refuse(tensor: Tensor) -> Any:
 
 @functools.cache
 def _template() -> str:
-    return build.with_headers(importlib.resources.files("solvers.native").joinpath("function.cpp").read_text())
+    return build.with_headers(
+        importlib.resources.files("solvers.native").joinpath("function.cpp").read_text()
+    )
 
 
 def _source(function: Function, size: int, dtype: torch.dtype) -> tuple[str, int]:

@@ -26,7 +26,18 @@ class HalfCheetah(RobotEnv):
     frame_skip = 5
     episode_steps = 1000
     observation_names = (
-        *("rootz", "rooty", "bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot", "rootx_rate", "rootz_rate"),
+        *(
+            "rootz",
+            "rooty",
+            "bthigh",
+            "bshin",
+            "bfoot",
+            "fthigh",
+            "fshin",
+            "ffoot",
+            "rootx_rate",
+            "rootz_rate",
+        ),
         *("rooty_rate", "bthigh_rate", "bshin_rate", "bfoot_rate", "fthigh_rate", "fshin_rate", "ffoot_rate"),
     )
     start_box = Box((-0.1,) * 9 + (-0.3,) * 9, (0.1,) * 9 + (0.3,) * 9)

@@ -27,7 +27,16 @@ class Hopper(RobotEnv):
     frame_skip = 4
     episode_steps = 1000
     observation_names = (
-        *("rootz", "rooty", "thigh_joint", "leg_joint", "foot_joint", "rootx_rate", "rootz_rate", "rooty_rate"),
+        *(
+            "rootz",
+            "rooty",
+            "thigh_joint",
+            "leg_joint",
+            "foot_joint",
+            "rootx_rate",
+            "rootz_rate",
+            "rooty_rate",
+        ),
         *("thigh_joint_rate", "leg_joint_rate", "foot_joint_rate"),
     )
     start_box = Box((-0.005, 1.245, *(-0.005,) * 10), (0.005, 1.255, *(0.005,) * 10))
