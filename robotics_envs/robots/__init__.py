@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from lazy_registry.lazy_import import lazy_attributes
 
 if TYPE_CHECKING:
+    from robotics_envs.robots.comparison import Comparison, DisagreementError, verify
     from robotics_envs.robots.compiling import RobotFileError
     from robotics_envs.robots.env import RobotEnv, from_mjcf, from_urdf
     from robotics_envs.robots.model import Options, RobotModel
     from robotics_envs.robots.reading import read
-    from robotics_envs.robots.comparison import Comparison, DisagreementError, verify
 
 __all__ = [
     "Comparison",

@@ -1,4 +1,4 @@
-"""From a robot's file to MuJoCo's compiled model, edited as the options say. The one module that imports mujoco early."""
+"""From a robot's file to MuJoCo's compiled model, edited as the options say; the one module that imports mujoco."""
 
 from __future__ import annotations
 

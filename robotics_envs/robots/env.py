@@ -183,8 +183,8 @@ def from_urdf(source: str | Path, check: bool = True, **options: Any) -> RobotEn
     """The robot of a URDF file, read by MuJoCo, as a simulator; see :func:`from_mjcf`.
 
     A URDF has no actuators: every hinge and slide gets a motor, whose control is its force up to the effort limit
-    (``motors=NUMBER`` where there is none).  Its root is fixed to the world unless ``floating=True``; ``floor=True`` adds
-    the ground.  MuJoCo finds no ``package://``: give paths, or ``meshes="drop"``.
+    (``motors=NUMBER`` where there is none).  Its root is fixed to the world unless ``floating=True``; ``floor=True``
+    adds the ground.  MuJoCo finds no ``package://``: give paths, or ``meshes="drop"``.
     """
     return urdf_class(source, check=check, **options)()
 

@@ -15,7 +15,7 @@ from robotics_envs.robots.model import Options
 
 
 def robot_of_name(name: str) -> type[RobotEnv]:
-    """The class of the robot that a name leads to; options follow a ``?``, as in ``"mjcf:a.xml?meshes=drop&floor=true"``.
+    """The class of the robot that a name leads to; options follow a ``?``: ``"mjcf:a.xml?meshes=drop&floor=true"``.
 
     Raises:
         UnknownNameError: there is no such file or option.

@@ -38,13 +38,14 @@ TOUCHING = {
 """The kinds of geoms whose contacts are simulated."""
 
 
-def read(source: str | Path, options: Options = Options()) -> RobotModel:
+def read(source: str | Path, options: Options | None = None) -> RobotModel:
     """The robot of an MJCF or URDF file, or of a text that begins with ``<``.
 
     Raises:
         UnknownNameError: there is no such file.
         RobotFileError: MuJoCo cannot read it, or it holds what is not simulated here: the message names all of it.
     """
+    options = Options() if options is None else options
     model = compiled(source, options)
     return _Reading(model, str(source), options).model()
 

@@ -189,8 +189,9 @@ def _actuators(library: Any, model: Any) -> list[str]:
     ):
         values = getattr(model, attribute, None)
         if values is not None and values.any():
-            held = values.reshape(model.nu, -1).any(1)
-            all_where(what, "give it to the joint, or remove it", lambda k, held=held: bool(held[k]))
+            all_where(
+                what, "give it to the joint, or remove it", values.reshape(model.nu, -1).any(1).__getitem__
+            )
     unlimited = [k for k in range(model.nu) if not model.actuator_ctrllimited[k]]
     if unlimited:
         found.append(

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Scalar = Union[float, Tensor]
+Scalar = float | Tensor
 Vec = Sequence[Scalar]
 """Three scalars."""
 Mat = Sequence[Sequence[Scalar]]

@@ -1,5 +1,7 @@
 """Small models of one feature each, and generated ones."""
 
+# ruff: noqa: E501
+
 import numpy as np
 
 FLOOR = '<geom name="floor" type="plane" size="5 5 1" friction="0.8"/>'

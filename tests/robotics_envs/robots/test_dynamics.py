@@ -64,7 +64,7 @@ def test_a_wrong_dynamics_is_refused_and_shown():
             return 1.001 * super().rates(packed)
 
     with pytest.raises(
-        DisagreementError, match="not MuJoCo's dynamics: errors above 1e-06 are refused. At qpos = "
+        DisagreementError, match=r"not MuJoCo's dynamics: errors above 1e-06 are refused. At qpos = "
     ):
         verify(Heavy(), 8)
 

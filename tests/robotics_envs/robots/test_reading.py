@@ -1,5 +1,7 @@
 """What is refused, in words, all at once; what the options change; and the names of robots."""
 
+# ruff: noqa: E501
+
 import math
 from pathlib import Path
 
@@ -127,7 +129,7 @@ def test_all_offenders_are_named_at_once():
 
 
 def test_a_file_that_mujoco_cannot_read_is_refused_with_its_reason():
-    with pytest.raises(RobotFileError, match="MuJoCo cannot read the text: .*colour"):
+    with pytest.raises(RobotFileError, match=r"MuJoCo cannot read the text: .*colour"):
         read(model('<body><joint name="m"/><geom size=".1" colour="red"/></body>'))
     with pytest.raises(UnknownNameError, match=r"there is no file 'nowhere\.xml'"):
         read("nowhere.xml")
