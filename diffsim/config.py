@@ -82,8 +82,8 @@ def built_in_settings(registry: Registry, name: str) -> type[Settings] | None:
 def absolute_name(name: Any, base: Path | None = None) -> Any:
     """A name that leads to a file with the file's absolute path; any other value as it is.
 
-    ``"my_env.py:MyEnv"``, ``"julia:my_env.jl:MyEnv"`` and ``"mjcf:robot.xml"`` are such names.  ``base`` is the folder that relative paths
-    start from, the current one by default.
+    ``"my_env.py:MyEnv"``, ``"julia:my_env.jl:MyEnv"`` and ``"mjcf:robot.xml"`` are such names.  ``base`` is the folder
+    that relative paths start from, the current one by default.
     """
     if not isinstance(name, str):
         return name

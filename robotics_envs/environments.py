@@ -101,8 +101,8 @@ def make_env(name: str, **parameters: float) -> Env:
     """A simulator by its registry name, or one's own as ``"my_env.py:MyEnv"`` or ``"module:Class"``.
 
     Those in Julia are ``"julia:Pendulum"``, one's own ``"julia:my_env.jl:MyEnv"``; a robot in a file is
-    ``"mjcf:robot.xml"`` or ``"urdf:robot.urdf"``, a task of Gymnasium ``"gym:HalfCheetah-v5"``.  ``parameters`` override
-    the physics.
+    ``"mjcf:robot.xml"`` or ``"urdf:robot.urdf"``, a task of Gymnasium ``"gym:HalfCheetah-v5"``.  ``parameters``
+    override the physics.
 
     Raises:
         solvers.UnknownNameError: no such simulator or parameter.

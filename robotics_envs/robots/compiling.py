@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lazy_registry.installation import install_command
 from lazy_registry.registry import UnknownNameError
 from robotics_envs.robots.model import Options
 
@@ -26,7 +27,7 @@ def mujoco() -> ModuleType:
         import mujoco as library
     except ModuleNotFoundError:
         raise RobotFileError(
-            "robots are read from files by MuJoCo, which is not installed: pip install 'diffsim-robotics[robots]'"
+            f"robots are read from files by MuJoCo, which is not installed: {install_command('robots')}"
         ) from None
     return library
 

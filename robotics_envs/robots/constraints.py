@@ -172,7 +172,7 @@ def _soft(
     stiffness = impedance / ((1.0 - impedance) * weight)
     near = both(present, gap < 0)
     return (
-        where(near, stiffness, 0.0, like=gap if isinstance(gap, Tensor) else None),
+        where(near, stiffness, 0.0, like=gap),
         neg(mul(mul(spring, impedance), gap)),
         damping,
     )
@@ -208,7 +208,7 @@ def accelerate(
         following = [where(is_half, 0.5 * (old + new), new) for old, new in zip(a, full, strict=True)]
         following += [side[0] for row, side in zip(known_rows, sides, strict=True) if row.bound is not None]
         moving = where(is_half, 1.0, moving)
-        next_count = where(moving == 0, -1.0, count + 1)  # type: ignore[operator]
+        next_count = where(moving == 0, -1.0, count + 1)
         return stack([*following, next_count], x[..., 0]), stack([moving], x[..., 0])[..., 0]
 
     return columns(fixed_point(step, start, given, most))[:n]

@@ -111,14 +111,14 @@ def below(a: Scalar, b: Scalar) -> Any:
     return a < b
 
 
-def where(condition: Any, a: Scalar, b: Scalar, like: Tensor | None = None) -> Scalar:
+def where(condition: Any, a: Scalar, b: Scalar, like: Scalar | None = None) -> Scalar:
     """``a`` where a mask or a bool holds, else ``b``; two floats come in the dtype of ``like``, which they need."""
     if isinstance(condition, bool):
         return a if condition else b
     if isinstance(a, float) and isinstance(b, float):
         if a == b:
             return a
-        if like is None:
+        if not isinstance(like, Tensor):
             raise TypeError(
                 f"{a} and {b} would come in torch's default dtype: say which tensor they are like"
             )
@@ -144,7 +144,7 @@ def inverse_length(square: Scalar, least: float = 1e-24) -> Scalar:
 
 def unit(a: Vec) -> list[Scalar]:
     """A vector of length 1."""
-    if all(isinstance(x, float) and abs(x) in (0.0, 1.0) for x in a) and sum(abs(x) for x in a) == 1.0:
+    if sorted(abs(x) for x in a if isinstance(x, float)) == [0.0, 0.0, 1.0]:
         return list(a)
     return scale(inverse_length(dot(a, a)), a)
 

@@ -167,7 +167,7 @@ def _plane_cylinder(plane: _Placed, cylinder: _Placed, margin: float) -> list[To
     """The lowest point of each rim, and two more of the lower disk, so that it can stand on four or three points."""
     normal, (radius, half, _) = plane.axis(2), cylinder.geom.size
     upward = dot(normal, cylinder.axis(2))
-    flip = where(upward > 0, -1.0, 1.0, like=upward if isinstance(upward, Tensor) else None)
+    flip = where(upward > 0, -1.0, 1.0, like=upward)
     axis = scale(flip, cylinder.axis(2))  # towards the plane
     slope = mul(flip, upward)
     sideways = vsub(scale(slope, axis), normal)

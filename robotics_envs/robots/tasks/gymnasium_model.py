@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from lazy_registry.installation import install_command
 from robotics_envs.robots.compiling import RobotFileError
 from robotics_envs.robots.model import Options, RobotModel
 from robotics_envs.robots.reading import read
@@ -20,9 +21,11 @@ def gymnasium_model(file: str, **options: Any) -> RobotModel:
     found = importlib.util.find_spec("gymnasium")
     if found is None or found.origin is None:
         raise RobotFileError(
-            "the model is a file of Gymnasium, which is not installed: pip install 'diffsim-robotics[robots,gym]'"
+            f"the model is a file of Gymnasium, which is not installed: {install_command('twins')}"
         )
     path = Path(found.origin).parent / "envs" / "mujoco" / "assets" / file
     if not path.is_file():
-        raise RobotFileError(f"the installed gymnasium has no {path}: pip install 'gymnasium>=1.1'")
+        raise RobotFileError(
+            f"the installed gymnasium has no {path}: {install_command('twins')} brings one that has"
+        )
     return read(path, Options(**options))
