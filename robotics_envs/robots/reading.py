@@ -79,7 +79,7 @@ class _Reading:
         gravity = (0.0, 0.0, 0.0) if "GRAVITY" in self.disabled else _vector(m.opt.gravity)
         geoms = [self._geom(g) for g in range(m.ngeom) if _GEOMS[int(m.geom_type[g])] in _SHAPES]
         return RobotModel(
-            name=m.names.split(b"\0", 1)[0].decode() or Path(self._shown()).stem,
+            name=self._name(),
             source=self.source,
             options=self.options,
             positions=int(m.nq),
@@ -101,6 +101,13 @@ class _Reading:
 
     def _shown(self) -> str:
         return "the text" if self.source.lstrip().startswith("<") else self.source
+
+    def _name(self) -> str:
+        """The name in the file, or the file's; MuJoCo gives models without one a name of its own."""
+        given = self.m.names.split(b"\0", 1)[0].decode()
+        if given not in ("", "MuJoCo Model"):
+            return given
+        return "robot" if self.source.lstrip().startswith("<") else Path(self.source).stem
 
     def _body(self, b: int) -> Body:
         m = self.m
