@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robotics_envs.robots.compiling import RobotFileError, compiled, mujoco
+from robotics_envs.robots.compiling import RobotFileError, compiled, mujoco, without_log
 from robotics_envs.robots.env import RobotEnv
 from robotics_envs.robots.integrators import runge_kutta
 from robotics_envs.robots.model import RobotModel
@@ -128,6 +128,7 @@ def converged(robot: RobotModel) -> Any:
     return model
 
 
+@without_log()
 def random_states(model: Any, count: int, rng: np.random.Generator) -> tuple[Any, Any, Any, Any]:
     """Positions, velocities and controls ``[count, ...]``, and whether a constraint exists ``[count]``."""
     library = mujoco()

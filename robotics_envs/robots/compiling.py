@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +34,18 @@ def mujoco() -> ModuleType:
     return library
 
 
+@contextlib.contextmanager
+def without_log() -> Iterator[None]:
+    """While inside, MuJoCo writes no MUJOCO_LOG.TXT into the current folder."""
+    library = mujoco()
+    before = library.get_mju_user_warning()
+    library.set_mju_user_warning(lambda message: None)
+    try:
+        yield
+    finally:
+        library.set_mju_user_warning(before)
+
+
 def compiled(source: str | Path, options: Options) -> Any:
     """The ``MjModel`` of a file's path, or of its text if that begins with ``<``.
 
@@ -49,7 +63,7 @@ def compiled(source: str | Path, options: Options) -> Any:
                 raise UnknownNameError(f"there is no file {text!r}, as seen from {str(Path.cwd())!r}")
             spec = library.MjSpec.from_file(text)
         _edit(library, spec, options)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_log():
             # Of words that a file uses; what they mean has not changed.
             warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
             model = spec.compile()
