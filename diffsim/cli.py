@@ -253,15 +253,25 @@ def render(run: str, **options: Any) -> None:
 @main.command()
 @click.argument("env")
 def check(env: str) -> None:
-    """Tell what is wrong with the simulator ENV, a name, "my_env.py:MyEnv" or a file that defines one."""
+    """Tell what is wrong with the simulator ENV, a name, "my_env.py:MyEnv" or a file that defines one.
+
+    Of a robot, "mjcf:robot.xml", "urdf:robot.urdf" or "gym:Hopper-v5", it prints first how exactly its dynamics is
+    MuJoCo's.
+    """
     from diffsim.config import load_class
     from diffsim.runs.references import env_section
     from robotics_envs import ENVIRONMENTS
     from robotics_envs.conformance import CHECKS, ConformanceError, check_env
+    from robotics_envs.environments import GYM, ROBOTS
     from robotics_envs.user_code import describe_failure
 
     try:
-        check_env(load_class(ENVIRONMENTS, env_section(env)["name"]))
+        made = load_class(ENVIRONMENTS, env_section(env)["name"])
+        if env.startswith((*ROBOTS, GYM)):
+            from robotics_envs.robots import verify
+
+            click.echo(verify(made()))
+        check_env(made)
     except ConformanceError as error:
         raise DiffsimError(str(error)) from None
     except DiffsimError:

@@ -21,8 +21,9 @@ from diffsim.errors import ConfigError
 from diffsim.settings import Seed, Settings
 from lazy_registry.registry import Registry, UnknownNameError, remember, unknown
 from lazy_registry.user_files import file_of
-from robotics_envs.environments import ENVIRONMENTS, JULIA
+from robotics_envs.environments import ENVIRONMENTS, GYM_TASKS, JULIA, robot_file
 from robotics_envs.julia.installation import JuliaError
+from robotics_envs.robots.compiling import RobotFileError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -81,11 +82,14 @@ def built_in_settings(registry: Registry, name: str) -> type[Settings] | None:
 def absolute_name(name: Any, base: Path | None = None) -> Any:
     """A name that leads to a file with the file's absolute path; any other value as it is.
 
-    ``"my_env.py:MyEnv"`` and ``"julia:my_env.jl:MyEnv"`` are such names.  ``base`` is the folder that relative paths
-    start from, the current one by default.
+    ``"my_env.py:MyEnv"``, ``"julia:my_env.jl:MyEnv"`` and ``"mjcf:robot.xml"`` are such names.  ``base`` is the folder
+    that relative paths start from, the current one by default.
     """
     if not isinstance(name, str):
         return name
+    if (robot := robot_file(name)) is not None:
+        absolute = ((base or Path()) / robot.expanduser()).resolve()
+        return name.replace(f":{robot}", f":{absolute}", 1)
     start = JULIA if name.startswith(JULIA) else ""
     file, _, attribute = name.removeprefix(start).rpartition(":")
     if not (file.endswith(".py") or (start and file)):
@@ -101,8 +105,10 @@ def name_of_class(named: type) -> str:
     julia = getattr(named, "name", "")
     if isinstance(julia, str) and julia.startswith(JULIA):
         return julia
+    if isinstance(robot := getattr(named, "registry_name", None), str):
+        return robot
     path = f"{named.__module__}:{named.__qualname__}"
-    for name, known in ENVIRONMENTS.items():
+    for name, known in {**ENVIRONMENTS, **GYM_TASKS}.items():
         if known == path:
             return name
     file = file_of(named.__module__)
@@ -228,7 +234,7 @@ def loading(kind: str, name: str) -> Iterator[None]:
     """While inside, what a user's file raises becomes a ConfigError with the file and the line."""
     try:
         yield
-    except (UnknownNameError, JuliaError) as error:
+    except (UnknownNameError, JuliaError, RobotFileError) as error:
         raise ConfigError(str(error)) from None
     except Exception as error:
         from lazy_registry.source_places import is_users_file
@@ -264,7 +270,7 @@ def _with_absolute_names(values: dict[str, Any], base: Path) -> dict[str, Any]:
 
     def absolute(name: Any) -> Any:
         beside = absolute_name(name, base)
-        file = str(beside).removeprefix(JULIA).rpartition(":")[0]
+        file = robot_file(str(beside)) or str(beside).removeprefix(JULIA).rpartition(":")[0]
         return beside if Path(file).is_file() else name
 
     def section(value: Any) -> Any:

@@ -242,6 +242,11 @@ class Env(abc.ABC):
     """Equal steps of the solver in a control interval."""
     cost_of_reached_state: ClassVar[bool] = False
     """Whether an interval costs what the state at its end costs, instead of that at its start."""
+    called_fields: ClassVar[tuple[str, ...]] = ("dynamics",)
+    """Methods of the signature of ``dynamics`` that a kernel computes by a function of its own, written out once.
+
+    Their first argument may be any number; what else they depend on are state, action and parameters.
+    """
     foreign: ClassVar[bool] = False
     """Whether the methods are computed outside of torch: nothing of them can be traced, and ``solver`` is not used."""
     success_criterion: ClassVar[Success | None] = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lazy_registry.registry import Registry, UnknownNameError
+from lazy_registry.registry import Registry, UnknownNameError, unknown
 
 if TYPE_CHECKING:
     from robotics_envs.base import Env
@@ -13,9 +14,33 @@ if TYPE_CHECKING:
 JULIA = "julia:"
 """What the names of simulators written in Julia begin with."""
 
+ROBOTS = ("mjcf:", "urdf:")
+"""What the names of robots in files begin with: ``"mjcf:robot.xml"``, ``"mjcf:robot.xml?meshes=drop"``."""
+GYM = "gym:"
+"""What the names of Gymnasium's own MuJoCo tasks begin with."""
+
+GYM_TASKS = {
+    "gym:HalfCheetah-v5": "robotics_envs.robots.tasks.half_cheetah:HalfCheetah",
+    "gym:Hopper-v5": "robotics_envs.robots.tasks.hopper:Hopper",
+    "gym:Walker2d-v5": "robotics_envs.robots.tasks.walker2d:Walker2d",
+    "gym:InvertedPendulum-v5": "robotics_envs.robots.tasks.inverted_pendulum:InvertedPendulum",
+}
+"""Tasks on models that the package gymnasium brings; no part of the catalogue, which needs no other package."""
+
+
+def robot_file(name: str) -> Path | None:
+    """The file that ``"mjcf:FILE"`` or ``"urdf:FILE"``, with or without options, names; None for other names."""
+    if not name.startswith(ROBOTS):
+        return None
+    return Path(name.partition(":")[2].partition("?")[0])
+
 
 class EnvironmentRegistry(Registry):
-    """The simulators in Python, and by ``"julia:Pendulum"`` or ``"julia:my_env.jl:MyEnv"`` those in Julia."""
+    """The simulators in Python, and others by what their names begin with.
+
+    ``"julia:Pendulum"`` and ``"julia:my_env.jl:MyEnv"`` are in Julia, ``"mjcf:robot.xml"`` and ``"urdf:robot.urdf"``
+    robots in files, ``"gym:HalfCheetah-v5"`` tasks of Gymnasium.
+    """
 
     def load(self, name: str) -> Any:
         """The class behind a name; see :meth:`Registry.load`.
@@ -23,7 +48,14 @@ class EnvironmentRegistry(Registry):
         Raises:
             UnknownNameError: no such name, file, module or attribute.
             robotics_envs.julia.JuliaError: there is no Julia, or it reports an error.
+            robotics_envs.robots.RobotFileError: a robot's file cannot be read, or holds what is not simulated.
         """
+        if isinstance(name, str) and name.startswith(ROBOTS):
+            return importlib.import_module("robotics_envs.robots.names").robot_of_name(name)
+        if isinstance(name, str) and name.startswith(GYM):
+            if name not in GYM_TASKS:
+                raise UnknownNameError(unknown("task of Gymnasium", name, GYM_TASKS))
+            return super().load(GYM_TASKS[name])
         if not (isinstance(name, str) and name.startswith(JULIA)):
             return super().load(name)
         simulator = name.rpartition(":")[2]
@@ -68,8 +100,9 @@ ENVIRONMENTS = EnvironmentRegistry(
 def make_env(name: str, **parameters: float) -> Env:
     """A simulator by its registry name, or one's own as ``"my_env.py:MyEnv"`` or ``"module:Class"``.
 
-    Those in Julia are ``"julia:Pendulum"``, one's own ``"julia:my_env.jl:MyEnv"``.  ``parameters`` override
-    the physics.
+    Those in Julia are ``"julia:Pendulum"``, one's own ``"julia:my_env.jl:MyEnv"``; a robot in a file is
+    ``"mjcf:robot.xml"`` or ``"urdf:robot.urdf"``, a task of Gymnasium ``"gym:HalfCheetah-v5"``.  ``parameters``
+    override the physics.
 
     Raises:
         solvers.UnknownNameError: no such simulator or parameter.

@@ -189,7 +189,11 @@ def look(inputs: Inputs, gradient: bool) -> Findings:
         stack.extend(following for following, _ in node.next_functions)
     named = zip(("last", "costs", "values"), outputs, strict=False)
     constant = frozenset(name for name, output in named if not output.requires_grad)
-    return Findings(constant, tuple(f for f in functions if f != "ProjectedClip"), changing)
+    return Findings(constant, tuple(f for f in functions if f not in _TRACED), changing)
+
+
+_TRACED = ("ProjectedClip", "CompiledFunction")
+"""Those that are not called while a trace is taken, but operations that a trace sees."""
 
 
 def _agree(first: list[Tensor], second: list[Tensor]) -> bool:

@@ -163,27 +163,34 @@ class Translation:
                 torch.tensor(float(env.dt), dtype=like.dtype, device=like.device), array_of([self.dt], ())
             )
         env.dt = dt  # type: ignore[misc, assignment]
-        dynamics = env.dynamics
-        # By the shape of u; None for a small one, which is written out.  A field that were another function at
-        # another stage would be noticed when the kernel is compared with torch.
-        fields: dict[torch.Size, Function | None] = {}
+        # By name and the shape of u; None for a small one, which is written out.  A field that were another function
+        # at another stage would be noticed when the kernel is compared with torch.
+        fields: dict[tuple[str, torch.Size], Function | None] = {}
 
-        def called(t: Any, x: Tensor, u: Tensor, p_given: Any) -> Tensor:
-            if x.shape != (1, self.n) or u.shape[0] != 1 or p_given is not p:
-                return dynamics(t, x, u, p_given)
-            time = [*tracer.array(t).reshape(-1)] if isinstance(t, Tensor) else [float(t)]
-            args = [*time, *tracer.array(x).reshape(-1), *self.policy.scalars(tracer.array(u)).reshape(-1)]
-            if u.shape not in fields:
+        def calling(name: str) -> Callable[..., Tensor]:
+            field = getattr(env, name)
+
+            def called(t: Any, x: Tensor, u: Tensor, p_given: Any) -> Tensor:
+                if x.shape != (1, self.n) or u.shape[0] != 1 or p_given is not p:
+                    return field(t, x, u, p_given)
+                time = [*tracer.array(t).reshape(-1)] if isinstance(t, Tensor) else [float(t)]
+                control = self.policy.scalars(tracer.array(u))
+                args = [*time, *tracer.array(x).reshape(-1), *control.reshape(-1)]
+                key = (name, u.shape)
+                if key not in fields:
+                    with tracer.paused():
+                        fields[key] = self._field(field, len(fields), t, x, u, p)
+                function = fields[key]
+                if function is None:
+                    return field(t, x, u, p)
                 with tracer.paused():
-                    fields[u.shape] = self._field(dynamics, len(fields), t, x, u, p)
-            function = fields[u.shape]
-            if function is None:
-                return dynamics(t, x, u, p)
-            with tracer.paused():
-                result = torch.zeros_like(x)
-            return tracer.bind(result, array_of(self.graph.call(function, args), (1, self.n)))
+                    result = torch.zeros_like(x)
+                return tracer.bind(result, array_of(self.graph.call(function, args), (1, self.n)))
 
-        env.dynamics = called  # type: ignore[method-assign, assignment]
+            return called
+
+        for name in env.called_fields:
+            setattr(env, name, calling(name))
         return env
 
     def _field(

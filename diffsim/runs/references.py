@@ -13,7 +13,7 @@ from diffsim.runs.runfile import RunFile
 from diffsim.values import folder
 from lazy_registry.user_files import load_file
 from robotics_envs.base import Env
-from robotics_envs.environments import JULIA
+from robotics_envs.environments import JULIA, robot_file
 
 EnvLike: TypeAlias = "str | os.PathLike[str] | type[Env] | Env | Mapping[str, Any]"
 """A name, the path of a file with one simulator, a class, an instance, or a section with name and parameters."""
@@ -75,6 +75,8 @@ def run_folder(out: str | os.PathLike[str]) -> Path:
 
 def default_folder(config: RunConfig) -> Path:
     """``runs/pendulum``; of a simulator in a file ``my_env.py``, ``runs/my_env.MyEnv``."""
+    if (robot := robot_file(config.env.name)) is not None:
+        return Path("runs", robot.stem)
     start, _, name = config.env.name.rpartition(":")
     stem = Path(start.removeprefix(JULIA)).stem if start.endswith((".py", ".jl")) else start
     return Path("runs", f"{stem}.{name}".replace(":", ".").strip("."))

@@ -88,9 +88,11 @@ def _worth_keeping(function: Function, vjp: Function) -> list[Node]:
 def _of_call(
     graph: Graph, node: Node, bars: Sequence[Operand], gathered: Mapping[Node, Place]
 ) -> tuple[list[Operand], list[Store]]:
-    vjp = vjp_of(graph, node.data, gathered)
-    terms = graph.call(vjp, (*node.args, *bars), after=node)
-    return terms, _effect(vjp, terms)
+    vjp, carried = vjp_of(graph, node.data, gathered), node.data.carried
+    # Of a repeated function it is that of its last call, which does not depend on the state it began with.
+    settled = graph.results(node)[:carried]
+    terms = graph.call(vjp, (*settled, *node.args[carried:], *bars), after=node)
+    return [*[0.0] * carried, *terms[carried:]], _effect(vjp, terms)
 
 
 def _of_loop(

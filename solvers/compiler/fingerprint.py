@@ -98,7 +98,8 @@ def fingerprint(
     Numbers, strings and NumPy arrays are compared by value, at any depth of lists, dicts, attributes (also of classes
     and functions) and closures; functions by the identity of their code and by their defaults and closure, so that
     one made anew by the same ``def`` is the same; tensors and objects without attributes by identity; integer
-    tensors, which a trace treats as constants, also by their version and place.
+    tensors, which a trace treats as constants, also by their version and place.  An object with a text ``trace_key`` is
+    known by that alone.
 
     Args:
         by_value: hashable types that are compared by their own ``==``.
@@ -225,6 +226,11 @@ class _Collected:
             self.parts.append(Identity(value))
             return
         parts, kind = self.parts, type(value)
+        if isinstance(key := getattr(value, "trace_key", None), str):
+            parts += (kind, key)
+            if self._watch is not None:
+                self._watch.slots(value, ("trace_key",))
+            return
         own, slots, is_foreign = _written_by_users(kind)  # type: ignore[arg-type]  # classes are hashable
         parts.append(kind)
         if is_foreign:

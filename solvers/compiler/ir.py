@@ -79,6 +79,10 @@ class Function:
     kernel: the gradients with respect to such inputs, in a function that computes one.  A call leaves the values of
     the nodes ``kept`` for the vector-Jacobian product of the function, which reads them (``reads``) instead of
     computing them again.
+
+    With ``carried``, a call repeats the function until it has settled, at most ``most`` times: the first ``carried``
+    results take the place of the first parameters, as long as the last result is not zero (for any rollout of a
+    vector).  A settled state depends on the other arguments only; see ``solvers.compiler.fixed_point``.
     """
 
     name: str
@@ -89,6 +93,8 @@ class Function:
     """From the parameters and the cotangents of the results to the cotangents of the parameters; once derived."""
     kept: list[Node] = field(default_factory=list)
     reads: Function | None = None
+    carried: int = 0
+    most: int = 1
 
     def roots(self) -> list[Operand]:
         """Everything that a call computes."""
@@ -114,6 +120,10 @@ class Graph:
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], Node] = {}
+
+    def __len__(self) -> int:
+        """The number of nodes made so far."""
+        return len(self._known)
 
     def input(self, space: str, index: int | Affine | None = None, slot: int = 0) -> Node:
         """The value at a place of the kernel."""

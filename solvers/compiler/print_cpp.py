@@ -235,7 +235,9 @@ class _Block:
             name = self.names[node] = f"{self.prefix}{len(self.lines)}"
             if node.op == "call":
                 function: Function = node.data
-                self._arguments(node.args[: len(function.parameters)], f"{name}a")
+                self._arguments(
+                    node.args[: len(function.parameters)], f"{name}a", constant=not function.carried
+                )
                 given = [self.printer.environment[1], f"{name}a", name]
                 if function.kept:
                     given.append(f"{name} + {width(node)}")
@@ -243,7 +245,12 @@ class _Block:
                     call = node.args[-1]
                     assert isinstance(call, Node)
                     given.append(f"{self.names[call]} + {width(call)}")
-                self.lines.append(f"{self._array(node, name)} {function.name}({', '.join(given)});")
+                statement = f"{function.name}({', '.join(given)});"
+                if function.carried:
+                    self.lines.append(self._array(node, name))
+                    self._repeat(function, name, statement)
+                else:
+                    self.lines.append(f"{self._array(node, name)} {statement}")
             elif node.op == "loop":
                 self._loop(node, name)
             elif (
@@ -287,7 +294,18 @@ class _Block:
             return f"V* const {name} = s + {self.scratch[node]};"
         return f"V {name}[{_room(node)}];"
 
-    def _arguments(self, args: Sequence[Operand], name: str) -> None:
+    def _repeat(self, function: Function, name: str, statement: str) -> None:
+        """Calls of a function until its last result is zero."""
+        i = f"{name}i"
+        self.lines += [
+            f"for (int {i} = 0; {i} < {function.most}; {i}++) {{",
+            f"  {statement}",
+            f"  for (int k = 0; k < {function.carried}; k++) {name}a[k] = {name}[k];",
+            f"  if (!any({name}[{len(function.results) - 1}] != 0)) break;",
+            "}",
+        ]
+
+    def _arguments(self, args: Sequence[Operand], name: str, constant: bool = True) -> None:
         """An array of the arguments of a call; neighbours in another array are copied by a loop."""
         runs: list[list[Operand]] = []
         for arg in args:
@@ -296,7 +314,8 @@ class _Block:
             else:
                 runs.append([arg])
         if all(len(run) < _RUN for run in runs):
-            self.lines.append(f"const V {name}[] = {{{', '.join(map(self.text, args))}}};")
+            kind = "const V" if constant else "V"
+            self.lines.append(f"{kind} {name}[] = {{{', '.join(map(self.text, args))}}};")
             return
         self.lines.append(f"V {name}[{len(args)}];")
         at = 0

@@ -26,7 +26,12 @@ _NOT_THE_USERS = (
 )
 
 
-_active: list[object] = []
+_active: list[Tracer] = []
+
+
+def active_tracer() -> Tracer | None:
+    """The tracer that sees the operations of torch at present."""
+    return next((tracer for tracer in reversed(_active) if not tracer._paused), None)
 
 
 def tracing() -> bool:

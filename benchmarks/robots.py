@@ -1,0 +1,147 @@
+"""Robots from MuJoCo's files: speed, start, size of the kernel, Newton steps, and distance from MuJoCo.
+
+    python benchmarks/robots.py --out benchmarks/results/robots.json
+
+One thread, float32, an MLP policy (64-64, tanh), B = 256 rollouts of 20 control intervals from the task's own starts
+after 20 intervals of random actions.  Each robot runs in a process of its own with an empty cache of kernels:
+
+  start          seconds (and processor seconds) from the import of the task to its first gradient
+  lines          C++ lines of the rollout's kernel
+  forward        control intervals per second; every interval is ``frame_skip`` steps of MuJoCo's integrator
+  gradient       the same, forward and backward
+  mj_step        control intervals per second of MuJoCo itself, one thread, default solver
+  newton         shares of states that need more than 3, 5 and 8 Newton steps, float64
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+TASKS = ("gym:HalfCheetah-v5", "gym:Hopper-v5", "gym:Walker2d-v5", "gym:InvertedPendulum-v5")
+BATCH, INTERVALS, ROUNDS = 256, 20, 7
+
+
+def measure(name: str) -> dict[str, Any]:
+    """All numbers of one task."""
+    started, used = time.perf_counter(), time.process_time()
+    import torch
+
+    from diffsim.rollouts.rollout import Rollout
+    from robotics_envs.environments import make_env
+    from solvers.native import build
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    lines: list[int] = []
+    load = build.load
+    build.load = lambda source: (lines.append(source.count("\n")), load(source))[1]  # type: ignore[assignment]
+
+    env = make_env(name)
+    n, m = len(env.observation_names), len(env.action_box)
+    layers = [torch.nn.Linear(n, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Tanh()]
+    policy = torch.nn.Sequential(*layers, torch.nn.Linear(64, m))
+    rollout = Rollout(env, policy, backend="native")
+    generator = torch.Generator().manual_seed(0)
+    x = env.reset(BATCH, generator)
+
+    def gradient() -> None:
+        rollout(x, INTERVALS).costs.mean().backward()
+
+    gradient()
+    children = sum(os.times()[2:4])
+    found: dict[str, Any] = {
+        "start": time.perf_counter() - started,
+        "start cpu": time.process_time() - used + children,
+        "lines": max(lines),
+        "fields": lines,
+    }
+    with torch.no_grad():
+        for _ in range(20):
+            x = env.step(x, env.action_box.sample(BATCH, generator), env.params(x))[0]
+
+    def forward() -> None:
+        with torch.no_grad():
+            rollout(x, INTERVALS)
+
+    for what, call in (("forward", forward), ("gradient", gradient)):
+        rates = []
+        for _ in range(ROUNDS):
+            before = time.process_time()
+            call()
+            rates.append(BATCH * INTERVALS / (time.process_time() - before))
+        found[what] = statistics.median(rates)
+    found["mj_step"] = _mujoco(env)
+    found["newton"] = _newton(env, x)
+    return found
+
+
+def _mujoco(env: Any) -> float:
+    """Control intervals per second of MuJoCo under random actions."""
+    import mujoco
+    import numpy as np
+
+    from robotics_envs.robots.compiling import compiled
+
+    model = compiled(env.model.source, env.model.options)
+    data, rng = mujoco.MjData(model), np.random.default_rng(0)
+    before = time.process_time()
+    for k in range(1000):
+        if k % 40 == 0:
+            mujoco.mj_resetData(model, data)
+        data.ctrl[:] = rng.uniform(*model.actuator_ctrlrange.T)
+        for _ in range(env.frame_skip):
+            mujoco.mj_step(model, data)
+    return 1000 / (time.process_time() - before)
+
+
+def _newton(env: Any, x: Any) -> dict[str, float]:
+    """Shares of states whose acceleration after so many steps is not the final one."""
+    import torch
+
+    from robotics_envs.robots import constraints
+
+    packed = torch.cat((x, env.action_box.sample(len(x), torch.Generator().manual_seed(1))), 1).double()
+    shares = {}
+    with torch.no_grad():
+        final = env.rates(packed)
+        for most in (3, 5, 8):
+            default, constraints.accelerate.__defaults__ = constraints.accelerate.__defaults__, (most,)
+            difference = (env.rates(packed) - final).abs().amax(1) / final.abs().amax(1)
+            constraints.accelerate.__defaults__ = default
+            shares[f"more than {most}"] = float((difference > 1e-6).double().mean())
+    return shares
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Where the numbers go, as JSON.")
+@click.option("--only", multiple=True, type=click.Choice(TASKS))
+@click.option("--one", hidden=True)
+def main(out: Path | None, only: tuple[str, ...], one: str | None) -> None:
+    """Measure the robots."""
+    if one:
+        print(json.dumps(measure(one)))
+        return
+    results = {}
+    for name in only or TASKS:
+        with tempfile.TemporaryDirectory() as cache:
+            command = [sys.executable, __file__, "--one", name]
+            environment = {**os.environ, "XDG_CACHE_HOME": cache}
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        results[name] = json.loads(done.stdout.splitlines()[-1])
+        print(name, json.dumps(results[name]), flush=True)
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

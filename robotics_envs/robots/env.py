@@ -1,0 +1,251 @@
+"""A robot from a file as a simulator."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from robotics_envs.base import Actions, Box, Costs, Env, Params, States
+from robotics_envs.robots.compiling import RobotFileError
+from robotics_envs.robots.constraints import accelerate, constraints
+from robotics_envs.robots.forces import actuated, by_velocity, passive
+from robotics_envs.robots.inertia import Matrix, factor, inertia_and_bias, solve
+from robotics_envs.robots.integrators import moved, position_rates, runge_kutta, times
+from robotics_envs.robots.kernels import evaluate
+from robotics_envs.robots.kinematics import kinematics
+from robotics_envs.robots.model import Joint, Options, RobotModel
+from robotics_envs.robots.reading import read
+from robotics_envs.robots.scalars import Scalar, Vec, add, columns, is_zero, mul, stack, vadd, vsub
+from solvers.methods.runge_kutta import RK4
+
+INTERVAL = 0.02
+"""Control intervals of a robot that names none, in s, rounded to whole time steps of its file."""
+_SPEED = 5.0  # m/s and rad/s, half the side of the default state box
+_NEAR = 0.02  # m and rad, half the side of the default start box
+
+
+class RobotEnv(Env):
+    """A robot with MuJoCo's own dynamics, contacts and integrators; a subclass sets ``model`` and its task.
+
+    State ``[qpos, qvel]`` and action ``ctrl`` of MuJoCo, in its order and units.  ``dynamics`` is
+    ``[d qpos/dt, qacc]``; ``step`` is ``frame_skip`` of MuJoCo's steps.
+
+    Names, boxes, ``dt`` and ``frame_skip`` come from the model unless they are set.  Unless overridden, episodes start
+    near the pose of the file, last 5 s, and cost what leaves that pose: a beginning, to be replaced by a task.
+
+    The gradient is exact where constraints stay active or inactive.  Where a contact is made or lost, the force may
+    jump (``solimp`` with a first number above 0), and the gradient does not know of that jump.
+    """
+
+    model: ClassVar[RobotModel]
+    frame_skip: ClassVar[int]
+    called_fields: ClassVar[tuple[str, ...]] = ("dynamics", "substep")
+    solver = RK4()
+    registry_name: ClassVar[str | None] = None
+    """The name that this class was made from, such as ``"mjcf:/home/me/robot.xml"``."""
+    episode_steps: ClassVar[int]
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "model" in vars(cls):
+            for name, value in _defaults(cls.model, vars(cls)).items():
+                if name not in vars(cls):
+                    setattr(cls, name, value)
+
+    def _accelerations(self, x: States, u: Actions) -> tuple[Vec, Vec, Vec, Matrix, list[Scalar]]:
+        """Positions, velocities, controls, mass matrix and accelerations."""
+        n = self.model.positions
+        q, v, controls = columns(x[..., :n]), columns(x[..., n:]), columns(u)
+        motions = kinematics(self.model, q, v)
+        matrix, bias = inertia_and_bias(self.model, motions)
+        force = vsub(vadd(passive(self.model, q, v), actuated(self.model, q, v, controls)), bias)
+        rows = constraints(self.model, motions, q, v)
+        return q, v, controls, matrix, accelerate(matrix, force, rows, x[..., 0])
+
+    def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
+        """``[d qpos/dt, qacc]`` with the forces of constraints."""
+        return evaluate((self.model.trace_key, "dynamics"), self.rates, torch.cat((x, u), -1))
+
+    def substep(self, h: Tensor | float, x: States, u: Actions, p: Params) -> States:
+        """The state after one step of ``h`` s of MuJoCo's Euler or implicitfast integrator.
+
+        ``(M + h D) a = M qacc``, where D is the damping of the joints (Euler) or minus the derivative of all forces
+        but those of inertia with respect to the velocities (implicitfast); then velocities first, positions after.
+        """
+        length = h if isinstance(h, Tensor) else x.new_tensor(h)
+        packed = torch.cat((x, u, length.expand(x.shape[:-1])[..., None]), -1)
+        return evaluate((self.model.trace_key, "substep"), self.advanced, packed)
+
+    def rates(self, packed: Tensor) -> Tensor:
+        """``dynamics`` of states and actions side by side, operation by operation, without a kernel."""
+        x, u = packed.split((len(self.state_names), len(self.action_box)), -1)
+        q, v, _, _, a = self._accelerations(x, u)
+        return stack([*position_rates(self.model, q, v), *a], x[..., 0])
+
+    def advanced(self, packed: Tensor) -> Tensor:
+        """``substep`` of states, actions and lengths of the step side by side."""
+        x, u, length = packed.split((len(self.state_names), len(self.action_box), 1), -1)
+        h = length[..., 0]
+        q, v, controls, matrix, a = self._accelerations(x, u)
+        if self.model.integrator == "implicitfast":
+            slope = by_velocity(self.model, q, v, controls)
+        else:
+            slope = [dof.damping if self.model.implicit_damping else 0.0 for dof in self.model.dofs]
+        if not all(map(is_zero, slope)):
+            damped = [list(row) for row in matrix]
+            for k, damping in enumerate(slope):
+                damped[k][k] = add(damped[k][k], mul(damping, h))
+            a = solve(factor(damped), times(matrix, a))
+        n = self.model.positions
+        velocities = x[..., n:] + length * stack(a, x[..., 0])
+        return torch.cat((moved(self.model, x[..., :n], length * velocities), velocities), -1)
+
+    def simulate(self, x: States, u: Actions, p: Params) -> States:
+        """The state at the end of a control interval under ``u``, which is within its bounds."""
+        h = self.dt / self.frame_skip
+        for _ in range(self.frame_skip):
+            if self.model.integrator == "RK4":
+                x = runge_kutta(self.model, lambda y: self.dynamics(0.0, y, u, p), x, h)
+            else:
+                x = self.substep(h, x, u, p)
+        return x
+
+    def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
+        """``frame_skip`` steps of MuJoCo, and the cost of the state before them."""
+        self._check_sizes(x, u, p)
+        u = self.clip_action(u)
+        following = self.simulate(x, u, p)
+        return following, self.cost_of_step(x, following, u, p)
+
+    def cost_of_step(self, x: States, following: States, u: Actions, p: Params) -> Costs:
+        """The cost ``[B]`` of a control interval from ``x`` to ``following``."""
+        return self.cost(x, u, p)
+
+    def cost(self, x: States, u: Actions, p: Params) -> Costs:
+        """Squared distance from the pose of the file, 0.1 times that of the velocities from 0, 0.01 times effort."""
+        n = self.model.positions
+        low, high = self.action_box.bounds(u)
+        half = ((high - low) / 2).clamp_min(1e-9)
+        away = x[..., :n] - x.new_tensor(self.model.reference)
+        effort = ((u - (low + high) / 2) / half).square().sum(-1)
+        return away.square().sum(-1) + 0.1 * x[..., n:].square().sum(-1) + 0.01 * effort
+
+    def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """States in the start box, quaternions of length 1."""
+        x = super().reset(batch, generator, dtype)
+        for joint in self.model.joints:
+            if joint.kind in ("free", "ball"):
+                at = joint.position + (3 if joint.kind == "free" else 0)
+                x[:, at : at + 4] = torch.nn.functional.normalize(x[:, at : at + 4], dim=-1)
+        return x
+
+
+def robot_class(source: str | Path, check: bool = True, **options: Any) -> type[RobotEnv]:
+    """A class of simulators of the robot in an MJCF file; see :func:`from_mjcf`."""
+    model = read(source, Options(**options))
+    words = "".join(word.capitalize() for word in model.name.replace("-", " ").replace("_", " ").split())
+    members = {"model": model, "name": model.name, "__module__": __name__}
+    made = type(words if words.isidentifier() else "Robot", (RobotEnv,), members)
+    if check:
+        from robotics_envs.robots.comparison import check_at_load
+
+        check_at_load(made())
+    return made
+
+
+def urdf_class(source: str | Path, **options: Any) -> type[RobotEnv]:
+    """A class of simulators of the robot in a URDF file; see :func:`from_urdf`."""
+    return robot_class(source, **{"motors": True, **options})
+
+
+def from_mjcf(source: str | Path, check: bool = True, **options: Any) -> RobotEnv:
+    """The robot of an MJCF file, or of a text that begins with ``<``, as a simulator.
+
+    Options are the attributes of :class:`~robotics_envs.robots.model.Options`: ``meshes="drop"``,
+    ``self_collisions="ignore"``, ``cone="pyramidal"``, …
+
+    Args:
+        check: compare accelerations and a step with the installed MuJoCo in a few states, once a process.
+
+    Raises:
+        UnknownNameError: there is no such file.
+        RobotFileError: it cannot be read, or holds what is not simulated here: the message names all of it.
+        DisagreementError: it reads, and its dynamics is not MuJoCo's.
+    """
+    return robot_class(source, check, **options)()
+
+
+def from_urdf(source: str | Path, check: bool = True, **options: Any) -> RobotEnv:
+    """The robot of a URDF file, read by MuJoCo, as a simulator; see :func:`from_mjcf`.
+
+    A URDF has no actuators: every hinge and slide gets a motor, whose control is its force up to the effort limit
+    (``motors=NUMBER`` where there is none).  Its root is fixed to the world unless ``floating=True``; ``floor=True``
+    adds the ground.  MuJoCo finds no ``package://``: give paths, or ``meshes="drop"``.
+    """
+    return urdf_class(source, check=check, **options)()
+
+
+def _defaults(model: RobotModel, given: Any) -> dict[str, Any]:
+    """What a model says about the attributes of a simulator."""
+    if not model.actuators:
+        raise RobotFileError(
+            f"{model.name} has no actuators, so that there is nothing to control: add them to the file, or read it "
+            "with motors=True (or with motors=NUMBER for joints without an effort limit)"
+        )
+    skip = given.get("frame_skip") or max(1, round(INTERVAL / model.timestep))
+    dt = skip * model.timestep
+    states = [name for joint in model.joints for name in _position_names(joint)]
+    states += [name for joint in model.joints for name in _velocity_names(joint)]
+    ranges = [actuator.control_range for actuator in model.actuators]
+    unbounded = [a.name for a in model.actuators if a.control_range is None]
+    if unbounded:
+        raise RobotFileError(f"controls of {', '.join(unbounded)} have no bounds: enable clampctrl in <flag>")
+    bounds = [bound for bound in ranges if bound is not None]
+    near = [_around(model, joint, _NEAR, wide=False) for joint in model.joints]
+    far = [_around(model, joint, 1.0, wide=True) for joint in model.joints]
+    low, high = ([pair[side] for box in near for pair in box] for side in (0, 1))
+    lowest, highest = ([pair[side] for box in far for pair in box] for side in (0, 1))
+    n = model.velocities
+    return {
+        "frame_skip": skip,
+        "dt": dt,
+        "episode_steps": max(1, round(5.0 / dt)),
+        "state_names": tuple(states),
+        "observation_names": tuple(states),
+        "action_box": Box(tuple(b[0] for b in bounds), tuple(b[1] for b in bounds)),
+        "start_box": Box((*low, *(-_NEAR,) * n), (*high, *(_NEAR,) * n)),
+        "state_box": Box((*lowest, *(-_SPEED,) * n), (*highest, *(_SPEED,) * n)),
+    }
+
+
+def _position_names(joint: Joint) -> list[str]:
+    if joint.kind in ("hinge", "slide"):
+        return [joint.name]
+    parts = (*(("x", "y", "z") if joint.kind == "free" else ()), "qw", "qx", "qy", "qz")
+    return [f"{joint.name}_{part}" for part in parts]
+
+
+def _velocity_names(joint: Joint) -> list[str]:
+    if joint.kind in ("hinge", "slide"):
+        return [f"{joint.name}_rate"]
+    parts = (*(("vx", "vy", "vz") if joint.kind == "free" else ()), "wx", "wy", "wz")
+    return [f"{joint.name}_{part}" for part in parts]
+
+
+def _around(model: RobotModel, joint: Joint, size: float, wide: bool) -> list[tuple[float, float]]:
+    """Bounds of a joint's positions: the whole range where ``wide``, else near the pose of the file within it."""
+    at = joint.position
+    if joint.kind in ("hinge", "slide"):
+        low, high = (-math.inf, math.inf) if joint.limit is None else joint.limit.range
+        if wide and joint.limit is not None:
+            return [(low, high)]
+        middle = min(max(joint.reference, low), high)
+        return [(max(middle - size, low), min(middle + size, high))]
+    count = 7 if joint.kind == "free" else 4
+    turn = 0.3 if wide else 0.0  # of a quaternion's components
+    sizes = [*(size,) * (count - 4), *(turn,) * 4]
+    return [(x - s, x + s) for x, s in zip(model.reference[at : at + count], sizes, strict=True)]

@@ -1,0 +1,216 @@
+"""A robot as frozen numbers: what the dynamics needs, and nothing of the library that read the file.
+
+Units are SI, angles rad.  Vectors of a body are in its own frame, rotations are matrices from that frame to the
+parent's.  Indices of positions and velocities are those of MuJoCo's ``qpos`` and ``qvel``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+Vector = tuple[float, float, float]
+Matrix = tuple[Vector, Vector, Vector]
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a file is read, where there is a choice.
+
+    Attributes:
+        meshes: ``"drop"`` lets meshes and height fields touch nothing; they keep their mass.
+        self_collisions: ``"ignore"`` lets geoms of the robot touch the world only.
+        cone: ``"pyramidal"`` replaces elliptic friction cones.
+        condim: 3 replaces contacts with torsional or rolling friction (4 and 6) by ones that slide only.
+        control_range: bounds of the controls of actuators that have none in the file.
+        motors: adds a motor to every hinge and slide without an actuator; its control is the force (N, N m), up to
+            the joint's effort limit, or this number where the file has none. True: every joint has a limit.
+        floating: frees the root body of the robot from the world.
+        floor: adds the ground, a plane at height 0.
+        timestep: replaces the time step of the file, in s.
+    """
+
+    meshes: Literal["refuse", "drop"] = "refuse"
+    self_collisions: Literal["keep", "ignore"] = "keep"
+    cone: Literal["refuse", "pyramidal"] = "refuse"
+    condim: Literal["refuse", 3] = "refuse"
+    control_range: Range | None = None
+    motors: bool | float = False
+    floating: bool = False
+    floor: bool = False
+    timestep: float | None = None
+
+
+@dataclass(frozen=True)
+class Softness:
+    """How a constraint gives way: MuJoCo's ``solref`` and ``solimp`` (documentation, "Solver parameters")."""
+
+    solref: tuple[float, float]
+    solimp: tuple[float, float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The range of a hinge (rad) or slide (m); ``margin`` is the distance at which the constraint begins."""
+
+    range: Range
+    margin: float
+    softness: Softness
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A joint. ``position`` and ``velocity`` are its first indices; ``anchor`` and ``axis`` are in the body's frame.
+
+    ``reference`` is the coordinate of the pose in the file, ``rest`` where the spring is at rest.  ``force_range``
+    bounds the sum of the actuators' forces.
+    """
+
+    name: str
+    kind: Literal["free", "ball", "slide", "hinge"]
+    position: int
+    velocity: int
+    anchor: Vector
+    axis: Vector
+    reference: float
+    stiffness: float
+    rest: float
+    limit: Limit | None
+    force_range: Range | None
+
+
+@dataclass(frozen=True)
+class Body:
+    """A rigid body; ``inertia`` is about the centre of mass, ``parent`` an index, 0 the world."""
+
+    name: str
+    parent: int
+    offset: Vector
+    rotation: Matrix
+    mass: float
+    centre: Vector
+    inertia: Matrix
+    joints: tuple[Joint, ...]
+    gravity_compensation: float
+
+
+@dataclass(frozen=True)
+class Dof:
+    """A degree of freedom. ``friction`` is the largest dry friction, ``inverse_weight`` MuJoCo's ``dof_invweight0``."""
+
+    body: int
+    parent: int
+    damping: float
+    armature: float
+    friction: float
+    softness: Softness
+    inverse_weight: float
+
+
+@dataclass(frozen=True)
+class Actuator:
+    """Force ``gain · control + bias`` along ``gear`` times the joint's coordinate.
+
+    ``gain`` and ``bias`` are ``(constant, by length, by velocity)``, where length and velocity are the joint's times
+    ``gear``.
+    """
+
+    name: str
+    joint: str
+    position: int
+    velocity: int
+    gear: float
+    gain: Vector
+    bias: Vector
+    control_range: Range | None
+    force_range: Range | None
+
+
+@dataclass(frozen=True)
+class Geom:
+    """A shape fixed to a body. ``size`` is MuJoCo's: radius and half length, half sides, half axes."""
+
+    name: str
+    kind: Literal["plane", "sphere", "capsule", "ellipsoid", "cylinder", "box"]
+    body: int
+    size: Vector
+    offset: Vector
+    rotation: Matrix
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two geoms that can touch, the one of the simpler kind first.
+
+    The constraint exists below the distance ``margin``.  ``friction`` is that of sliding, without effect where
+    ``dimensions`` is 1 (3 with friction).  ``inverse_weight`` is the sum of the bodies' ``body_invweight0``.
+    """
+
+    first: Geom
+    second: Geom
+    dimensions: Literal[1, 3]
+    friction: float
+    margin: float
+    softness: Softness
+    inverse_weight: float
+
+
+@dataclass(frozen=True)
+class RobotModel:
+    """A robot and its surroundings.
+
+    ``source`` is the path of the file, or its text, and ``options`` how it was read: MuJoCo makes the same model of
+    them again.  ``impedance_ratio`` is MuJoCo's ``impratio``.  ``implicit_damping`` says whether the Euler integrator
+    takes joint damping at the end of the step, ``shortest_time`` raises time constants of constraints to twice the
+    time step.
+    """
+
+    name: str
+    source: str
+    options: Options
+    positions: int
+    velocities: int
+    bodies: tuple[Body, ...]
+    dofs: tuple[Dof, ...]
+    actuators: tuple[Actuator, ...]
+    geoms: tuple[Geom, ...]
+    pairs: tuple[Pair, ...]
+    gravity: Vector
+    timestep: float
+    integrator: Literal["Euler", "implicitfast", "RK4"]
+    impedance_ratio: float
+    implicit_damping: bool
+    shortest_time: bool
+    reference: tuple[float, ...]
+    mujoco_version: str
+
+    @property
+    def joints(self) -> tuple[Joint, ...]:
+        """All joints, in the order of their coordinates."""
+        return tuple(joint for body in self.bodies for joint in body.joints)
+
+    @property
+    def limits(self) -> tuple[Joint, ...]:
+        """The joints with a range."""
+        return tuple(joint for joint in self.joints if joint.limit is not None)
+
+    @cached_property
+    def trace_key(self) -> str:
+        """What a kernel compiled for this model is known by."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
+    def path(self, body: int) -> frozenset[int]:
+        """The indices of a body and of all its ancestors but the world."""
+        found = set()
+        while body:
+            found.add(body)
+            body = self.bodies[body].parent
+        return frozenset(found)
+
+    def moved_by(self, body: int) -> tuple[int, ...]:
+        """The degrees of freedom that move a body."""
+        path = self.path(body)
+        return tuple(k for k, dof in enumerate(self.dofs) if dof.body in path)

@@ -1,0 +1,64 @@
+"""Robots by name: ``"mjcf:robot.xml"``, ``"urdf:arm.urdf?motors=true"``."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from lazy_registry.registry import UnknownNameError, unknown
+from robotics_envs.environments import robot_file
+from robotics_envs.robots.compiling import RobotFileError
+from robotics_envs.robots.env import RobotEnv, robot_class, urdf_class
+from robotics_envs.robots.model import Options
+
+
+def robot_of_name(name: str) -> type[RobotEnv]:
+    """The class of the robot that a name leads to; options follow a ``?``: ``"mjcf:a.xml?meshes=drop&floor=true"``.
+
+    Raises:
+        UnknownNameError: there is no such file or option.
+        RobotFileError: an option has no such value, the file cannot be read, or holds what is not simulated here.
+    """
+    file = robot_file(name)
+    assert file is not None
+    options = {key: _value(name, key, text) for key, text in _options(name)}
+    made = (urdf_class if name.startswith("urdf:") else robot_class)(file, **options)
+    kind, _, rest = name.partition(":")
+    given = rest.partition("?")[2]
+    made.registry_name = f"{kind}:{Path(file).resolve()}" + (f"?{given}" if given else "")
+    return made
+
+
+def _options(name: str) -> list[tuple[str, str]]:
+    pairs = parse_qsl(name.partition("?")[2], keep_blank_values=True)
+    known = [field.name for field in fields(Options)]
+    for key, _ in pairs:
+        if key not in known:
+            raise UnknownNameError(unknown("option of a robot's file", key, known))
+    return pairs
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "meshes": ("refuse", "drop"),
+    "self_collisions": ("keep", "ignore"),
+    "cone": ("refuse", "pyramidal"),
+}
+
+
+def _value(name: str, key: str, text: str) -> Any:
+    """The value of an option from its text."""
+    if key in _CHOICES:
+        if text not in _CHOICES[key]:
+            raise RobotFileError(f"{name}: {key} is {' or '.join(_CHOICES[key])}, got {text!r}")
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise RobotFileError(f"{name}: {key} = {text!r} is no number") from None
+    if key == "condim":
+        return int(numbers[0])
+    return tuple(numbers) if key == "control_range" else numbers[0]

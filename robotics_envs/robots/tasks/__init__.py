@@ -1,0 +1,5 @@
+"""Tasks of Gymnasium on its own models: reward, observation, reset and end of an episode as there.
+
+The models are files of the installed package gymnasium.  Each class is the twin of the environment that its ``gym_id``
+names; a policy of one acts in the other.
+"""

@@ -1,0 +1,31 @@
+"""The models of Gymnasium's MuJoCo environments."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from lazy_registry.installation import install_command
+from robotics_envs.robots.compiling import RobotFileError
+from robotics_envs.robots.model import Options, RobotModel
+from robotics_envs.robots.reading import read
+
+
+def gymnasium_model(file: str, **options: Any) -> RobotModel:
+    """A file of the installed package gymnasium, such as ``"hopper.xml"``.
+
+    Raises:
+        RobotFileError: gymnasium is not installed, or has no such file.
+    """
+    found = importlib.util.find_spec("gymnasium")
+    if found is None or found.origin is None:
+        raise RobotFileError(
+            f"the model is a file of Gymnasium, which is not installed: {install_command('twins')}"
+        )
+    path = Path(found.origin).parent / "envs" / "mujoco" / "assets" / file
+    if not path.is_file():
+        raise RobotFileError(
+            f"the installed gymnasium has no {path}: {install_command('twins')} brings one that has"
+        )
+    return read(path, Options(**options))

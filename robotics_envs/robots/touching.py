@@ -1,0 +1,295 @@
+"""Where two geoms touch: MuJoCo's own collision functions, as formulas of a fixed number of candidate points.
+
+Points are relative to the origin of the second geom's tree (:class:`~robotics_envs.robots.kinematics.Motions`).
+Sources: MuJoCo's ``engine_collision_primitive.c`` and, for ellipsoids, the support point of
+``engine_collision_convex.c``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from robotics_envs.robots.kinematics import Motions
+from robotics_envs.robots.model import Geom, Pair
+from robotics_envs.robots.scalars import (
+    Mat,
+    Scalar,
+    Vec,
+    absolute,
+    add,
+    apply,
+    below,
+    both,
+    clamp,
+    cross,
+    dot,
+    inverse_length,
+    mul,
+    neg,
+    product,
+    scale,
+    sub,
+    total,
+    transpose,
+    unit,
+    vadd,
+    vsub,
+    where,
+)
+
+
+@dataclass
+class Touch:
+    """A candidate contact.
+
+    Attributes:
+        distance: between the surfaces in m, negative where they overlap.
+        point: halfway between them.
+        normal: from the first geom to the second.
+        tangent: the direction that the first tangent is made of; None for MuJoCo's default.
+        present: a mask, where the distance alone does not decide whether MuJoCo makes this contact.
+    """
+
+    distance: Scalar
+    point: Vec
+    normal: Vec
+    tangent: Vec | None = None
+    present: Any = True
+
+
+@dataclass
+class _Placed:
+    """A geom in the axes of the world; ``centre`` relative to the origin of the second geom's tree."""
+
+    geom: Geom
+    centre: Vec
+    rotation: Mat
+
+    def axis(self, k: int) -> list[Scalar]:
+        return [row[k] for row in self.rotation]
+
+
+def touches(pair: Pair, motions: Motions) -> list[Touch]:
+    """The candidate contacts of a pair of geoms."""
+    first, second = _placed(pair.first, motions), _placed(pair.second, motions)
+    if not _same_tree(pair.first.body, pair.second.body, motions):
+        between = vsub(motions.origin[pair.first.body], motions.origin[pair.second.body])
+        first.centre = vadd(first.centre, between)
+    kinds = pair.first.kind, pair.second.kind
+    if kinds[0] == "plane":
+        return _OF_PLANES[kinds[1]](first, second, pair.margin)
+    if kinds == ("sphere", "sphere"):
+        return [_spheres(first.centre, _radius(first), second.centre, _radius(second))]
+    if kinds == ("sphere", "capsule"):
+        return [_sphere_capsule(first, second)]
+    return _capsules(first, second, pair.margin)
+
+
+def origin_offset(motions: Motions, body: int, other: int) -> Vec | None:
+    """From the origin of ``body``'s tree to that of ``other``'s; None in one tree."""
+    if _same_tree(body, other, motions):
+        return None
+    return vsub(motions.origin[other], motions.origin[body])
+
+
+def _same_tree(body: int, other: int, motions: Motions) -> bool:
+    return all(a is b for a, b in zip(motions.origin[body], motions.origin[other], strict=True))
+
+
+def _placed(geom: Geom, motions: Motions) -> _Placed:
+    rotation = motions.rotation[geom.body]
+    centre = vadd(motions.position[geom.body], apply(rotation, geom.offset))
+    return _Placed(geom, centre, product(rotation, geom.rotation))
+
+
+def _radius(placed: _Placed) -> float:
+    return placed.geom.size[0]
+
+
+# ---- Planes ----------------------------------------------------------------------------------------------------------
+
+
+def _on_plane(plane: _Placed, point: Vec, radius: float = 0.0, tangent: Vec | None = None) -> Touch:
+    """A ball, or a point, above a plane."""
+    normal = plane.axis(2)
+    distance = sub(dot(normal, vsub(point, plane.centre)), radius)
+    middle = vsub(point, scale(add(mul(0.5, distance), radius), normal))
+    return Touch(distance, middle, normal, tangent)
+
+
+def _plane_sphere(plane: _Placed, sphere: _Placed, margin: float) -> list[Touch]:
+    return [_on_plane(plane, sphere.centre, _radius(sphere))]
+
+
+def _plane_capsule(plane: _Placed, capsule: _Placed, margin: float) -> list[Touch]:
+    axis = capsule.axis(2)
+    reach = scale(capsule.geom.size[1], axis)
+    ends = vadd(capsule.centre, reach), vsub(capsule.centre, reach)
+    return [_on_plane(plane, end, _radius(capsule), axis) for end in ends]
+
+
+def _plane_box(plane: _Placed, box: _Placed, margin: float) -> list[Touch]:
+    """The corners below the box's centre, the first four that are near enough."""
+    normal = plane.axis(2)
+    height = dot(normal, vsub(box.centre, plane.centre))
+    found: list[Touch] = []
+    earlier: Scalar = 0.0
+    for corner in range(8):
+        signs = [1.0 if corner & (1 << k) else -1.0 for k in range(3)]
+        offset = apply(box.rotation, [s * half for s, half in zip(signs, box.geom.size, strict=True)])
+        along = dot(normal, offset)
+        distance = add(height, along)
+        counts = both(_holds(distance, margin), _holds(along, 0.0))
+        point = vsub(vadd(box.centre, offset), scale(mul(0.5, distance), normal))
+        found.append(Touch(distance, point, normal, present=both(counts, below(earlier, 4.0))))
+        earlier = add(earlier, where(counts, 1.0, 0.0, like=distance))
+    return found
+
+
+def _holds(value: Scalar, bound: float) -> Any:
+    return value <= bound
+
+
+def _plane_ellipsoid(plane: _Placed, ellipsoid: _Placed, margin: float) -> list[Touch]:
+    normal = plane.axis(2)
+    local = apply(transpose(ellipsoid.rotation), scale(-1.0, normal))
+    stretched = [mul(half, x) for half, x in zip(ellipsoid.geom.size, local, strict=True)]
+    lowest = [mul(half, x) for half, x in zip(ellipsoid.geom.size, unit(stretched), strict=True)]
+    return [_on_plane(plane, vadd(ellipsoid.centre, apply(ellipsoid.rotation, lowest)))]
+
+
+def _plane_cylinder(plane: _Placed, cylinder: _Placed, margin: float) -> list[Touch]:
+    """The lowest point of each rim, and two more of the lower disk, so that it can stand on four or three points."""
+    normal, (radius, half, _) = plane.axis(2), cylinder.geom.size
+    upward = dot(normal, cylinder.axis(2))
+    flip = where(upward > 0, -1.0, 1.0, like=upward)
+    axis = scale(flip, cylinder.axis(2))  # towards the plane
+    slope = mul(flip, upward)
+    sideways = vsub(scale(slope, axis), normal)
+    square = dot(sideways, sideways)
+    is_upright = square < 1e-30
+    toward = scale(radius, scale(inverse_length(square, 1e-30), sideways))
+    toward = [where(is_upright, mul(radius, x), y) for x, y in zip(cylinder.axis(0), toward, strict=True)]
+    along = scale(half, axis)
+    first = _on_plane(plane, vadd(vadd(cylinder.centre, toward), along))
+    near = _holds(first.distance, margin)
+    second = _on_plane(plane, vsub(vadd(cylinder.centre, toward), along))
+    second.present = near
+    across = unit(cross(toward, along))
+    across = scale(radius * math.sqrt(3.0) / 2.0, across)
+    lower = vsub(vadd(cylinder.centre, along), scale(0.5, toward))
+    others = [_on_plane(plane, vadd(lower, across)), _on_plane(plane, vsub(lower, across))]
+    for other in others:
+        other.present = near
+    return [first, second, *others]
+
+
+_OF_PLANES = {
+    "sphere": _plane_sphere,
+    "capsule": _plane_capsule,
+    "box": _plane_box,
+    "ellipsoid": _plane_ellipsoid,
+    "cylinder": _plane_cylinder,
+}
+
+
+# ---- Spheres and capsules --------------------------------------------------------------------------------------------
+
+
+def _spheres(a: Vec, radius_a: float, b: Vec, radius_b: float) -> Touch:
+    across = vsub(b, a)
+    square = dot(across, across)
+    length = 1.0 / inverse_length(square)
+    normal = scale(inverse_length(square), across)
+    distance = sub(length, radius_a + radius_b)
+    return Touch(distance, vadd(a, scale(add(mul(0.5, distance), radius_a), normal)), normal)
+
+
+def _sphere_capsule(sphere: _Placed, capsule: _Placed) -> Touch:
+    half = capsule.geom.size[1]
+    axis = capsule.axis(2)
+    along = clamp(dot(axis, vsub(sphere.centre, capsule.centre)), -half, half)
+    return _spheres(
+        sphere.centre, _radius(sphere), vadd(capsule.centre, scale(along, axis)), _radius(capsule)
+    )
+
+
+def _capsules(one: _Placed, other: _Placed, margin: float) -> list[Touch]:
+    """The nearest points of two segments; where those are parallel, up to two pairs of an end and a nearest point."""
+    axes = scale(one.geom.size[1], one.axis(2)), scale(other.geom.size[1], other.axis(2))
+    across = vsub(one.centre, other.centre)
+    ma, mc = one.geom.size[1] ** 2, other.geom.size[1] ** 2
+    mb = neg(dot(*axes))
+    u, v = neg(dot(axes[0], across)), dot(axes[1], across)
+    determinant = sub(ma * mc, mul(mb, mb))
+    is_parallel = absolute(determinant) < 1e-15
+    divisor = where(is_parallel, 1.0, determinant)
+    x1, x2 = sub(mul(mc, u), mul(mb, v)) / divisor, sub(mul(ma, v), mul(mb, u)) / divisor
+    # Beyond an end of one segment: the nearest point of the other to that end.
+    for bound in (1.0, -1.0):
+        beyond = (x1 > bound) if bound > 0 else (x1 < bound)
+        x1, x2 = where(beyond, bound, x1), where(beyond, sub(v, mul(bound, mb)) / mc, x2)
+    for bound in (1.0, -1.0):
+        beyond = (x2 > bound) if bound > 0 else (x2 < bound)
+        other_end = clamp(sub(u, mul(bound, mb)) / ma, -1.0, 1.0)
+        x1, x2 = where(beyond, other_end, x1), where(beyond, bound, x2)
+
+    def at(a: Scalar, b: Scalar) -> Touch:
+        return _spheres(
+            vadd(one.centre, scale(a, axes[0])),
+            _radius(one),
+            vadd(other.centre, scale(b, axes[1])),
+            _radius(other),
+        )
+
+    single = at(x1, x2)
+    if isinstance(is_parallel, bool) and not is_parallel:
+        return [single]
+    single.present = ~is_parallel if isinstance(is_parallel, Tensor) else not is_parallel
+    return [single, *_parallel(at, ma, mb, mc, u, v, margin, is_parallel)]
+
+
+def _parallel(
+    at: Any, ma: float, mb: Scalar, mc: float, u: Scalar, v: Scalar, margin: float, is_parallel: Any
+) -> list[Touch]:
+    """The four ends with the nearest points of the other segment; MuJoCo keeps the first two."""
+    candidates: list[tuple[Scalar, Scalar, Any]] = []
+    for bound in (1.0, -1.0):
+        x2 = sub(v, mul(bound, mb)) / mc
+        candidates.append((bound, x2, both(_holds(x2, 1.0), x2 >= -1.0)))
+    for bound in (1.0, -1.0):
+        x1 = sub(u, mul(bound, mb)) / ma
+        candidates.append((x1, bound, both(x1 < 1.0, x1 > -1.0)))
+    found: list[Touch] = []
+    earlier: Scalar = 0.0
+    for a, b, inside in candidates:
+        touch = at(a, b)
+        counts = both(inside, _holds(touch.distance, margin))
+        touch.present = both(is_parallel, both(counts, below(earlier, 2.0)))
+        earlier = add(earlier, where(counts, 1.0, 0.0, like=touch.distance))
+        found.append(touch)
+    return found
+
+
+def frame(touch: Touch) -> Sequence[Vec]:
+    """Normal and two tangents, as ``mju_makeFrame`` makes them."""
+    n = touch.normal
+    if touch.tangent is not None:
+        y: Vec = touch.tangent
+    elif isinstance(n[1], float):
+        y = (0.0, 1.0, 0.0) if abs(n[1]) < 0.5 else (0.0, 0.0, 1.0)
+    else:
+        flat = absolute(n[1]) < 0.5
+        y = (0.0, where(flat, 1.0, 0.0, n[1]), where(flat, 0.0, 1.0, n[1]))
+    across = unit(vsub(y, scale(dot(n, y), n)))
+    return n, across, cross(n, across)
+
+
+def speed(jacobian: dict[int, Scalar], v: Vec) -> Scalar:
+    """A row of a Jacobian times the velocities."""
+    return total(mul(x, v[k]) for k, x in jacobian.items())

@@ -1,0 +1,139 @@
+"""Small models of one feature each, and generated ones."""
+
+# ruff: noqa: E501
+
+import numpy as np
+
+FLOOR = '<geom name="floor" type="plane" size="5 5 1" friction="0.8"/>'
+# Every model needs something to control; this arm stands apart.
+ARM = '<body pos="9 9 9"><joint name="m"/><geom size=".1" pos=".1 0 0" contype="0" conaffinity="0"/></body>'
+MOTOR = '<motor joint="m" ctrlrange="-1 1"/>'
+
+
+def model(world: str, actuators: str = MOTOR, option: str = "", more: str = "") -> str:
+    """The MJCF of these parts."""
+    return (
+        f"<mujoco><option {option}/><worldbody>{world}</worldbody>{more}"
+        f"<actuator>{actuators}</actuator></mujoco>"
+    )
+
+
+def on_the_floor(geom: str, floor: str = FLOOR) -> str:
+    """A free body with one geom above the floor."""
+    return model(f'{floor}<body pos="0 0 .3"><freejoint/><geom {geom}/></body>{ARM}')
+
+
+TOUCHING = {
+    "sphere": on_the_floor('type="sphere" size=".1"'),
+    "capsule": on_the_floor('type="capsule" size=".1 .2"'),
+    "box": on_the_floor('type="box" size=".1 .2 .15"'),
+    "cylinder": on_the_floor('type="cylinder" size=".06 .1"'),
+    "ellipsoid": on_the_floor('type="ellipsoid" size=".05 .08 .1"'),
+    "without friction": on_the_floor(
+        'type="sphere" size=".1" condim="1"', FLOOR.replace("/>", ' condim="1"/>')
+    ),
+    "tilted plane": on_the_floor('type="box" size=".1 .2 .15"', FLOOR.replace("/>", ' euler="10 20 0"/>')),
+    "priority": on_the_floor('type="sphere" size=".1" priority="2" solref=".05 .7" solimp=".5 .8 .02 .3 3"'),
+    "stiffness and damping": on_the_floor(
+        'type="capsule" size=".1 .2" solref="-900 -30"', FLOOR.replace("/>", ' solref="-500 -20"/>')
+    ),
+    "margin and gap": on_the_floor(
+        'type="sphere" size=".1" margin=".03" gap=".01"', FLOOR.replace("/>", ' margin=".02"/>')
+    ),
+    "two trees": model(
+        f'{FLOOR}<geom name="post" type="capsule" fromto="1 0 0 1 0 1" size=".05"/>'
+        '<body pos="0 0 .4"><freejoint/><geom type="sphere" size=".1"/>'
+        '<body pos=".15 0 0"><joint name="m" axis="0 1 0" damping=".2" armature=".01"/>'
+        '<geom type="capsule" fromto="0 0 0 .3 0 0" size=".04"/></body></body>'
+        '<body pos="0.2 0.1 .7"><freejoint/><geom type="capsule" size=".08 .2" euler="60 20 0" condim="1"/></body>'
+        '<body pos="0.8 0.1 .3"><joint type="slide" axis="1 0 0"/><joint axis="0 1 0"/>'
+        '<geom type="capsule" size=".08 .2" euler="60 20 0" solmix="2"/></body>'
+    ),
+}
+
+JOINTS = {
+    "dry friction": model(
+        '<body><joint name="m" frictionloss="0.3" damping=".1"/><geom size=".1" pos=".3 0 0"/><body pos=".5 0 0">'
+        '<joint type="slide" axis="1 1 0" frictionloss="0.7" range="-.1 .1"/><geom size=".1"/></body></body>'
+    ),
+    "limits": model(
+        '<body><joint name="m" range="-30 20" margin=".05" solreflimit="-400 -9"/><geom size=".1" pos=".3 0 0"/>'
+        '<body pos=".5 0 0"><joint range="-5 5" solimplimit="0 .8 .03"/><geom size=".1" pos="0 .2 0"/></body></body>'
+    ),
+    "ball joints": model(
+        f'{ARM}<body pos="0 0 1"><joint type="ball" damping=".05" pos=".1 0 0"/><geom size=".1" pos="0 0 .3"/>'
+        '<body pos="0 0 .5"><joint type="ball"/><geom type="box" size=".1 .2 .05" pos=".1 .1 .1"/></body></body>'
+    ),
+    "springs and gravity compensation": model(
+        '<body gravcomp=".4" pos="0 0 1"><joint name="m" stiffness="3" springref="20" ref="10"/><geom size=".1" pos=".3 0 0"/>'
+        '<body gravcomp="1.5" pos=".5 0 0"><joint type="slide" axis="1 2 0" stiffness="9" armature=".2"/>'
+        '<geom size=".1"/></body></body>'
+    ),
+    "actuators": model(
+        '<body><joint name="m" axis="0 1 0" actuatorfrcrange="-3 3" damping=".2"/><geom size=".1" pos=".3 0 0"/><body pos=".5 0 0">'
+        '<joint name="n" type="slide" axis="1 1 0"/><geom size=".1"/></body></body>',
+        '<position joint="m" kp="20" kv="2" ctrlrange="-1 1" forcerange="-5 5"/>'
+        '<velocity joint="n" kv="3" ctrlrange="-1 1" gear="2"/>'
+        '<general joint="n" gainprm="2 .1 .3" gaintype="affine" biastype="affine" biasprm=".1 -.2 -.3" ctrlrange="-1 2"/>',
+        'integrator="implicitfast" timestep="0.005"',
+    ),
+    "no implicit damping": model(
+        '<body><joint name="m" damping="2"/><geom size=".1" pos=".3 0 0"/></body>',
+        option='timestep="0.01"',
+    ).replace('timestep="0.01"/>', 'timestep="0.01"><flag eulerdamp="disable"/></option>'),
+    "disabled": model(
+        f'{FLOOR}<body pos="0 0 .05"><joint name="m" type="slide" axis="0 0 1" range="0 .1" stiffness="5" damping="1"/>'
+        '<joint type="hinge" frictionloss=".1"/><geom size=".1" pos=".02 0 0"/></body>',
+        option='timestep="0.01"',
+    ).replace(
+        'timestep="0.01"/>',
+        'timestep="0.01"><flag contact="disable" spring="disable" gravity="disable" frictionloss="disable"/></option>',
+    ),
+}
+
+
+def generated(seed: int) -> str:
+    """A random tree of bodies with random joints, geoms, inertias and limits, some of it near the floor."""
+    rng = np.random.default_rng(seed)
+
+    def numbers(values: np.ndarray) -> str:
+        return " ".join(f"{v:.4f}" for v in np.atleast_1d(values))
+
+    names: list[str] = []
+
+    def joint() -> str:
+        name = f"j{len(names)}"
+        names.append(name)
+        kind = rng.choice(["hinge", "slide"])
+        limit = f'range="{"-40 50" if kind == "hinge" else "-.1 .15"}"' if rng.random() < 0.5 else ""
+        friction = f'frictionloss="{rng.uniform(0.05, 0.5):.3f}"' if rng.random() < 0.3 else ""
+        return (
+            f'<joint name="{name}" type="{kind}" axis="{numbers(rng.normal(size=3))}" pos="{numbers(rng.normal(size=3) * 0.05)}" '
+            f'damping="{rng.uniform(0, 0.5):.3f}" armature="{rng.uniform(0, 0.05):.3f}" '
+            f'stiffness="{rng.choice([0, 2])}" {limit} {friction}/>'
+        )
+
+    def geom() -> str:
+        kind = rng.choice(["sphere", "capsule"])
+        size = f"{rng.uniform(0.03, 0.1):.3f}" + (
+            f" {rng.uniform(0.05, 0.2):.3f}" if kind == "capsule" else ""
+        )
+        return (
+            f'<geom type="{kind}" size="{size}" pos="{numbers(rng.normal(size=3) * 0.05)}" euler="{numbers(rng.uniform(-90, 90, 3))}" '
+            f'condim="{rng.choice([1, 3])}" friction="{rng.uniform(0.3, 1.5):.2f}" conaffinity="{rng.choice([0, 1])}"/>'
+        )
+
+    def body(depth: int) -> str:
+        kind = rng.integers(0, 3) if depth == 0 else 2
+        joints = ("<freejoint/>", '<joint type="ball"/>')[kind] if kind < 2 else joint()
+        children = "".join(body(depth + 1) for _ in range(rng.integers(0, 3))) if depth < 2 else ""
+        place = rng.normal(size=3) * 0.2 + (0, 0, 0.3 if depth == 0 else 0)
+        return f'<body pos="{numbers(place)}" euler="{numbers(rng.uniform(-180, 180, 3))}">{joints}{geom()}{children}</body>'
+
+    tree = body(0)
+    driven = list(rng.permutation(names)[:2]) or ["m"]
+    kinds = [f'<motor joint="{n}" gear="{rng.uniform(0.5, 3):.2f}" ctrlrange="-1 1"/>' for n in driven]
+    integrator = rng.choice(["Euler", "RK4", "implicitfast"])
+    if integrator == "implicitfast" and "<freejoint/>" in tree and not names:
+        integrator = "Euler"
+    return model(FLOOR + tree + ARM, "".join(kinds), f'integrator="{integrator}" timestep="0.004"')

@@ -1,0 +1,77 @@
+"""Accelerations and steps beside MuJoCo's, over features, tasks and generated robots."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_robots import JOINTS, TOUCHING, generated, model
+
+from robotics_envs.base import Env
+from robotics_envs.environments import GYM_TASKS, make_env
+from robotics_envs.robots import DisagreementError, from_mjcf, verify
+from robotics_envs.robots.env import RobotEnv
+from robotics_envs.robots.tasks.gymnasium_model import gymnasium_model
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("xml", [*TOUCHING.values(), *JOINTS.values()], ids=[*TOUCHING, *JOINTS])
+def test_every_feature_agrees_with_mujoco(xml):
+    env = from_mjcf(xml, check=False)
+    # Upright cylinders are at an edge: the lowest point of their rim depends on the last digits of the pose.
+    verify(env, 40, tolerance=1e-6 if "cylinder" in xml else 1e-9)
+
+
+@pytest.mark.parametrize("name", GYM_TASKS)
+def test_tasks_agree_with_mujoco(name):
+    assert verify(make_env(name), 40, tolerance=1e-9).largest < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("file", "options"),
+    [
+        ("ant.xml", {}),
+        ("reacher.xml", {}),
+        ("inverted_double_pendulum.xml", {}),
+        pytest.param("humanoid.xml", {}, marks=pytest.mark.slow),
+        pytest.param("humanoid.xml", {"self_collisions": "ignore"}, marks=pytest.mark.slow),
+    ],
+)
+def test_models_of_gymnasium_agree_with_mujoco(file, options):
+    class Robot(RobotEnv):
+        model = gymnasium_model(file, **options)
+        name = file
+
+    verify(Robot(), 24, tolerance=1e-9)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=8, deadline=None, derandomize=True)
+def test_generated_robots_agree_with_mujoco(seed):
+    verify(from_mjcf(generated(seed), check=False), 12, seed=seed, tolerance=1e-8)
+
+
+def test_a_wrong_dynamics_is_refused_and_shown():
+    class Heavy(RobotEnv):
+        model = from_mjcf(model('<body><joint name="m"/><geom size=".1" pos=".3 0 0"/></body>')).model
+        name = "heavy"
+
+        def rates(self, packed):
+            return 1.001 * super().rates(packed)
+
+    with pytest.raises(
+        DisagreementError, match=r"not MuJoCo's dynamics: errors above 1e-06 are refused. At qpos = "
+    ):
+        verify(Heavy(), 8)
+
+
+def test_a_kernel_gives_what_the_operations_give():
+    env: Env = from_mjcf(JOINTS["dry friction"], check=False)
+    x = torch.tensor([[0.2, 0.12, 0.3, -0.5], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    u = torch.tensor([[0.3], [-1.0]], dtype=torch.float64)
+    packed = torch.cat((x, u), 1)
+    assert torch.allclose(env.dynamics(0.0, x, u, {}), env.rates(packed), rtol=1e-12, atol=1e-12)

@@ -1,0 +1,101 @@
+"""Tasks beside Gymnasium's own environments, and robots over whole seconds beside MuJoCo."""
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+import torch
+from small_robots import JOINTS, TOUCHING
+
+from robotics_envs.environments import GYM_TASKS, make_env
+from robotics_envs.robots import from_mjcf, kernels
+from robotics_envs.robots.comparison import converged
+
+TWINS = [
+    "gym:HalfCheetah-v5",
+    pytest.param("gym:Hopper-v5", marks=pytest.mark.slow),
+    "gym:InvertedPendulum-v5",
+]
+TWINS += [pytest.param("gym:Walker2d-v5", marks=pytest.mark.slow)]
+
+
+def exact(env):
+    """A Gymnasium environment whose solver runs to the end."""
+    option = env.unwrapped.model.opt
+    option.tolerance, option.iterations, option.ls_iterations = 0.0, 100, 100
+    return env
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_task_is_its_twin_in_gymnasium(name, monkeypatch):
+    monkeypatch.setattr(kernels, "_kernel", lambda *args: None)  # 25 intervals take less than compiling
+    ours = make_env(name)
+    theirs = exact(gymnasium.make(name.removeprefix("gym:")))
+    rng = np.random.default_rng(0)
+    x = ours.reset(1, torch.Generator().manual_seed(1), torch.float64)
+    theirs.reset(seed=0)
+    n = ours.model.positions
+    theirs.unwrapped.set_state(x[0, :n].numpy(), x[0, n:].numpy())
+    assert ours.dt == pytest.approx(theirs.unwrapped.dt)
+    with torch.no_grad():
+        for _ in range(25):
+            u = rng.uniform(*(np.array(b) for b in (ours.action_box.low, ours.action_box.high)))
+            observation, reward, terminated, *_ = theirs.step(u)
+            x, cost = ours.step(x, torch.tensor(u)[None], {})
+            np.testing.assert_allclose(ours.observe(x)[0].numpy(), observation, rtol=1e-8, atol=1e-8)
+            assert bool(ours.done(x)) == terminated
+            if "Pendulum" in name:  # the shaped part has no twin
+                cost = cost - (x[:, 1] / 0.2).square()
+            assert float(cost) == pytest.approx(-reward, abs=1e-8)
+            if terminated:
+                break
+
+
+@pytest.mark.parametrize("name", ["gym:HalfCheetah-v5", "gym:Hopper-v5", "gym:Walker2d-v5"])
+def test_resets_and_ends_are_gymnasiums(name):
+    ours, theirs = make_env(name), gymnasium.make(name.removeprefix("gym:")).unwrapped
+    x = ours.reset(4000, torch.Generator().manual_seed(0), torch.float64)
+    starts = []
+    for seed in range(150):
+        theirs.reset(seed=seed)
+        starts.append(np.concatenate((theirs.data.qpos, theirs.data.qvel)))
+    np.testing.assert_allclose(x.mean(0), np.mean(starts, 0), atol=0.05)
+    np.testing.assert_allclose(x.std(0), np.std(starts, 0), rtol=0.25, atol=1e-4)
+    if hasattr(theirs, "is_healthy"):
+        wide = ours.state_box.sample(300, torch.Generator().manual_seed(1), torch.float64)
+        wide[:, 1:3] = wide[:, 1:3] * 1.4 - 0.1
+        for state, done in zip(wide.numpy(), ours.done(wide), strict=True):
+            theirs.set_state(*np.split(state, 2))
+            assert bool(done) != theirs.is_healthy
+
+
+def test_every_task_is_named_as_in_gymnasium():
+    for name in GYM_TASKS:
+        made = make_env(name)
+        assert gymnasium.spec(name.removeprefix("gym:")).max_episode_steps == made.episode_steps
+        assert made.gym_id in (None, name.removeprefix("gym:"))
+
+
+@pytest.mark.parametrize(
+    "xml", [JOINTS["actuators"], JOINTS["limits"], JOINTS["ball joints"], TOUCHING["sphere"]],
+    ids=["implicitfast", "limits", "ball joints", "contact"],
+)  # fmt: skip
+def test_a_second_of_random_actions_ends_where_mujoco_does(xml):
+    env = from_mjcf(xml, check=False)
+    model = converged(env.model)
+    data, other = mujoco.MjData(model), mujoco.MjData(model)
+    rng = np.random.default_rng(4)
+    low, high = model.actuator_ctrlrange.T
+    x = torch.tensor(np.concatenate((data.qpos, data.qvel)))[None]
+    other.qpos[:] += 1e-12
+    with torch.no_grad():
+        for _ in range(round(1.0 / env.dt)):
+            u = rng.uniform(low, high)
+            x, _ = env.step(x, torch.tensor(u)[None], {})
+            for d in (data, other):
+                d.ctrl[:] = u
+                for _ in range(env.frame_skip):
+                    mujoco.mj_step(model, d)
+    ours, theirs, moved = x[0].numpy(), *(np.concatenate((d.qpos, d.qvel)) for d in (data, other))
+    # What MuJoCo makes of a start that is moved by 1e-12, and a little rounding.
+    assert np.abs(ours - theirs).max() < max(1e-9, 10 * np.abs(moved - theirs).max())
