@@ -41,7 +41,11 @@ def write(parent: h5py.Group, name: str, value: Any) -> None:
 def _packed(value: Any, where: str, parts: list[np.ndarray], size: list[int]) -> Any:
     """The index's entry of a value, whose numbers are appended to ``parts``, ``size[0]`` bytes so far."""
     if isinstance(value, torch.Tensor):
-        numbers = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        # An empty tensor may keep any strides, which cannot be viewed as bytes.
+        value = (
+            value.detach().cpu().contiguous() if value.numel() else value.new_empty(value.shape, device="cpu")
+        )
+        numbers = value.reshape(-1).view(torch.uint8).numpy()
         start = size[0]
         gap = -numbers.size % _ALIGNED
         parts += (numbers, np.zeros(gap, np.uint8))

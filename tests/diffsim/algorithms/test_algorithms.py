@@ -152,7 +152,9 @@ def test_four_save_load_four_is_eight(algorithm, optimizer, dtype, tmp_path):
     with h5py.File(tmp_path / "state.h5") as file:
         second.load_state_dict(state_tree.read(file["state"]))
     resumed += [second.step() for _ in range(4)]
-    assert records == resumed
+    assert [r._replace(compile_seconds=0.0) for r in records] == [
+        r._replace(compile_seconds=0.0) for r in resumed
+    ]
     assert same(straight.state_dict(), second.state_dict())
 
 
