@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sysconfig
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,21 +27,28 @@ _NOT_THE_USERS = (
 )
 
 
-_active: list[Tracer] = []
+class _Active(threading.local):
+    """The tracers of the present thread: another thread may simulate while this one compiles."""
+
+    def __init__(self) -> None:
+        self.tracers: list[Tracer] = []
+
+
+_active = _Active()
 
 
 def active_tracer() -> Tracer | None:
     """The tracer that sees the operations of torch at present."""
-    return next((tracer for tracer in reversed(_active) if not tracer._paused), None)
+    return next((tracer for tracer in reversed(_active.tracers) if not tracer._paused), None)
 
 
 def tracing() -> bool:
-    """Whether a trace is being taken.
+    """Whether a trace is being taken in this thread.
 
     A ``torch.autograd.Function`` is invisible to it: only what its forward does is seen.  One whose gradient is to be
     known calls an operation with a rule of its own while this is true.
     """
-    return bool(_active)
+    return bool(_active.tracers)
 
 
 class NativeUnsupportedError(RuntimeError):
@@ -77,7 +85,7 @@ class Tracer(TorchDispatchMode):
         self._paused = False
 
     def __enter__(self) -> Tracer:
-        _active.append(self)
+        _active.tracers.append(self)
         self._guard = _Guard(self)
         super().__enter__()
         self._guard.__enter__()
@@ -86,7 +94,7 @@ class Tracer(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         self._guard.__exit__(*error)
         super().__exit__(*error)
-        _active.remove(self)
+        _active.tracers.remove(self)
 
     def bind(self, tensor: Tensor, array: Any) -> Tensor:
         """Let ``array`` stand for ``tensor``, which is kept alive so that no other takes its identity."""

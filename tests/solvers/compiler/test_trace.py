@@ -1,6 +1,7 @@
 """Traces are what torch computes: single operations, random graphs of them, and what has no rule."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from robotics_envs import check_env
 from robotics_envs.base import Box, Env, Parameter
 from robotics_envs.conformance import ConformanceError
 from solvers.compiler.ir import Graph
-from solvers.compiler.trace import NativeUnsupportedError, NotStraightLineError, trace
+from solvers.compiler.slots import array_of
+from solvers.compiler.trace import NativeUnsupportedError, NotStraightLineError, trace, tracing
 from solvers.methods.runge_kutta import RK4
 
 F64 = torch.float64
@@ -277,3 +279,17 @@ def test_random_graphs(all_programs):
             env.reset(3, torch.Generator().manual_seed(0), F64), 1, controls=torch.zeros(1, 3, 1, dtype=F64)
         )
     assert [type(engine).__name__ for engine in rollout._engines.values()] == ["Native"]
+
+
+def test_a_trace_is_taken_in_its_own_thread_only():
+    """What another thread computes meanwhile is not traced, and is told so."""
+    graph, seen = Graph(), []
+    node = graph.input("x", 0)
+
+    def function(x):
+        with ThreadPoolExecutor(1) as other:
+            seen.extend((tracing(), other.submit(tracing).result()))
+        return 2.0 * x
+
+    trace(function, [(torch.ones(1), array_of([node], (1,)))], graph, lambda tensor: tensor.numpy())
+    assert seen == [True, False]
