@@ -11,16 +11,10 @@ Microseconds, medians of 2,000 calls; then the median over processes, and the sm
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import click
-
-ROOT = Path(__file__).resolve().parent.parent
+from two_checkouts import compared
 
 CASE = r"""
 import json, statistics
@@ -122,22 +116,7 @@ print(json.dumps({
 @click.option("--rounds", default=5, show_default=True)
 def main(former: Path, rounds: int) -> None:
     """Compare the cost of calls with that of another checkout."""
-    trees = {"former": former.resolve(), "present": ROOT}
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
-    for k in range(rounds):
-        for name in list(trees)[:: 1 if k % 2 == 0 else -1]:
-            env = {**os.environ, "PYTHONPATH": str(trees[name]), "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(
-                [sys.executable, "-c", CASE], env=env, cwd="/", capture_output=True, text=True, check=True
-            )
-            rows[name].append(json.loads(done.stdout.splitlines()[-1]))
-    click.echo("| call, µs beside the kernel | former | present |\n|---|---|---|")
-    for case in rows["present"][0]:
-        cells = []
-        for name in trees:
-            found = [row[case] for row in rows[name]]
-            cells.append(f"{statistics.median(found):,.0f} ({min(found):,.0f}–{max(found):,.0f})")
-        click.echo(f"| {case} | {' | '.join(cells)} |")
+    click.echo(compared(CASE, former, rounds, "call, µs beside the kernel", 0))
 
 
 if __name__ == "__main__":

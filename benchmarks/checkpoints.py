@@ -9,16 +9,10 @@ Medians of 20 writes and reads in a process, then the median, smallest and large
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import click
-
-ROOT = Path(__file__).resolve().parent.parent
+from two_checkouts import compared
 
 CASE = r"""
 import json, statistics, tempfile, time
@@ -53,22 +47,7 @@ with tempfile.TemporaryDirectory() as folder:
 @click.option("--rounds", default=3, show_default=True)
 def main(former: Path, rounds: int) -> None:
     """Print the table."""
-    trees = {"former": former.resolve(), "present": ROOT}
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
-    for k in range(rounds):
-        for name in list(trees)[:: 1 if k % 2 == 0 else -1]:
-            env = {**os.environ, "PYTHONPATH": str(trees[name]), "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(
-                [sys.executable, "-c", CASE], env=env, cwd="/", capture_output=True, text=True, check=True
-            )
-            rows[name].append(json.loads(done.stdout.splitlines()[-1]))
-    click.echo("| | former | present |\n|---|---|---|")
-    for case in rows["present"][0]:
-        cells = []
-        for name in trees:
-            found = [row[case] for row in rows[name]]
-            cells.append(f"{statistics.median(found):,.1f} ({min(found):,.1f}–{max(found):,.1f})")
-        click.echo(f"| {case} | {' | '.join(cells)} |")
+    click.echo(compared(CASE, former, rounds, "", 1))
 
 
 if __name__ == "__main__":
