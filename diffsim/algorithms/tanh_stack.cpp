@@ -16,13 +16,6 @@ constexpr int HIDDEN = LAYERS - 1;
 
 // ARGUMENTS
 
-static inline T total(V a) {
-  T parts[LANES];
-  std::memcpy(parts, &a, sizeof a);
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int l = 0; l < width; l++) parts[l] += parts[l + width];
-  return parts[0];
-}
 static inline V load(const T* from) {
   V a;
   std::memcpy(&a, from, sizeof a);

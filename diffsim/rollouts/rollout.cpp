@@ -16,14 +16,6 @@
 
 constexpr int NV = 4;  // vectors in a block
 
-static inline T total(V a) {
-  T parts[LANES];
-  std::memcpy(parts, &a, sizeof a);
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int l = 0; l < width; l++) parts[l] += parts[l + width];
-  return parts[0];
-}
-
 // The inputs of one vector of rollouts, and the accumulators of its gradients. Arrays of size 0 get size 1.
 struct In {
   V x[N];
