@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import operator
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from diffsim.errors import ConfigError, DiffsimError
 from diffsim.rollouts.autocast import autocast_as, autocast_state
+from diffsim.rollouts.held_modules import HeldModules
 from diffsim.rollouts.inputs import (
     Engine,
     Inputs,
@@ -33,7 +33,6 @@ from lazy_registry.source_places import defined_at
 from robotics_envs.base import Costs, Env, EpisodeStates, Params, States
 from robotics_envs.divergence import check_rollouts
 from robotics_envs.user_code import UserCodeError, construct_env, describe_failure
-from solvers.compiler.fingerprint import Held
 from solvers.native import build
 from solvers.validation import whole_number
 
@@ -165,7 +164,7 @@ class Rollout:
         self.on_failure = on_failure
         self._engines: dict[Any, Engine] = {}
         self._fingerprints = fingerprints()
-        self._about: _About | None = None
+        self._held_modules: HeldModules | None = None
         self._said: set[str] = set()
         self.compile_seconds = 0.0
         """Seconds spent on preparing back ends so far."""
@@ -175,7 +174,7 @@ class Rollout:
         fresh: dict[str, Any] = {
             "_engines": {},
             "_fingerprints": None,
-            "_about": None,
+            "_held_modules": None,
             "_said": set(),
             "compile_seconds": 0.0,
         }
@@ -477,9 +476,9 @@ class Rollout:
             if tensor.dtype != x0.dtype or tensor.device != x0.device:
                 raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, x0 {x0.dtype} on {x0.device}")
         held = self._fingerprints.of(env, policy, self.terminal)
-        about = self._about
+        about = self._held_modules
         if about is None or about.held is not held or about.like != (x0.dtype, x0.device):
-            about = self._about = _About(held, x0, (policy, self.terminal))
+            about = self._held_modules = HeldModules(held, x0, (policy, self.terminal))
         about.look_again(self.parameter_gradients)
         given = about.physical(env, x0, p)
         return Inputs(
@@ -520,7 +519,7 @@ class Rollout:
 
     def _engine(self, inputs: Inputs, gradient: bool) -> Engine:
         """The back end for these inputs, prepared if it is new."""
-        about, p, timed = self._about, inputs.p, (inputs.noise, inputs.controls)
+        about, p, timed = self._held_modules, inputs.p, (inputs.noise, inputs.controls)
         assert about is not None
         kinds = [
             type(q) if q is None or isinstance(q, Noise) else gradient and q.requires_grad for q in timed
@@ -618,87 +617,6 @@ class Rollout:
         # By counting operations, not by timing, so that the same run always uses the same back end.
         eager = self.expected_steps * operations(inputs) * 3 * (4e-6 + 2e-9 * len(inputs.x0))
         return [*(name for name in fitting if eager > _COMPILING[name]), "eager"]
-
-
-class _About:
-    """What one call after another takes from simulator, policy and terminal value while these do not change.
-
-    Raises:
-        ValueError: a parameter of a module has another dtype or device than ``x0``.
-    """
-
-    def __init__(self, held: Held, x0: Tensor, functions: tuple[Any, ...]) -> None:
-        self.held, self.like = held, (x0.dtype, x0.device)
-        self.modules = tuple(q for q in functions if isinstance(q, nn.Module))
-        self.parameters = tuple({id(q): q for module in self.modules for q in module.parameters()}.values())
-        for q in self.parameters:
-            if q.dtype != x0.dtype or q.device != x0.device:
-                raise ValueError(f"the policy has {q.dtype} on {q.device}, x0 is {x0.dtype} on {x0.device}")
-        self._requires: list[bool] | None = None
-        self._own: dict[str, Tensor] | None = None
-        self._names: list[str] = []
-        self._checked: list[Tensor] = []
-        self._several: list[str] = []
-        self.trained: tuple[Tensor, ...] = ()
-        self.fixed: tuple[Tensor, ...] = ()
-        self.beside: tuple[Tensor, ...] = ()
-        self.ready: dict[Any, Engine] = {}
-        """Back ends for these parameters and as many values of each physical one."""
-
-    def look_again(self, parameter_gradients: bool) -> None:
-        """Which parameters are trained: the members of :class:`Inputs` that follow from it."""
-        requires = [parameter_gradients, *[q.requires_grad for q in self.parameters]]
-        if requires == self._requires:
-            return
-        self._requires = requires
-        self.ready = {}
-        trainable = tuple(q for q in self.parameters if q.requires_grad)
-        self.trained, self.fixed = (trainable, ()) if parameter_gradients else ((), trainable)
-        trained = {id(q) for q in self.trained}
-        buffers = [q for module in self.modules for q in module.buffers()]
-        # Autograd cannot save what was made in inference mode.
-        self.beside = tuple(
-            q for q in (*self.parameters, *buffers) if id(q) not in trained and not q.is_inference()
-        )
-
-    def physical(self, env: Env, x0: Tensor, p: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """The physical parameters ``p``, the simulator's own by default.
-
-        Raises:
-            ValueError: they are not those of the simulator, for the rollouts from ``x0``.
-        """
-        if p is None:
-            if self._own is None:
-                with torch.inference_mode(False):
-                    self._own = env.params(x0)
-            p = self._own
-        p, batch = dict(p), (x0.shape[0],)
-        same = [*p] == self._names and all(map(operator.is_, p.values(), self._checked))
-        if not same or p.keys() != env.constants.keys() or any(p[q].shape != batch for q in self._several):
-            _check_parameters(env, p, x0)
-            several = [name for name, q in p.items() if q.ndim]
-            if [*p] != self._names or several != self._several:
-                self.ready = {}
-            self._names, self._checked, self._several = [*p], [*p.values()], several
-        return p
-
-
-def _check_parameters(env: Env, p: dict[str, Tensor], x0: Tensor) -> None:
-    """Raise ValueError unless these are the simulator's physical parameters, for the rollouts from ``x0``."""
-    if p.keys() != env.constants.keys():
-        missing = set(env.constants) ^ set(p)
-        raise ValueError(
-            f"p must name the parameters of {env.name}; missing or unknown: {', '.join(sorted(missing))}"
-        )
-    for name, tensor in p.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"p[{name!r}] = {tensor!r} must be a tensor")
-        if tensor.shape not in ((), (len(x0),)):
-            raise ValueError(f"p[{name!r}] has the shape {tuple(tensor.shape)}, expected [] or [{len(x0)}]")
-        if tensor.dtype != x0.dtype or tensor.device != x0.device:
-            raise ValueError(
-                f"p[{name!r}] is {tensor.dtype} on {tensor.device}, x0 {x0.dtype} on {x0.device}"
-            )
 
 
 @contextlib.contextmanager
