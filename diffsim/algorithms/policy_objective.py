@@ -30,7 +30,7 @@ class PolicyObjective(Objective):
         rollout: simulates its policy, whose parameters are optimized.
         steps: control intervals.
         params: physical parameters of the simulator.
-        noise_std: the standard deviation that ``noise`` is drawn with, for all actions or one each, ``[m]``.
+        noise_std: the standard deviation that ``noise`` is drawn with, in half ranges of the action box.
 
     Attributes:
         x: initial states ``[B, n]`` of this step.
@@ -46,7 +46,7 @@ class PolicyObjective(Objective):
         rollout: Rollout,
         steps: int,
         params: Params,
-        noise_std: float | Tensor = 0.0,
+        noise_std: float = 0.0,
     ) -> None:
         assert isinstance(rollout.policy, Policy)
         self.rollout, self.policy, self.steps, self.params = rollout, rollout.policy, steps, params
@@ -108,7 +108,7 @@ class PolicyObjective(Objective):
                 f"optimizer.gradient_groups = {groups} needs a batch of {2 * groups} or more, got {len(self.x)}"
             )
         noise, std = self.noise, self.noise_std
-        if smoothing is not None or noise is None or not torch.as_tensor(std).all():
+        if smoothing is not None or noise is None or not std:
             std = smoothing or DEFAULT_NOISE_STD
             shape = (self.steps, len(self.x), self.policy.centre.numel())
             drawn = torch.randn(shape, generator=generator, dtype=self.x.dtype, device=generator.device)
