@@ -61,6 +61,9 @@ class ValueGradientSettings(Settings):
     resets: float = Field(default=0.5, ge=0, le=1)
     """Share of the windows that do not continue, beside the fresh ones, that start from the task's initial states; the
     others start from the state box."""
+    between: float = Field(default=0.5, ge=0, le=1)
+    """Share of the starts from the state box that are moved towards an initial state of the task, each by a uniform
+    share of the way."""
     reach: float = Field(default=10.0, gt=0)
     """A window does not continue from a state outside the state box enlarged by this factor."""
     compression: float = Field(default=3.0, gt=0)
@@ -345,10 +348,12 @@ class ValueGradient(Algorithm):
         if not count:
             return self._middle.new_empty(0, len(self._middle))
         drawn = env.state_box.sample(count, self.generator, self.dtype)
+        initial = env.reset(count, self.generator, self.dtype).to(drawn)
+        way = torch.where(self._uniform(count) < s.between, self._uniform(count), 1.0).to(drawn).unsqueeze(-1)
+        drawn = torch.lerp(initial, drawn, way)
         fresh = round(count * s.fresh)
         resets = round((count - fresh) * s.resets)
-        if resets:
-            drawn[fresh : fresh + resets] = env.reset(resets, self.generator, self.dtype).to(drawn)
+        drawn[fresh : fresh + resets] = initial[fresh : fresh + resets]
         if self._ends is None:
             return drawn
         ends = self._ends[: len(self._ends) - kept][:count]

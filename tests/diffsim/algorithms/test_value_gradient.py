@@ -142,8 +142,13 @@ def test_actions_are_the_policys_own():
     assert torch.allclose(again.states, trajectory.states, rtol=1e-12)
 
 
-def test_starts_are_fresh_reset_or_continued():
-    algorithm = build(batch=4000, window=20, fresh=0.25, resets=0.5)
+# Of (1 - w) r + w b, with w, r and b uniform in (0, 1), (-1, 1) and (-8, 8): the share within ±1.
+SLOW_ON_THE_WAY = 0.366
+
+
+@pytest.mark.parametrize("between", [0.0, 0.5, 1.0])
+def test_starts_are_fresh_reset_or_continued(between):
+    algorithm = build(batch=4000, window=20, fresh=0.25, resets=0.5, between=between)
     algorithm.step()
     ends = algorithm._ends.clone()
     starts = algorithm._starts(4000, 0)
@@ -158,7 +163,8 @@ def test_starts_are_fresh_reset_or_continued():
     assert slow[1000:2500][~went_on[1000:2500]].all()
     for part in (slice(0, 1000), slice(2500, 4000)):
         drawn = ~went_on[part]
-        assert float(slow[part][drawn].float().mean()) == pytest.approx(1 / 8, abs=0.05)
+        expected = (1 - between) / 8 + between * SLOW_ON_THE_WAY
+        assert float(slow[part][drawn].float().mean()) == pytest.approx(expected, abs=0.05)
 
 
 def test_lost_and_ended_windows_start_afresh():
