@@ -80,8 +80,8 @@ class HeatRod(Env):
     success_criterion = Success(
         words=f"root mean square error over the rod below {WARM:g} K at the end",
         share=MOST_STARTS,
-        source="this project's choice: the control with the highest return, a quadratic program, ends within 1.6 K from "
-        "all of 128 starts, and within 1 K from 118 of them",
+        source="this project's choice: the control with the highest return, a quadratic program, ends within 1.6 K "
+        "from all of 128 starts, within 1 K from 118",
     )
     solver = RungeKuttaChebyshev(stages=11)
 
