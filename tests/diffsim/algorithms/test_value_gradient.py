@@ -130,6 +130,18 @@ def test_the_discount_follows_from_the_horizon():
     assert gammas == pytest.approx([math.exp(-(5**share) / 200) for share in (1.0, 0.75, 0.5, 0.25)])
 
 
+def test_the_critic_is_fitted_to_fewer_and_fewer_of_the_last_updates():
+    algorithm = build(updates=16, batch=8, window=2, critic_windows=8, critic_windows_end=1)
+    kept = []
+    for _ in range(16):
+        algorithm.step()
+        kept.append(len(algorithm._data))
+    # 8 ** (1 - u / 16), rounded, after the first updates, in which there are no more yet.
+    expected = [round(8 ** (1 - u / 16)) for u in range(16)]
+    assert kept == [min(u + 1, most) for u, most in enumerate(expected)]
+    assert kept[-1] == 1
+
+
 def test_actions_are_the_policys_own():
     """Nothing is added to them: the states of a window are those of the policy of its update."""
     algorithm = build(window=4, dtype="float64")
