@@ -10,9 +10,9 @@ the rollouts (the critic's fit and values, the policy's network on the windows, 
 Rollouts are compiled in both.  Prints medians and quartiles of the CPU time of an update in milliseconds, by part; a
 part does not count the parts inside it.
 
-The second trains at default settings, each time in a process of its own, and writes the wall seconds of each part from
-the start of the process to its end, of the run in the middle of ``--repeats``.  The kernel cache is filled.  The third
-draws the written file.
+The second trains at default settings, each time in a process of its own, and writes the CPU seconds of each part from
+the start of the process to its end, of the run in the middle of ``--repeats``.  The kernel cache is filled.  CPU time
+depends little on what else the machine does, and does not count waiting for the disk.  The third draws the file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import functools
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -98,16 +99,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 class Clock:
-    """Seconds by part; while one part runs inside another, only the inner one counts."""
+    """CPU seconds by part; while one part runs inside another, only the inner one counts."""
 
-    def __init__(self, now: Callable[[], float] = time.process_time) -> None:
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._parts: list[str] = []
         self._since = 0.0
-        self._now = now
 
     def _switch(self) -> None:
-        now = self._now()
+        now = time.process_time()
         if self._parts:
             self.seconds[self._parts[-1]] += now - self._since
         self._since = now
@@ -191,10 +191,10 @@ def table(env: str, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def timed_training(env: str, started: float, updates: int | None) -> dict[str, float]:
-    """Wall seconds by part of a training in this process, which began at ``started`` (``time.time()``)."""
-    clock = Clock(time.perf_counter)
-    clock.seconds[LOADING] = time.time() - started
+def timed_training(env: str, updates: int | None) -> dict[str, float]:
+    """CPU seconds by part of a training in this process, from its start."""
+    clock = Clock()
+    clock.seconds[LOADING] = time.process_time()
     settings = {} if updates is None else {"updates": updates}
     with tempfile.TemporaryDirectory() as folder, parts_timed(clock, {**PARTS, **UNDIVIDED}):
         runs.train(env, Path(folder, "run"), quiet=True, **settings)
@@ -202,16 +202,17 @@ def timed_training(env: str, started: float, updates: int | None) -> dict[str, f
 
 
 def training_parts(env: str, repeats: int, updates: int | None) -> dict[str, float]:
-    """Wall seconds by part of the training in the middle of ``repeats``; the one before them fills the cache."""
+    """CPU seconds by part of the training in the middle of ``repeats``; the one before them fills the cache."""
     found = []
     for _ in range(repeats + 1):
-        command = [sys.executable, __file__, "--env", env, "--started", str(time.time())]
+        command = [sys.executable, __file__, "--env", env, "--one"]
         command += [] if updates is None else ["--updates", str(updates)]
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        wall = time.perf_counter() - began
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        total = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         parts = json.loads(done.stdout.splitlines()[-1])
-        found.append({**parts, REST: wall - sum(parts.values())})
+        found.append({**parts, REST: total - sum(parts.values())})
     return sorted(found[1:], key=lambda parts: sum(parts.values()))[repeats // 2]
 
 
@@ -225,7 +226,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
 
     trainings = results["trainings"]
     figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.55 * len(trainings)), layout="constrained")
-    names = [f"{env}\n{sum(parts.values()):.1f} s" for env, parts in trainings.items()]
+    names = [f"{env}\n{sum(parts.values()):.1f} CPU s" for env, parts in trainings.items()]
     left = [0.0] * len(names)
     for color, (group, members) in zip(pyplot.colormaps["tab10"].colors, GROUPS.items(), strict=False):
         shares = [
@@ -236,7 +237,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
         axes.bar_label(bars, [f"{q:.0f}" if q >= 4 else "" for q in shares], label_type="center", fontsize=8)
         left = [a + b for a, b in zip(left, shares, strict=True)]
     axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="% of the seconds from the start of the process to its end")
+    axes.set(xlim=(0, 100), xlabel="% of the CPU seconds of the process")
     figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(out, metadata={"Date": None})
 
@@ -260,7 +261,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
 @click.option("--trainings", type=click.Path(path_type=Path), help="File for the parts of whole trainings.")
 @click.option("--repeats", default=3, show_default=True, help="Trainings of each simulator.")
 @click.option("--draw", "drawn", type=click.Path(path_type=Path), help="File of trainings to draw to --out.")
-@click.option("--started", type=float, hidden=True)
+@click.option("--one", is_flag=True, hidden=True)
 def main(
     envs: tuple[str, ...],
     updates: int | None,
@@ -270,11 +271,11 @@ def main(
     trainings: Path | None,
     repeats: int,
     drawn: Path | None,
-    started: float | None,
+    one: bool,
 ) -> None:
     """Print a table for each simulator: the former path, then the present one."""
-    if started is not None:
-        print(json.dumps(timed_training(envs[0], started, updates)))
+    if one:
+        print(json.dumps(timed_training(envs[0], updates)))
         return
     if drawn is not None:
         draw(json.loads(drawn.read_text()), out or Path("docs/performance.svg"))
