@@ -22,7 +22,9 @@ def undecorated(kind: type[Kind]) -> type[Kind]:
 
     It computes the same bits.  It is not meant for ``torch.compile``, or for ``differentiable=True``.
     """
-    return _subclass(kind) if kind.__module__.startswith("torch.optim.") else kind
+    if not kind.__module__.startswith("torch.optim."):
+        return kind
+    return _subclass(kind)  # type: ignore[arg-type]  # classes are hashable
 
 
 @functools.cache
