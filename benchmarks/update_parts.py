@@ -1,11 +1,18 @@
-"""Where an update of the default algorithm spends its time, against the former path of torch operations.
+"""Where an update of the default algorithm, and a whole training, spend their time.
 
     python benchmarks/update_parts.py --out benchmarks/results/update_parts.json
+    python benchmarks/update_parts.py --trainings benchmarks/results/training_parts.json
+    python benchmarks/update_parts.py --draw benchmarks/results/training_parts.json --out docs/performance.svg
 
-Two runs of each simulator, from the same seed, take turns in one process on one thread: the present one, and one in
-which torch computes what is compiled beside the rollouts (the critic's fit and values, the policy's network on
-the windows, the observation and its derivative).  Rollouts are compiled in both.  Prints medians and quartiles of the
-CPU time of an update in milliseconds, by part; a part does not count the parts inside it.
+The first compares an update with the former path of torch operations.  Two runs of each simulator, from the same
+seed, take turns in one process on one thread: the present one, and one in which torch computes what is compiled beside
+the rollouts (the critic's fit and values, the policy's network on the windows, the observation and its derivative).
+Rollouts are compiled in both.  Prints medians and quartiles of the CPU time of an update in milliseconds, by part; a
+part does not count the parts inside it.
+
+The second trains at default settings, each time in a process of its own, and writes the CPU seconds of each part from
+the start of the process to its end, of the run in the middle of ``--repeats``.  The kernel cache is filled.  CPU time
+depends little on what else the machine does, and does not count waiting for the disk.  The third draws the file.
 """
 
 from __future__ import annotations
@@ -13,11 +20,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,6 +47,8 @@ from diffsim.rollouts import observed
 from diffsim.rollouts.native import Native
 from diffsim.rollouts.observed import Observed
 from diffsim.rollouts.rollout import Rollout
+from diffsim.runs import run as runs
+from diffsim.runs.runfile import RunFile
 
 KERNEL = "rollout kernel"
 PARTS: dict[str, tuple[tuple[type, str], ...]] = {
@@ -51,6 +65,37 @@ PARTS: dict[str, tuple[tuple[type, str], ...]] = {
     "everything else": ((ValueGradient, "step"),),
 }
 FORMER = {"present": False, "former": True}
+
+LOADING, PREPARING, EVALUATIONS, FILE = (
+    "Python, torch, imports",
+    "preparing kernels",
+    "evaluations",
+    "run file",
+)
+UNDIVIDED: dict[str, tuple[tuple[Any, str], ...]] = {
+    PREPARING: ((Rollout, "_found"), (Observed, "_prepared"), (tanh_stack, "_library")),
+    EVALUATIONS: ((runs.Run, "_evaluate"),),
+    FILE: ((RunFile, "create"), (RunFile, "update")),
+}
+"""Of a whole training, beside the parts of an update; what happens inside these is not told apart."""
+REST = "rest"
+CRITIC = ("critic's fit", "critic's values", "targets and scales", "observation", "its derivative")
+GROUPS: dict[str, tuple[str, ...]] = {
+    LOADING: (LOADING,),
+    PREPARING: (PREPARING,),
+    KERNEL: (KERNEL, "finding the kernel"),
+    "critic": CRITIC,
+    "policy and optimizer": (
+        "policy's loss and gradient",
+        "optimizer",
+        "starts and noise",
+        "everything else",
+    ),
+    EVALUATIONS: (EVALUATIONS,),
+    FILE: (FILE,),
+    REST: (REST,),
+}
+"""What the picture shows as one."""
 
 
 class Clock:
@@ -70,6 +115,8 @@ class Clock:
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
+            if self._parts and self._parts[-1] in UNDIVIDED:
+                return function(*args, **kwargs)
             self._switch()
             self._parts.append(part)
             try:
@@ -82,10 +129,10 @@ class Clock:
 
 
 @contextlib.contextmanager
-def parts_timed(clock: Clock) -> Iterator[None]:
-    """While inside, the methods of all parts are timed."""
+def parts_timed(clock: Clock, parts: Mapping[str, tuple[tuple[Any, str], ...]] = PARTS) -> Iterator[None]:
+    """While inside, the functions of all parts are timed."""
     with contextlib.ExitStack() as stack:
-        for part, methods in PARTS.items():
+        for part, methods in parts.items():
             for owner, name in methods:
                 timed = clock.timed(part, getattr(owner, name))
                 stack.enter_context(mock.patch.object(owner, name, timed))
@@ -144,21 +191,106 @@ def table(env: str, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def timed_training(env: str, updates: int | None) -> dict[str, float]:
+    """CPU seconds by part of a training in this process, from its start."""
+    clock = Clock()
+    clock.seconds[LOADING] = time.process_time()
+    settings = {} if updates is None else {"updates": updates}
+    with tempfile.TemporaryDirectory() as folder, parts_timed(clock, {**PARTS, **UNDIVIDED}):
+        runs.train(env, Path(folder, "run"), quiet=True, **settings)
+    return dict(clock.seconds)
+
+
+def training_parts(env: str, repeats: int, updates: int | None) -> dict[str, float]:
+    """CPU seconds by part of the training in the middle of ``repeats``; the one before them fills the cache."""
+    found = []
+    for _ in range(repeats + 1):
+        command = [sys.executable, __file__, "--env", env, "--one"]
+        command += [] if updates is None else ["--updates", str(updates)]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        total = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        parts = json.loads(done.stdout.splitlines()[-1])
+        found.append({**parts, REST: total - sum(parts.values())})
+    return sorted(found[1:], key=lambda parts: sum(parts.values()))[repeats // 2]
+
+
+def draw(results: dict[str, Any], out: Path) -> None:
+    """Bars of the shares of a training's parts."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "performance"  # equal files from equal results
+    from matplotlib import pyplot
+
+    trainings = results["trainings"]
+    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.55 * len(trainings)), layout="constrained")
+    names = [f"{env}\n{sum(parts.values()):.1f} CPU s" for env, parts in trainings.items()]
+    left = [0.0] * len(names)
+    for color, (group, members) in zip(pyplot.colormaps["tab10"].colors, GROUPS.items(), strict=False):
+        shares = [
+            100 * sum(parts.get(part, 0.0) for part in members) / sum(parts.values())
+            for parts in trainings.values()
+        ]
+        bars = axes.barh(names, shares, left=left, color=color, label=group)
+        axes.bar_label(bars, [f"{q:.0f}" if q >= 4 else "" for q in shares], label_type="center", fontsize=8)
+        left = [a + b for a, b in zip(left, shares, strict=True)]
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel="% of the CPU seconds of the process")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    figure.savefig(out, metadata={"Date": None})
+
+
 @click.command()
 @click.option(
-    "--env", "envs", multiple=True, default=("cartpole_swingup", "quadrotor", "arm7"), show_default=True
+    "--env",
+    "envs",
+    multiple=True,
+    help="Simulator; repeatable.  [default: cartpole_swingup, quadrotor, arm7; of trainings pendulum, quadrotor, "
+    "arm7_point]",
 )
-@click.option("--updates", default=40, show_default=True, help="Timed updates of each path.")
+@click.option(
+    "--updates", type=int, help="Timed updates of each path, or of a training.  [default: 40; that of a run]"
+)
 @click.option("--warm-up", default=5, show_default=True, help="Updates before the first that is timed.")
 @click.option(
     "--window", type=int, help="Control intervals of a window; by default as at the start of a run."
 )
 @click.option("--out", type=click.Path(path_type=Path))
-def main(envs: tuple[str, ...], updates: int, warm_up: int, window: int | None, out: Path | None) -> None:
+@click.option("--trainings", type=click.Path(path_type=Path), help="File for the parts of whole trainings.")
+@click.option("--repeats", default=3, show_default=True, help="Trainings of each simulator.")
+@click.option("--draw", "drawn", type=click.Path(path_type=Path), help="File of trainings to draw to --out.")
+@click.option("--one", is_flag=True, hidden=True)
+def main(
+    envs: tuple[str, ...],
+    updates: int | None,
+    warm_up: int,
+    window: int | None,
+    out: Path | None,
+    trainings: Path | None,
+    repeats: int,
+    drawn: Path | None,
+    one: bool,
+) -> None:
     """Print a table for each simulator: the former path, then the present one."""
+    if one:
+        print(json.dumps(timed_training(envs[0], updates)))
+        return
+    if drawn is not None:
+        draw(json.loads(drawn.read_text()), out or Path("docs/performance.svg"))
+        return
+    if trainings is not None:
+        about = {"torch": torch.__version__, "machine": platform.platform(), "cores": os.cpu_count()}
+        written: dict[str, Any] = {"about": {**about, "updates": updates}, "trainings": {}}
+        for env in envs or ("pendulum", "quadrotor", "arm7_point"):
+            written["trainings"][env] = training_parts(env, repeats, updates)
+            print(env, {part: round(q, 2) for part, q in written["trainings"][env].items()}, flush=True)
+        trainings.write_text(json.dumps(written, indent=1) + "\n")
+        return
     torch.set_num_threads(1)
-    results = {}
-    for env in envs:
+    results, updates = {}, updates or 40
+    for env in envs or ("cartpole_swingup", "quadrotor", "arm7"):
         results[env] = measure(env, updates, warm_up, window)
         print(table(env, results[env]), flush=True)
     if out is not None:

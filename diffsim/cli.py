@@ -144,14 +144,20 @@ def train(
     from pathlib import Path
 
     from diffsim.config import merge, parse_assignment, read_toml
-    from diffsim.runs.run import trained
+    from diffsim.runs.progress import Progress
     from diffsim.values import shown
 
     layers = [read_toml(Path(config))] if config else []
     layers.append({key: value for key, value in {"env": env, **flags}.items() if value is not None})
     layers += [parse_assignment(text) for text in assignments]
     writers = log.split(",") if log else ()
-    run = trained(merge(*layers), out, resume=resume, init=init, log=writers, trust=trust, quiet=quiet)
+    with Progress(quiet=quiet) as progress:
+        progress.status("loading")
+        from diffsim.runs.run import trained  # which loads torch, for a second and more
+
+        run = trained(
+            merge(*layers), out, resume=resume, init=init, log=writers, trust=trust, progress=progress
+        )
     file = run.file
     history = file.history()
     click.echo(

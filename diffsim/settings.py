@@ -67,8 +67,8 @@ Seed = Annotated[int, BeforeValidator(lambda value: whole_number(value, 0, 2**63
 class Settings(BaseModel):
     """Base of every group of settings: frozen, typed, without unknown keys and NaN."""
 
-    # The docstring below a field is its description, which the command line prints.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    # A class is prepared when it is first used: a run uses a quarter of those that are imported.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Old names of fields and the present ones.  Old names work until version 0.3, with a warning."""

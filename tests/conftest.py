@@ -1,12 +1,12 @@
 import pytest
 import torch
-from jaxtyping import install_import_hook
+from shape_checker import install
 
 # Without the checker: arithmetic that states no shapes and is called ten thousands of times.
 import robotics_envs.robots.scalars  # noqa: F401
 
 # Before anything imports the packages: from here on every stated shape is checked at each call.
-install_import_hook(("solvers", "robotics_envs", "diffsim"), "shape_checker.check")
+install(("solvers", "robotics_envs", "diffsim"))
 
 
 @pytest.fixture(autouse=True, scope="session")

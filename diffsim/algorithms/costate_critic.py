@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffsim.algorithms.tanh_stack import Minibatches, TanhStack, results_of
+from diffsim.optimizers.torch_classes import undecorated
 from diffsim.policy import MLP
 
 STEEPEST = 12.0
@@ -114,7 +115,9 @@ class CostateCritic:
         self.costate_bound = costate_bound
         self.parameters: list[Tensor] = list(network.parameters())
         fused = like.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, betas=betas, fused=fused)
+        self.optimizer = undecorated(torch.optim.Adam)(
+            self.parameters, lr=learning_rate, betas=betas, fused=fused
+        )
         self.backend = backend
         self.fitted = False
         # The least and the largest cost of a control interval so far.

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffsim.optimizers.torch_classes import undecorated
 from diffsim.policy import MLP
 
 
@@ -61,7 +62,9 @@ class Critic:
         self.normalizer_rate = normalizer_rate
         self.parameters: list[Tensor] = list(network.parameters())
         fused = self.parameters[0].device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, betas=betas, fused=fused)
+        self.optimizer = undecorated(torch.optim.Adam)(
+            self.parameters, lr=learning_rate, betas=betas, fused=fused
+        )
         self.fitted = False
 
     def __repr__(self) -> str:

@@ -20,6 +20,7 @@ from diffsim.errors import ConfigError
 from diffsim.optimizers.alpha_order import blend
 from diffsim.optimizers.base import Optimizer
 from diffsim.optimizers.objective import Gradient, Objective
+from diffsim.optimizers.torch_classes import undecorated
 from diffsim.settings import Settings, plain
 from lazy_registry.registry import unknown
 
@@ -173,7 +174,7 @@ class FirstOrder(Optimizer):
         if "fused" in known and (kind == "cpu" or (kind == "cuda" and inner is not torch.optim.Adagrad)):
             options.setdefault("fused", True)
         try:
-            return inner(self.vector.parameters, **options)
+            return undecorated(inner)(self.vector.parameters, **options)
         except (TypeError, ValueError, AssertionError) as error:
             raise ConfigError(f"optimizer {inner.__name__} with {options}: {error}") from None
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import inspect
+import itertools
+import textwrap
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from diffsim.config import Named
@@ -39,8 +43,7 @@ def options(name: str) -> list[Option]:
 
 def _option(settings: type[Settings], key: str) -> Option:
     # A subclass that changes only the default of a field inherits its description.
-    above = [kind for kind in settings.__mro__ if issubclass(kind, Settings) and key in kind.model_fields]
-    described = (kind.model_fields[key].description for kind in above)
+    described = (_docstrings(kind).get(key) for kind in settings.__mro__ if issubclass(kind, Settings))
     field = settings.model_fields[key]
     default, choices = field.default, get_args(field.annotation)
     shown = default.name if isinstance(default, Named) else default
@@ -48,3 +51,24 @@ def _option(settings: type[Settings], key: str) -> Option:
     if get_origin(field.annotation) is Literal:
         meaning = f"{meaning} One of {', '.join(choices)}.".strip()
     return Option(key, shown, meaning)
+
+
+@functools.cache
+def _docstrings(settings: type[Settings]) -> dict[str, str]:
+    """The docstrings below the fields that a class of settings defines; none where its source is not at hand.
+
+    Pydantic would read them (``use_attribute_docstrings``) whenever the class is imported, which takes longer than
+    everything else that it does with the class.
+    """
+    try:
+        (kind,) = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return {}
+    assert isinstance(kind, ast.ClassDef)
+    return {
+        field.target.id: inspect.cleandoc(below.value.value)
+        for field, below in itertools.pairwise(kind.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(below.value.value, str)
+    }

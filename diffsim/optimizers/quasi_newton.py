@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from diffsim.optimizers.base import Optimizer, Scenarios
 from diffsim.optimizers.objective import Objective
+from diffsim.optimizers.torch_classes import undecorated
 from diffsim.settings import Settings
-
-_LBFGS = torch.optim.LBFGS
 
 
 class QuasiNewtonSettings(Settings):
@@ -151,7 +150,7 @@ class LBFGS(QuasiNewton):
 
     def _fresh(self) -> torch.optim.LBFGS:
         s = self.settings
-        return _LBFGS(
+        return undecorated(torch.optim.LBFGS)(
             [self.point],
             lr=s.lr,
             max_iter=s.max_iter,

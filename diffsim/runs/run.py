@@ -103,15 +103,19 @@ def trained(
     log: str | Sequence[str] = (),
     trust: bool = False,
     quiet: bool = False,
+    progress: Progress | None = None,
 ) -> Run:
-    """The run that :func:`train` makes or resumes, at its end; ``values`` are the settings, ``env`` among them."""
+    """The run that :func:`train` makes or resumes, at its end; ``values`` are the settings, ``env`` among them.
+
+    ``progress`` is one that the caller has entered; by default there is an own one.
+    """
     if "env" in values:
         others = {key: value for key, value in values.items() if key != "env"}
         values = merge(others, {"env": env_section(values["env"])})
     callbacks = callbacks_of(callback)
     writers = [log] if isinstance(log, str) else list(log)
     check_writers(writers)
-    with Progress(quiet=quiet) as progress:
+    with Progress(quiet=quiet) if progress is None else contextlib.nullcontext(progress) as progress:
         progress.status("loading")
         if resume:
             if out is None:

@@ -60,6 +60,23 @@ def test_training_says_what_it_did_and_what_comes_next(tmp_path):
     )
 
 
+def test_the_first_line_comes_before_torch(tmp_path):
+    """Which takes a second and more to load."""
+    code = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            raise SystemExit(7)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "sys.argv = ['diffsim', 'train', 'pendulum', '--out', 'run', '--set', 'algorithm.batch=8']\n"
+        "from diffsim.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (7, "loading\n")
+
+
 SLOW = ["--set", "checkpoint_every=1", "--set", "algorithm.batch=8", "--set", "evaluation.every=1",
         "--set", "evaluation.episodes=1", "--updates", "30"]  # fmt: skip
 

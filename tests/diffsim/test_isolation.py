@@ -1,6 +1,7 @@
 """What the process around a run has set in torch does not change the run, nor the other way round."""
 
 import contextlib
+import functools
 import subprocess
 import sys
 import threading
@@ -98,19 +99,27 @@ def test_a_policy_is_the_same_whatever_surrounds_it(name, surrounding):
     assert all(found[k].dtype == q.dtype and torch.equal(found[k], q) for k, q in wanted.items())
 
 
+def updated(name):
+    """Losses of three updates, and the policy."""
+    short = {"horizon": 30} if name == "full_horizon" else {}
+    settings = {
+        "algorithm": {"name": name, "batch": 8, **short}, "policy": {"hidden": [8]}, "updates": 3,
+    }  # fmt: skip
+    with torch_defaults(threads=1):
+        algorithm = assemble(load_config({"env": "pendulum", **settings})).algorithm
+        losses = [algorithm.step().loss for _ in range(3)]
+    return losses, algorithm.policy.state_dict()
+
+
+updated_alone = functools.cache(updated)
+
+
 @pytest.mark.parametrize("surrounding", SURROUNDINGS)
 @pytest.mark.parametrize("algorithm", ["short_window", "full_horizon"])
 def test_updates_inside_the_defaults_are_the_same_whatever_surrounds_them(algorithm, surrounding):
-    def trained():
-        with torch_defaults(threads=1):
-            settings = {"algorithm": {"name": algorithm, "batch": 8}, "policy": {"hidden": [8]}, "updates": 3}
-            algorithm_ = assemble(load_config({"env": "pendulum", **settings})).algorithm
-            losses = [algorithm_.step().loss for _ in range(3)]
-        return losses, algorithm_.policy.state_dict()
-
-    losses, wanted = trained()
+    losses, wanted = updated_alone(algorithm)
     with SURROUNDINGS[surrounding]():
-        again, found = trained()
+        again, found = updated(algorithm)
     assert again == losses
     assert all(torch.equal(found[k], q) for k, q in wanted.items())
 

@@ -112,7 +112,7 @@ def test_a_bound_is_positive(bound):
         Rollout(env, make_policy(env))(x, 5, noise=noise, costate_bound=bound)
 
 
-@pytest.mark.parametrize("backend", ["eager", "inductor", "native"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow), "native"])
 def test_without_gradients_by_parameters_the_others_are_the_same(backend):
     env = simulator("cartpole")
     policy, terminal = make_policy(env), FinalCost(env)

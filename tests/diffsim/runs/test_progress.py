@@ -267,7 +267,7 @@ def test_what_the_stream_cannot_encode_is_escaped():
     assert stream.buffer.getvalue() == b"\\xdcmlaut\nplain\n"
 
 
-LONG = ["train", "pendulum", "--out", "run", "--updates", "60", "--set", "checkpoint_every=30",
+LONG = ["train", "pendulum", "--out", "run", "--updates", "12", "--set", "checkpoint_every=6",
         "--set", "evaluation.every=2", "--set", "evaluation.episodes=2", "--set", "algorithm.batch=8"]  # fmt: skip
 
 
@@ -285,8 +285,8 @@ def test_the_reader_of_a_pipe_goes_away_and_training_goes_on(tmp_path):
     os.close(reader)
     out, _ = process.communicate()
     assert process.returncode == 0  # 120 if the interpreter still had something to write at its end
-    assert out.startswith("finished: 60 updates")
-    assert len(RunFile(tmp_path / "run").history()["update"]) == 60
+    assert out.startswith("finished: 12 updates")
+    assert len(RunFile(tmp_path / "run").history()["update"]) == 12
 
 
 def test_the_terminal_goes_away_and_training_goes_on(tmp_path):
@@ -299,7 +299,7 @@ def test_the_terminal_goes_away_and_training_goes_on(tmp_path):
     assert os.read(leader, 1)
     os.close(leader)
     assert process.wait() == 0
-    assert len(RunFile(tmp_path / "run").history()["update"]) == 60
+    assert len(RunFile(tmp_path / "run").history()["update"]) == 12
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
@@ -309,7 +309,7 @@ def test_a_full_disk_under_the_progress_does_not_end_training(tmp_path):
             [sys.executable, "-m", "diffsim", *LONG], cwd=tmp_path, stderr=full, check=False
         )
     assert process.returncode == 0
-    assert len(RunFile(tmp_path / "run").history()["update"]) == 60
+    assert len(RunFile(tmp_path / "run").history()["update"]) == 12
 
 
 def test_a_resumed_run_estimates_from_its_own_updates():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import h5py
 import numpy as np
@@ -100,30 +101,41 @@ def test_a_full_disk_leaves_the_old_file(file, monkeypatch):
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_file(file):
-    """A process that rewrites the file in a loop is killed at twenty different moments."""
+    """A process that rewrites the file in a loop is killed at twelve different moments."""
+    # One process loads the packages; those to be killed are copies of it.
     code = textwrap.dedent(f"""
-        import sys
+        import itertools, os, sys
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         from test_runfile import RunFile, sections
         file = RunFile({str(file.folder)!r})
-        print("ready", flush=True)
-        n = len(file.history()["loss"])
-        while True:
-            n += 1
-            file.update(sections(n))
+        for _ in sys.stdin:
+            if pid := os.fork():
+                _, status = os.waitpid(pid, 0)
+                print(os.waitstatus_to_exitcode(status), flush=True)
+                continue
+            first = len(file.history()["loss"]) + 1
+            file.update(sections(first))
+            print(os.getpid(), flush=True)
+            for n in itertools.count(first + 1):
+                file.update(sections(n))
     """)
     lengths = []
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     for i in range(12):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-        process.stdout.readline()
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=0.03 + 0.011 * i)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        process.stdin.write("again\n")
+        process.stdin.flush()
+        pid = int(process.stdout.readline())
+        time.sleep(0.03 + 0.011 * i)
+        os.kill(pid, signal.SIGKILL)
+        assert int(process.stdout.readline()) == -signal.SIGKILL
         history, state = file.history(), file.checkpoint()
         assert len(history["loss"]) == state["update"] == int(state["weights"][0])
         lengths.append(state["update"])
+    process.stdin.close()
+    assert process.wait() == 0
+    process.stdout.close()
     assert lengths == sorted(lengths)
     assert lengths[-1] > 10  # the loop did run
 

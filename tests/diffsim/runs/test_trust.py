@@ -61,6 +61,23 @@ def stranger(me, tmp_path, monkeypatch):
     return make
 
 
+# Each command in a process of its own, which is a copy of one that has loaded the packages and nothing of a user's.
+EACH = """
+import json, os, sys, tempfile, torch
+import diffsim.rendering.render, diffsim.runs.curves, diffsim.runs.run, diffsim.runs.show
+from diffsim.cli import main
+for command in json.loads(sys.argv[1]):
+    with tempfile.TemporaryFile("w+") as errors:
+        pid = os.fork()
+        if pid == 0:
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, 1)
+            os.dup2(errors.fileno(), 2)
+            main(command, prog_name="diffsim")
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        errors.seek(0)
+        print(json.dumps([status, os.path.exists(os.environ["MARK"]), errors.read()]), flush=True)
+"""
 KINDS = [
     {"env": "LAB/env.py:Mine"},
     {"env": "pendulum", "policy": {"name": "LAB/net.py:Net"}},
@@ -80,20 +97,23 @@ def test_nothing_of_a_stranger_s_code_runs_without_consent(stranger, me, tmp_pat
         ["train", "pendulum", "--init", run.folder, "--out", tmp_path / "new", "--updates", "1", "--quiet"],
     ]
     refused = []
-    for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "diffsim", *map(str, command)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-        )
-        assert not me.exists(), command
-        assert "Traceback" not in done.stderr
-        if done.returncode:
+    done = subprocess.run(
+        [sys.executable, "-c", EACH, json.dumps([[*map(str, command)] for command in commands])],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    for command, (status, marked, errors) in zip(
+        commands, map(json.loads, done.stdout.splitlines()), strict=True
+    ):
+        assert not marked, command
+        assert "Traceback" not in errors
+        if status:
             refused.append(command[0])
-            assert "does not carry your signature" in done.stderr
-            assert ".py" in done.stderr  # what would run
-            assert "--trust" in done.stderr
+            assert "does not carry your signature" in errors
+            assert ".py" in errors  # what would run
+            assert "--trust" in errors
     needs_code = {"env": 3, "policy": 4, "optimizer": 1}[
         "env" if "LAB" in str(settings["env"]) else [*settings][1]
     ]
