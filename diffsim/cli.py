@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from diffsim._version import __version__
+from diffsim.comparison.commands import compare
 from diffsim.errors import ConfigError, DiffsimError, Interrupted
 from diffsim.suites import commands as suites
 from lazy_registry.registry import unknown
@@ -344,6 +345,9 @@ def optimizers(name: str | None) -> None:
         click.echo(f"optimizer.{option.name} = {option.default}")
         if option.meaning:
             click.echo(textwrap.indent(textwrap.fill(option.meaning, 96), "    "))
+
+
+main.add_command(compare)
 
 
 @main.group(cls=HelpfulGroup)
