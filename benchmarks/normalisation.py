@@ -59,11 +59,12 @@ def best(task: str) -> tuple[float | None, str]:
 
 
 @click.command()
+@click.argument("tasks", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), default=NORMALISATION, show_default=True)
-def main(out: Path) -> None:
-    """Measure the middle actions of every task and write the table."""
-    table: dict[str, dict[str, Any]] = {}
-    for task in (*ENVIRONMENTS, *GYM_TASKS):
+def main(tasks: tuple[str, ...], out: Path) -> None:
+    """Measure the middle actions of TASKS, of all if none is named, and write the table."""
+    table: dict[str, dict[str, Any]] = json.loads(out.read_text())["tasks"] if tasks else {}
+    for task in tasks or (*ENVIRONMENTS, *GYM_TASKS):
         one, source = best(task)
         judged = protocol(task)
         table[task] = {
@@ -72,13 +73,9 @@ def main(out: Path) -> None:
             "one": one,
             "one_source": source,
         }
-        print(
-            f"{task:24s} {table[task]['zero']:16.6g} {one if one is not None else 'not known':>12}",
-            flush=True,
-        )
-    out.write_text(
-        json.dumps({"command": "python benchmarks/normalisation.py", "tasks": table}, indent=1) + "\n"
-    )
+        print(f"{task:24s} {table[task]['zero']:16.6g} {'not known' if one is None else one:>12}", flush=True)
+        facts = {"command": "python benchmarks/normalisation.py", "tasks": table}
+        out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

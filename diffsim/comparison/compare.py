@@ -28,7 +28,7 @@ from diffsim.comparison.contenders.catalogue import (
     ours_with,
 )
 from diffsim.comparison.records import Comparison, Limits, Task, Threshold
-from diffsim.config import merge, parse_assignment
+from diffsim.config import absolute_name, merge, parse_assignment
 from diffsim.errors import ConfigError, RunFileError
 from diffsim.suites.plan import PLAN, Plan, PlannedRun, read_plan
 from diffsim.suites.suite_file import LocalConfig, SlurmConfig
@@ -99,7 +99,9 @@ def request(
             single[name] = Budget.parse(amount)
         else:
             raise ConfigError(unknown("contender", name, entries))
-    return Request(tuple(dict.fromkeys(tasks)), entries, seeds_of(seeds), Budget.parse(general), single)
+    # A simulator in a file is found from wherever a run starts.
+    tasks = tuple(dict.fromkeys(map(absolute_name, tasks)))
+    return Request(tasks, entries, seeds_of(seeds), Budget.parse(general), single)
 
 
 def _check_task(name: str) -> None:

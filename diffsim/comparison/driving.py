@@ -182,7 +182,9 @@ def estimate(runs: Sequence[PlannedRun]) -> str:
     hours, minutes = f"{seconds / 3600:.1f} CPU hours", f"{seconds / 60:.0f} CPU min"
     if unknown == len(runs):
         return "limited by steps, not by time"
-    return f"at most about {hours if seconds >= 3600 else minutes}" + (f", and {unknown} runs limited by steps" if unknown else "")
+    return f"at most about {hours if seconds >= 3600 else minutes}" + (
+        f", and {unknown} runs limited by steps" if unknown else ""
+    )
 
 
 class _View:
