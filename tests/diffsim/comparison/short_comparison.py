@@ -14,6 +14,7 @@ import torch
 from robotics_envs.simulators.pendulum import Pendulum
 class Short(Pendulum):
     episode_steps = 10
+class Paced(Short):
     def reset(self, batch, generator, dtype=torch.float32):
         time.sleep(float(os.environ.get("PAUSE_OF_SHORT", 0)))
         return super().reset(batch, generator, dtype)
@@ -21,10 +22,10 @@ class Short(Pendulum):
 SMALL = "full:algorithm.name=full_horizon,algorithm.batch=4,policy.hidden=[4],backend=eager"
 
 
-def short(folder):
-    """The name of a pendulum with episodes of 10 intervals, in a file of its own."""
+def short(folder, name="Short"):
+    """The name of a pendulum with episodes of 10 intervals, in a file of its own; Paced takes its time to start."""
     (folder / "short_env.py").write_text(SHORT_ENV)
-    return f"{folder}/short_env.py:Short"
+    return f"{folder}/short_env.py:{name}"
 
 
 def plan_of(folder, against=(), ours=(SMALL,), seeds="1", budget="2000steps", out="out"):

@@ -55,7 +55,7 @@ def kill(pid):
 
 def torment(folder, kills, seeds, choose):
     """Kill driver and workers so often, resume each time, and see that what was recorded stays as it is."""
-    root, task = folder / "out", short(folder)
+    root, task = folder / "out", short(folder, "Paced")
     call = (task, *ARGUMENTS, "--seeds", str(seeds), "--workers", "2")
     done = {}
     for _ in range(kills):
@@ -81,7 +81,7 @@ def torment(folder, kills, seeds, choose):
 
 
 def test_a_comparison_that_was_killed_goes_on_and_repeats_nothing(tmp_path):
-    task = short(tmp_path)
+    task = short(tmp_path, "Paced")
     call = (task, *ARGUMENTS, "--seeds", "2", "--workers", "1")
     root = tmp_path / "out"
     driver = start(*call, cwd=tmp_path, pause=0.1)

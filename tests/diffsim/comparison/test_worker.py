@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from short_comparison import plan_of, run_of
 
-from diffsim.comparison import worker
+from diffsim.comparison import judging, worker
 from diffsim.comparison.contenders import white_box
 from diffsim.comparison.records import read_record
 from diffsim.comparison.worker import record_of_the_dead, record_path, recorded, work
@@ -26,21 +26,19 @@ def record(plan, run):
 
 @pytest.mark.parametrize("name", [FULL, "ppo"])
 def test_a_record_holds_all_that_was_measured_and_set(name, tmp_path):
-    budget = ["2000steps", "ppo:1500steps"]
-    plan = plan_of(
-        tmp_path, ["ppo"] if name == "ppo" else [], budget=budget if name == "ppo" else "2000steps"
-    )
+    budget = ["400steps", "ppo:300steps"] if name == "ppo" else "400steps"
+    plan = plan_of(tmp_path, ["ppo"] if name == "ppo" else [], budget=budget)
     run = run_of(plan, name)
     assert work(plan, run) == DONE
     found = record(plan, run)
     assert (found.status, found.error, found.contender, found.seed) == ("finished", "", name, 0)
     steps = found.curve.environment_steps
-    limit = 1500 if name == "ppo" else 2000
+    limit = 300 if name == "ppo" else 400
     assert steps[0] == 0
     assert steps[-2] < limit <= steps[-1]
     assert (np.diff(found.curve.cpu_seconds) >= 0).all()
     assert found.curve.cpu_seconds[0] == found.curve.wall_seconds[0] == 0.0
-    assert found.curve.gradient_evaluations[-1] >= (0 if name == "ppo" else 50)
+    assert found.curve.gradient_evaluations[-1] >= (0 if name == "ppo" else 10)
     assert found.overheads.import_seconds > 0
     assert found.overheads.start_seconds > 0
     assert found.overheads.evaluation_seconds > 0
@@ -49,7 +47,7 @@ def test_a_record_holds_all_that_was_measured_and_set(name, tmp_path):
     assert found.protocol.deterministic
     assert found.protocol.episodes == 64
     assert found.settings["budget"]["steps"] == limit
-    assert found.settings["settings"]["n_envs" if name == "ppo" else "updates"]
+    assert found.settings["settings"]["algorithm"]
     assert {"torch", "python"} <= set(found.provenance["versions"])
     assert found.provenance["command"] == "this test"
     assert "budget" in found.provenance["reason"]
@@ -58,8 +56,8 @@ def test_a_record_holds_all_that_was_measured_and_set(name, tmp_path):
 
 
 def test_equal_seeds_give_equal_curves_and_other_seeds_others(tmp_path):
-    plan = plan_of(tmp_path, seeds="2")
-    again = plan_of(tmp_path, seeds="2", out="again")
+    plan = plan_of(tmp_path, seeds="2", budget="200steps")
+    again = plan_of(tmp_path, seeds="2", budget="200steps", out="again")
     for one in (plan, again):
         for seed in (0, 1):
             work(one, run_of(one, FULL, seed))
@@ -68,29 +66,33 @@ def test_equal_seeds_give_equal_curves_and_other_seeds_others(tmp_path):
     assert not np.array_equal(first[0].score, second[0].score)
 
 
-def failing(error, after):
-    """Training as it is, which raises after so many updates."""
-    real = white_box.train
+@pytest.fixture
+def scripted(monkeypatch):
+    """Training and judging that compute nothing: updates of 40 steps, scores that depend on seed and steps alone."""
 
-    def train(task, settings, seed, meter):
-        calls, go_on = [], meter.go_on
+    def install(error=None, after=0):
+        now = [0.0]
 
-        def counted(*args, **options):
-            calls.append(1)
-            if len(calls) == after:
-                raise error
-            return go_on(*args, **options)
+        def train(task, settings, seed, meter):
+            meter.begin(None)
+            for update in range(1, 1000):
+                if update == after:
+                    raise error
+                now[0] = seed + 40 * update
+                if not meter.go_on(40 * update, update, None):
+                    return
 
-        meter.go_on = counted
-        real(task, settings, seed, meter)
+        monkeypatch.setattr(white_box, "train", train)
+        monkeypatch.setattr(judging, "make_judge", lambda task: lambda act: (now[0], 0.25))
 
-    return train
+    install()
+    return install
 
 
-def test_a_crash_is_recorded_with_its_traceback_and_the_curve_until_then(tmp_path, monkeypatch, capfd):
+def test_a_crash_is_recorded_with_its_traceback_and_the_curve_until_then(tmp_path, scripted, capfd):
     plan = plan_of(tmp_path)
     run = run_of(plan, FULL)
-    monkeypatch.setattr(white_box, "train", failing(KeyError("lost"), 20))
+    scripted(KeyError("lost"), 20)
     assert work(plan, run) == RUN_FAILED
     found = record(plan, run)
     assert found.status == "crashed"
@@ -102,7 +104,7 @@ def test_a_crash_is_recorded_with_its_traceback_and_the_curve_until_then(tmp_pat
     assert (row.state, row.reason) == ("failed", "KeyError: 'lost'")
     assert run not in to_do(plan, retry_failed=False)
     assert run in to_do(plan, retry_failed=True)
-    monkeypatch.undo()
+    scripted()
     assert work(plan, run) == DONE
     assert record(plan, run).status == "finished"
 
@@ -121,10 +123,10 @@ def test_a_crash_before_anything_was_measured_is_recorded_too(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("error", [DivergenceError("numbers"), SimulatorDivergence("a state is nan")])
-def test_a_divergence_is_an_end_of_its_own_kind(error, tmp_path, monkeypatch, capfd):
+def test_a_divergence_is_an_end_of_its_own_kind(error, tmp_path, scripted, capfd):
     plan = plan_of(tmp_path)
     run = run_of(plan, FULL)
-    monkeypatch.setattr(white_box, "train", failing(error, 20))
+    scripted(error, 20)
     assert work(plan, run) == DONE
     assert record(plan, run).status == "diverged"
     assert record(plan, run).error == str(error)
@@ -132,16 +134,16 @@ def test_a_divergence_is_an_end_of_its_own_kind(error, tmp_path, monkeypatch, ca
     assert run not in to_do(plan, retry_failed=True)
 
 
-def test_a_full_disk_is_the_machines_fault_and_no_crash_of_the_contender(tmp_path, monkeypatch, capfd):
+def test_a_full_disk_is_the_machines_fault_and_no_crash_of_the_contender(tmp_path, scripted, capfd):
     plan = plan_of(tmp_path)
     run = run_of(plan, FULL)
-    monkeypatch.setattr(white_box, "train", failing(OSError(28, "No space left on device"), 5))
+    scripted(OSError(28, "No space left on device"), 5)
     assert work(plan, run) == worker.MACHINE_FAILED
     assert not record_path(plan.root, run).exists()
     assert run in to_do(plan, retry_failed=False)
 
 
-def test_what_is_recorded_is_not_run_again_even_if_its_journal_was_lost(tmp_path, monkeypatch):
+def test_what_is_recorded_is_not_run_again_even_if_its_journal_was_lost(tmp_path, scripted, monkeypatch):
     plan = plan_of(tmp_path)
     run = run_of(plan, FULL)
     work(plan, run)
@@ -155,7 +157,7 @@ def test_what_is_recorded_is_not_run_again_even_if_its_journal_was_lost(tmp_path
 
 
 @pytest.mark.parametrize("how", ["signal", "file"])
-def test_a_run_that_is_asked_to_stop_leaves_no_record_and_begins_again(how, tmp_path, monkeypatch):
+def test_a_run_that_is_asked_to_stop_leaves_no_record_and_begins_again(how, tmp_path, scripted, monkeypatch):
     plan = plan_of(tmp_path)
     run = run_of(plan, FULL)
     go_on = worker.Meter.go_on
@@ -171,7 +173,7 @@ def test_a_run_that_is_asked_to_stop_leaves_no_record_and_begins_again(how, tmp_
 
     monkeypatch.setattr(worker.Meter, "go_on", stopping)
     assert work(plan, run) == 128 + signal.SIGTERM
-    monkeypatch.undo()
+    monkeypatch.setattr(worker.Meter, "go_on", go_on)
     (plan.root / CANCEL).unlink(missing_ok=True)
     assert recorded(plan, run) is None
     assert attempts(plan.folder(run))[-1]["cause"] == "stopped"
@@ -180,7 +182,7 @@ def test_a_run_that_is_asked_to_stop_leaves_no_record_and_begins_again(how, tmp_
     assert record(plan, run).curve.environment_steps[0] == 0
 
 
-def test_a_process_that_dies_again_and_again_is_recorded_with_its_last_curve(tmp_path):
+def test_a_process_that_dies_again_and_again_is_recorded_with_its_last_curve(tmp_path, scripted):
     plan = plan_of(tmp_path)
     run = run_of(plan, FULL)
     work(plan, run)
