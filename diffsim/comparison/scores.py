@@ -6,6 +6,7 @@ Between evaluations the last one counts: nothing is interpolated towards an eval
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffsim.comparison.records import AXES, Comparison, Limits, Record
-from diffsim.comparison.statistics import CONFIDENCE, RESAMPLES
+from diffsim.comparison.statistics import CONFIDENCE, RESAMPLES, interquartile_mean
 from diffsim.comparison.survival import Times
 from diffsim.errors import ConfigError
 
@@ -123,6 +124,10 @@ class TaskData:
 
         NaN where neither is known.
         """
+        return self._end
+
+    @functools.cached_property
+    def _end(self) -> float:
         if self.rules.axis in self.comparison.budget:
             return float(self.comparison.budget[self.rules.axis])
         ends = []
@@ -134,6 +139,10 @@ class TaskData:
 
     def floor(self) -> float:
         """The score of a policy that has learnt nothing: of the middle actions, or the lowest first evaluation."""
+        return self._floor
+
+    @functools.cached_property
+    def _floor(self) -> float:
         if self.limits is not None:
             return self.limits.zero
         first = [r.curve.score[0] for r in self.comparison.records if r.task == self.task and len(r.curve)]
@@ -157,6 +166,21 @@ class TaskData:
             ended = grid >= x[-1] if len(x) else np.ones(len(grid), dtype=bool)
             values = np.where(ended, np.minimum(values, floor), values)
         return values
+
+    def middle(self, contender: str, grid: Floats) -> tuple[Floats, Floats]:
+        """The interquartile mean of a contender's curves at points of ``grid``, and these points.
+
+        Only where every run has been evaluated and no finished run has ended, so that the line is always one of the
+        same runs.
+        """
+        records = self.records(contender)
+        evaluated = [self.along(r) for r in records if len(r.curve)]
+        ends = [self.along(r)[-1] for r in records if not r.failed]
+        start, end = max((x[0] for x in evaluated), default=math.inf), min(ends, default=math.inf)
+        inside = grid[(grid >= start) & (grid <= end * (1 + 1e-12))]
+        if not len(inside):
+            return inside, inside
+        return inside, interquartile_mean(np.stack([self.curve(r, inside) for r in records]), axis=0)
 
     def areas(self, contender: str, normalise: bool = False) -> Floats:
         """The mean score of every run from 0 to :meth:`end`, ``[runs]``."""

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 Scores = Sequence[ArrayLike]
 """One array ``[runs]`` a task."""
 
-CONFIDENCE, RESAMPLES = 0.95, 5000
+CONFIDENCE, RESAMPLES = 0.95, 2000
 
 
 # -- statistics of one contender: functions of samples and an axis, as scipy.stats.bootstrap calls them ---------------

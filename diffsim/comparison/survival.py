@@ -7,6 +7,7 @@ longer.  Amounts other than times, such as environment steps, are treated alike.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,10 @@ def median(data: Times, confidence: float = CONFIDENCE) -> Estimate:
     value = _first(survival.quantiles, survival.probabilities)
     if len(data) < 2:
         return Estimate(value, math.nan, math.nan)
-    with np.errstate(all="ignore"):  # the log-log interval does not exist where the curve is 0 or 1
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # there is no log-log interval where the curve is 0 or 1
         ends = survival.confidence_interval(confidence_level=confidence, method="log-log")
     return Estimate(
         value,

@@ -10,16 +10,21 @@ and none for it; ``mixed`` if they contradict each other, ``undecided`` if none 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from diffsim.comparison.records import Comparison
-from diffsim.comparison.scores import Rules, TaskData, axes_known
+from diffsim.comparison.scores import Floats, Rules, TaskData, axes_known
 from diffsim.comparison.statistics import UNKNOWN, Estimate, improvement
-from diffsim.comparison.survival import logrank, overall_ratio, ratio
+from diffsim.comparison.survival import Times, logrank, overall_ratio, ratio
 
 WON, LOST, MIXED, UNDECIDED, MISSING = "won", "lost", "mixed", "undecided", "missing"
+Frozen = tuple[tuple[float, ...], ...]
 OPPONENTS = ("black box", "gradient-free", "imported")
 """Kinds of contenders that enter verdicts."""
 
@@ -112,20 +117,48 @@ def _pair(ours: TaskData, theirs: TaskData, reference: str, name: str) -> Pair |
     x, y = ours.scores(reference), theirs.scores(name)
     if not len(x) or not len(y) or any(math.isnan(v) for v in (*x, *y)):
         return None
-    probability = improvement([x], [y], rules.seed, rules.confidence, rules.resamples, rules.widen)
+    probability = _improvement([x], [y], rules)
     times, p_value = UNKNOWN, math.nan
     first, second = ours.times(reference), theirs.times(name)
     if first is not None and second is not None:
-        times = ratio(second, first, rules.seed, rules.confidence, rules.resamples, rules.widen)
+        times = _ratio(second, first, rules)
         p_value = logrank(second, first)
     return Pair(probability, times, decided(probability, times), "=", p_value, (len(x), len(y)))
+
+
+def _improvement(x: Sequence[Floats], y: Sequence[Floats], rules: Rules) -> Estimate:
+    return _known_improvement(_frozen(x), _frozen(y), *_options(rules))
+
+
+def _ratio(theirs: Times, ours: Times, rules: Rules) -> Estimate:
+    data = [(data.times, data.reached) for data in (theirs, ours)]
+    return _known_ratio(*map(_frozen, data), *_options(rules))
+
+
+# Another rule, or another figure, asks most questions of the same numbers again.
+@functools.lru_cache(maxsize=16384)
+def _known_improvement(x: Frozen, y: Frozen, *options: Any) -> Estimate:
+    return improvement([np.array(s) for s in x], [np.array(s) for s in y], *options)
+
+
+@functools.lru_cache(maxsize=16384)
+def _known_ratio(theirs: Frozen, ours: Frozen, *options: Any) -> Estimate:
+    return ratio(Times(*map(np.array, theirs)), Times(*map(np.array, ours)), *options)  # type: ignore[arg-type]
+
+
+def _frozen(arrays: Sequence[Any]) -> Frozen:
+    return tuple(tuple(array.tolist()) for array in arrays)
+
+
+def _options(rules: Rules) -> tuple[Any, ...]:
+    return rules.seed, rules.confidence, rules.resamples, rules.widen
 
 
 def _overall(data: Sequence[tuple[TaskData, TaskData]], reference: str, name: str) -> Pair:
     rules = data[0][0].rules
     x = [ours.scores(reference) for ours, _ in data]
     y = [theirs.scores(name) for _, theirs in data]
-    probability = improvement(x, y, rules.seed, rules.confidence, rules.resamples, rules.widen)
+    probability = _improvement(x, y, rules)
     pairs = [
         (second, first, ours.end())
         for ours, theirs in data
@@ -191,7 +224,7 @@ def what_would_change(comparison: Comparison, rules: Rules) -> list[Question]:
     if pairs > 1:
         level = 1 - (1 - rules.confidence) / pairs
         words = f"Intervals hold for all {pairs} pairs together (Bonferroni: {level:.2%} each)"
-        others.append((words, rules.but(confidence=level, resamples=max(rules.resamples, 20000)), None))
+        others.append((words, rules.but(confidence=level, resamples=5 * rules.resamples), None))
     found = [
         Question(words, _changes(base, verdicts(comparison, ours, theirs))) for words, ours, theirs in others
     ]
