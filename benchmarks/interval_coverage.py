@@ -70,22 +70,33 @@ def coverage(
     for first in range(0, experiments, TOGETHER):
         count = min(TOGETHER, experiments - first)
         x, y = ([draw(rng, count * seeds).reshape(count, seeds) for _ in range(tasks)] for _ in range(2))
-        for kind, counted in hits.items():
-            options: dict[str, Any] = {"seed": first, "resamples": resamples, "widen": kind == "widened"}
-            ends = {
-                "interquartile_mean": statistics.bootstrap_ends(statistics.interquartile_mean, x, **options),
-                "mean": statistics.bootstrap_ends(statistics.mean, x, **options),
-                "improvement": statistics.bootstrap_ends(statistics.mean_superiority, [*x, *y], **options),
-            }
-            if options["widen"]:
-                low, high = ends["improvement"]
-                least, most = np.transpose(
-                    [statistics.newcombe_mean(*pair) for pair in zip(zip(*x), zip(*y), strict=True)]  # noqa: B905
+        samples: dict[str, tuple[Any, list[np.ndarray]]] = {
+            "interquartile_mean": (statistics.interquartile_mean, x),
+            "mean": (statistics.mean, x),
+            "improvement": (statistics.mean_superiority, [*x, *y]),
+        }
+        for key, (statistic, drawn) in samples.items():
+            ends = statistics.bootstrap_ends(statistic, drawn, first, resamples=resamples, widen=False)
+            hits["not_widened"][key] += _inside(truth[key], *ends)
+            low, high = (statistics.widened(end, statistic, drawn) for end in ends)
+            if key == "improvement":
+                newcombe = [
+                    statistics.newcombe_mean(*pair) for pair in zip(_by_experiment(x), _by_experiment(y))
+                ]  # noqa: B905
+                low, high = (
+                    np.minimum(low, np.transpose(newcombe)[0]),
+                    np.maximum(high, np.transpose(newcombe)[1]),
                 )
-                ends["improvement"] = np.minimum(low, least), np.maximum(high, most)
-            for key, (low, high) in ends.items():
-                counted[key] += int(((low <= truth[key]) & (truth[key] <= high)).sum())
+            hits["widened"][key] += _inside(truth[key], low, high)
     return {kind: {key: n / experiments for key, n in counted.items()} for kind, counted in hits.items()}
+
+
+def _inside(truth: float, low: np.ndarray, high: np.ndarray) -> int:
+    return int(((low <= truth) & (truth <= high)).sum())
+
+
+def _by_experiment(samples: list[np.ndarray]) -> list[list[np.ndarray]]:
+    return [[task[number] for task in samples] for number in range(len(samples[0]))]
 
 
 @click.command()

@@ -237,8 +237,14 @@ def bootstrap_ends(
     ).confidence_interval
     if not widen:
         return ends.low, ends.high
-    value, factor = statistic(*samples, axis=-1), math.sqrt(runs / (runs - 1))
-    return value + factor * (ends.low - value), value + factor * (ends.high - value)
+    return widened(ends.low, statistic, samples), widened(ends.high, statistic, samples)
+
+
+def widened(end: Any, statistic: Callable[..., Any], samples: Sequence[Floats]) -> Any:
+    """An end of an interval moved away from the value by √(N/(N−1)), N the smallest number of runs of a task."""
+    runs = min(s.shape[-1] for s in samples)
+    value = statistic(*samples, axis=-1)
+    return value + math.sqrt(runs / (runs - 1)) * (end - value)
 
 
 # -- what few runs can say --------------------------------------------------------------------------------------------

@@ -107,9 +107,10 @@ def ratio(
     """How many times longer ``theirs`` take: the ratio of medians with a bootstrap percentile interval.
 
     Infinite where half of ours reach the threshold and half of theirs do not, 0 in the opposite case, NaN where
-    neither do.  Runs are resampled within each contender; a resample in which neither median exists counts as 0 for
-    the lower end and as infinite for the upper one.  Finite ends are moved away from the value in the logarithm by
-    √(N/(N−1)), as in :func:`diffsim.comparison.statistics.estimate`.
+    neither do.  Runs are resampled within each contender.  A resampled median that is not reached is at least as long
+    as the longest watched run: that of theirs counts so for the lower end, that of ours for the upper end, and else
+    it is infinite.  Finite ends are moved away from the value in the logarithm by √(N/(N−1)), as in
+    :func:`diffsim.comparison.statistics.estimate`.
     """
     value = _quotient(median(theirs).value, median(ours).value)
     runs = min(len(theirs), len(ours))
@@ -117,12 +118,13 @@ def ratio(
         return Estimate(value, math.nan, math.nan)
     generator = np.random.default_rng(seed)
     above, below = (_resampled_medians(data, generator, resamples) for data in (theirs, ours))
-    with np.errstate(all="ignore"):
-        quotients = above / below
-    unknown = np.isnan(quotients)
     tail = (1 - confidence) / 2
-    low = np.quantile(np.where(unknown, 0.0, quotients), tail, method="lower")
-    high = np.quantile(np.where(unknown, np.inf, quotients), 1 - tail, method="higher")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        least = np.minimum(above, theirs.times.max()) / below
+        most = above / np.minimum(below, ours.times.max())
+    # 0 / 0: both are there from the beginning.
+    low = np.quantile(np.where(np.isnan(least), 0.0, least), tail, method="lower")
+    high = np.quantile(np.where(np.isnan(most), np.inf, most), 1 - tail, method="higher")
     factor = math.sqrt(runs / (runs - 1)) if widen else 1.0
     return Estimate(value, _away(value, float(low), factor), _away(value, float(high), factor))
 

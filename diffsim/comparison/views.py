@@ -175,7 +175,7 @@ class AxisViews:
             title,
             ["against", "probability", "times as much to the threshold", "outcome"],
             [
-                [row.name, figures.numbers(row.value), words.ratio_cell(overall[row.name]),
+                [row.name, words.probability(row.value), words.ratio_cell(overall[row.name]),
                  words.OUTCOME_WORDS[overall[row.name].outcome]]
                 for row in rows
             ],
@@ -465,7 +465,7 @@ class AxisViews:
                 [c.name, str(len(scores)), figures.numbers(iqm), figures.numbers(mean), spread, figures.numbers(curve),
                  f"{int(times.reached.sum())} of {len(times)}" if times is not None else "–",
                  _time(middle) if times is not None else "–",
-                 figures.numbers(pair.probability) if pair else "–", words.ratio_cell(pair) if pair else "–",
+                 words.probability(pair.probability) if pair else "–", words.ratio_cell(pair) if pair else "–",
                  f"{pair.p_value:.2g}" if pair and not math.isnan(pair.p_value) else "–",
                  words.OUTCOME_WORDS[pair.outcome] if pair else "–", short3(gap), str(early)]
             )  # fmt: skip
@@ -502,7 +502,7 @@ def _board_cell(pair: Pair | None) -> dict[str, str]:
         return {"outcome": "missing", "probability": "", "ratio": ""}
     return {
         "outcome": pair.outcome,
-        "probability": f"P {figures.numbers(pair.probability)}",
+        "probability": f"P {words.probability(pair.probability)}",
         "ratio": words.ratio_cell(pair),
     }
 

@@ -31,6 +31,13 @@ def amount(value: float, axis: str) -> str:
     return f"{short(value) if math.isfinite(value) else 'unknown'} {AXIS_WORDS[axis]}"
 
 
+def probability(value: Estimate) -> str:
+    """``0.93 [0.85, 0.98]``."""
+    if math.isnan(value.low):
+        return f"{value.value:.2f}"
+    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
 def interval(value: Estimate) -> str:
     """`` [0.85, 0.98]``, or nothing."""
     return "" if math.isnan(value.low) else f" [{short3(value.low)}, {short3(value.high)}]"
@@ -42,9 +49,12 @@ def times_as_long(pair: Pair) -> str:
     if math.isnan(value):
         return "neither reaches the threshold in half of its runs"
     if math.isinf(value):
-        return f"it does not reach the threshold in half of its runs (ratio above {short3(pair.ratio.low)})"
+        return f"half of its runs do not reach the threshold, so its ratio is above {short3(pair.ratio.low)}"
     if value == 0:
-        return "it reaches the threshold in half of its runs, which the reference does not"
+        return (
+            "half of its runs reach the threshold and half of the reference's do not, so it takes less than "
+            f"{short3(pair.ratio.high)} times as much"
+        )
     return f"it takes {_SIGNS[pair.sign]}{short3(value)}{interval(pair.ratio)} times as much to the threshold"
 
 
@@ -53,6 +63,10 @@ def ratio_cell(pair: Pair) -> str:
     value = pair.ratio.value
     if math.isnan(value):
         return "–"
+    if math.isinf(value):
+        return f"> {short3(pair.ratio.low)}× (not reached)"
+    if value == 0:
+        return f"< {short3(pair.ratio.high)}× (reference: not reached)"
     sign = {"=": "", ">=": "≥ ", "<=": "≤ ", "~": "≈ "}[pair.sign]
     return f"{sign}{short3(value)}×{interval(pair.ratio)}"
 
@@ -112,7 +126,7 @@ def strongest(found: Verdicts, task: str | None = None) -> str:
     p = known[by_score].probability
     sentences = [
         f"Strongest opponent by score {where}: {by_score}; a run of {found.reference} scores higher with "
-        f"probability {short3(p.value)}{interval(p)}."
+        f"probability {probability(p)}."
     ]
     timed = {name: pair for name, pair in known.items() if not math.isnan(pair.ratio.value)}
     if timed:
