@@ -42,10 +42,12 @@ def missing(comparison: Comparison) -> list[str]:
             f"{len(absent)} of {len(comparison.planned())} planned runs have no record yet ({some}{more})."
         )
     if unfinished:
-        sentences.append(f"{len(unfinished)} runs are not at their end; they enter no statistic.")
+        count = f"{len(unfinished)} of {len(comparison.records)} records"
+        sentences.append(f"Not at their end, and in no statistic: {count}.")
     if comparison.unreadable:
         some = "; ".join(f"{name}: {why}" for name, why in list(comparison.unreadable.items())[:6])
-        sentences.append(f"{len(comparison.unreadable)} record files cannot be read ({some}).")
+        count = f"{len(comparison.unreadable)} file{'s' if len(comparison.unreadable) > 1 else ''}"
+        sentences.append(f"Cannot be read: {count} ({some}).")
     return sentences
 
 

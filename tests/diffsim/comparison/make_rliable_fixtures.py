@@ -1,9 +1,9 @@
 """Makes ``rliable_fixtures.json``: numbers of rliable 1.2, in an environment of its own.
 
-    pip install --target SOMEWHERE "rliable==1.2.0" "pandas<3" "arch<8"
     PYTHONPATH=SOMEWHERE python tests/diffsim/comparison/make_rliable_fixtures.py
 
-rliable cannot be installed beside pandas 3, and is no dependency of the tests.
+SOMEWHERE holds rliable 1.2.0 with pandas below 3 and arch below 8, which cannot be installed beside pandas 3.  rliable is
+no dependency of the tests.
 """
 
 import json

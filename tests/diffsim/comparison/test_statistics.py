@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +194,20 @@ def test_the_study_makes_the_intervals_of_reports(study):
         one = estimate(interquartile_mean, [task[number] for task in x], 7, resamples=200)
         assert (one.low, one.high) == pytest.approx((low[number], high[number]), rel=1e-13)
     assert len(study._by_experiment([*x, *y])) == 3
+
+
+def test_the_documented_coverage_is_the_measured_one():
+    page = (ROOT / "docs" / "comparisons.md").read_text()
+    (stated,) = re.findall(r"<!-- coverage -->\n.*?\n.*?\n(.*?)\n<!-- -->", page, re.S)
+    rows = []
+    for row in statistics.measured_coverage()["rows"]:
+        shares = [row["widened"][key] for key in ("interquartile_mean", "mean", "improvement")]
+        shares.append(row["not_widened"]["interquartile_mean"])
+        cells = [
+            str(row["seeds"]),
+            str(row["tasks"]),
+            row["distribution"],
+            *(f"{100 * s:.1f}%" for s in shares),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    assert stated.splitlines() == rows
