@@ -2,8 +2,8 @@
 
     PYTHONPATH=SOMEWHERE python tests/diffsim/comparison/make_rliable_fixtures.py
 
-SOMEWHERE holds rliable 1.2.0 with pandas below 3 and arch below 8, which cannot be installed beside pandas 3.  rliable is
-no dependency of the tests.
+SOMEWHERE holds rliable 1.2.0 with pandas below 3 and arch below 8.  It cannot be installed beside pandas 3, and is no
+dependency of the tests.
 """
 
 import json
