@@ -12,6 +12,7 @@ Nothing here is executed when it is read: numbers are HDF5 datasets, all else is
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -301,8 +302,14 @@ class Comparison:
 
     def of(self, task: str, contender: str) -> list[Record]:
         """The records of a pair by seed."""
-        found = [r for r in self.records if (r.task, r.contender) == (task, contender)]
-        return sorted(found, key=lambda record: record.seed)
+        return self._by_pair.get((task, contender), [])
+
+    @functools.cached_property
+    def _by_pair(self) -> dict[tuple[str, str], list[Record]]:
+        found: dict[tuple[str, str], list[Record]] = {}
+        for record in sorted(self.records, key=lambda record: record.seed):
+            found.setdefault((record.task, record.contender), []).append(record)
+        return found
 
 
 # -- files --------------------------------------------------------------------------------------------
