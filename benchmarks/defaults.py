@@ -6,9 +6,8 @@ Runs that are in the file already are not repeated, so a run that was killed can
 ``--variant NAME --set KEY=VALUE`` measures another setting beside the default, for ablations.  ``--table`` prints the
 results as Markdown.  Returns are comparable within a simulator only.
 
-CPU seconds are those of the whole process that trains, with imports, compiling and evaluations.  Seconds to success are
-``wall_seconds`` of the run's history (training alone) at its first evaluation from which on no evaluation has fewer
-successes than the simulator asks for.
+CPU seconds are those of the process that trains, from its start, with imports, compiling and evaluations.  Seconds to
+success are those at the first evaluation from which on no evaluation has fewer successes than the simulator asks for.
 """
 
 from __future__ import annotations
@@ -47,7 +46,12 @@ def judge(name: str, seed: int, overrides: list[str], twins: bool) -> dict[str, 
 
     settings = merge(*map(parse_assignment, overrides)) if overrides else {}
     with tempfile.TemporaryDirectory() as folder:
-        file = diffsim.train(name, out=folder, seed=seed, quiet=True, **settings)
+        seconds: dict[int, float] = {}
+
+        def note(row: dict[str, float]) -> None:
+            seconds[int(row["update"])] = time.process_time()
+
+        file = diffsim.train(name, out=folder, seed=seed, quiet=True, callback=note, **settings)
         used = resource.getrusage(resource.RUSAGE_SELF)
         history = file.history()
         result: dict[str, Any] = {
@@ -61,10 +65,8 @@ def judge(name: str, seed: int, overrides: list[str], twins: bool) -> dict[str, 
         }
         measured = history["success"] == history["success"]
         result["curve"] = [
-            [int(u), round(float(s), 2), round(float(r), 4), round(float(q), 4)]
-            for u, s, r, q in zip(
-                *(history[k][measured] for k in ("update", "wall_seconds", "return", "success")), strict=True
-            )
+            [int(u), round(seconds[int(u)], 2), round(float(r), 4), round(float(q), 4)]
+            for u, r, q in zip(*(history[k][measured] for k in ("update", "return", "success")), strict=True)
         ]
         for checkpoint in ("best", "last"):
             loaded = LoadedRun(file.path, checkpoint)
@@ -89,7 +91,7 @@ def solved(run: dict[str, Any]) -> bool:
 
 
 def seconds_to_success(run: dict[str, Any]) -> float:
-    """Training seconds to the first evaluation from which on the run succeeds; infinite if there is none."""
+    """CPU seconds to the first evaluation from which on the run succeeds; infinite if there is none."""
     found = float("inf")
     for _, seconds, _, success in reversed(run["curve"]):
         if success < run["needed"] / EPISODES:
@@ -157,7 +159,7 @@ def _load(path: Path) -> dict[str, Any]:
 @click.option("--set", "overrides", multiple=True, help="KEY=VALUE, as of diffsim train.")
 @click.option("--twins/--no-twins", default=True, help="Also judge in foreign simulators, 100 episodes.")
 @click.option("--table", "only_table", is_flag=True, help="Print the table of the results and stop.")
-@click.option("--times", is_flag=True, help="With seconds, where the machine was idle otherwise.")
+@click.option("--times", is_flag=True, help="With CPU seconds.")
 @click.option("--one", nargs=4, hidden=True)
 def main(
     out: Path,

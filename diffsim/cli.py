@@ -105,7 +105,11 @@ def main() -> None:
 @click.option("--out", type=Run(), help="Folder of the run.  [default: runs/ENV]")
 @click.option("--config", type=Run(), help="TOML file with settings; options here win over it.")
 @click.option("--seed", type=Whole(), help="Seed of everything random.  [default: 0]")
-@click.option("--updates", type=Whole(1), help="Length of the run in updates of the policy.")
+@click.option(
+    "--updates",
+    type=Whole(1),
+    help="Length of the run in updates of the policy.  [default: 600; up to 2,400 until the task is solved]",
+)
 @click.option("--algorithm", help="How to train: value_gradient (default), short_window or full_horizon.")
 @click.option("--optimizer", help="adam (default), lbfgs, cma_es, ...; see: diffsim optimizers.")
 @click.option("--device", help="Torch device, such as cpu or cuda:0.  [default: cpu]")

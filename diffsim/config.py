@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from diffsim.errors import ConfigError
 from diffsim.settings import Seed, Settings
@@ -165,6 +165,10 @@ class StopConfig(Settings):
     """Environment steps used by training."""
 
 
+DOUBLINGS = 2
+"""The default of ``doublings`` where ``updates`` is not set: 600, 1,200 or 2,400 updates."""
+
+
 class RunConfig(Settings):
     """Everything that determines a run, and nothing else."""
 
@@ -174,6 +178,10 @@ class RunConfig(Settings):
     optimizer: Named = Named(name="adam")
     evaluation: EvaluationConfig = EvaluationConfig()
     updates: int = Field(default=600, ge=1)
+    """Updates of the run. Schedules, such as of learning rates, end with the last."""
+    doublings: int = Field(default=0, ge=0)
+    """How often a run may go on to twice its updates, where its best policy does not yet succeed from as many held-out
+    starts as the task asks for. 2 by default, and 0 where ``updates`` is set."""
     stop: StopConfig = StopConfig()
     checkpoint_every: int = Field(default=25, ge=1)
     """Updates between checkpoints: what a killed process can lose."""
@@ -185,6 +193,13 @@ class RunConfig(Settings):
     threads: int = Field(default=1, ge=1)
     """CPU threads of torch and of native rollouts. Part of the run because sums that torch splits over threads round
     differently; one, because at batches of a few hundred more threads mostly wait for each other."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chosen_length(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "updates" not in values:
+            return {"doublings": DOUBLINGS, **values}
+        return values
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(), indent=2)

@@ -102,6 +102,10 @@ class Algorithm(abc.ABC):
         """The fraction of the run that is left, in (0, 1]."""
         return 1.0 - self.updates_done / self.config.updates
 
+    def lengthen(self, updates: int) -> None:
+        """Go on as in a run of ``updates`` updates."""
+        self.config = self.config.model_copy(update={"updates": updates})
+
     @abc.abstractmethod
     def step(self) -> Record:
         """Take one update."""

@@ -61,6 +61,9 @@ class ValueGradientSettings(Settings):
     resets: float = Field(default=0.5, ge=0, le=1)
     """Share of the windows that do not continue, beside the fresh ones, that start from the task's initial states; the
     others start from the state box."""
+    between: float = Field(default=0.5, ge=0, le=1)
+    """Share of the starts from the state box that are moved towards an initial state of the task, each by a uniform
+    share of the way."""
     reach: float = Field(default=10.0, gt=0)
     """A window does not continue from a state outside the state box enlarged by this factor."""
     compression: float = Field(default=3.0, gt=0)
@@ -80,8 +83,10 @@ class ValueGradientSettings(Settings):
     """Minibatches of regression per update."""
     critic_batch_size: int = Field(default=256, ge=1)
     """States per minibatch."""
-    critic_windows: int = Field(default=2, ge=1)
-    """The critic is fitted to the windows of this number of the last updates."""
+    critic_windows: int = Field(default=8, ge=1)
+    """The critic is fitted to the windows of this number of the last updates, at the start of the run."""
+    critic_windows_end: int = Field(default=1, ge=1)
+    """The same at the end of the run; it changes geometrically."""
     costate_weight: float = Field(default=0.1, ge=0)
     """Weight of the critic's error in costates; 0 fits it to values only."""
     costate_bound: float = Field(default=3.0, gt=0)
@@ -227,6 +232,11 @@ class WindowObjective(PolicyObjective):
         return trajectory, left_out.index_copy(0, chosen, terms).unsqueeze(0)
 
 
+def annealed(start: float, end: float, left: float) -> float:
+    """Geometrically from ``start`` to ``end`` while ``left``, the share of the run that is left, goes from 1 to 0."""
+    return end * (start / end) ** left
+
+
 class ValueGradient(Algorithm):
     """Each update: an optimizer step on the :class:`WindowObjective` of the next windows, then a fit of the critic."""
 
@@ -286,9 +296,8 @@ class ValueGradient(Algorithm):
         compiled, evaluations = self._compile_seconds(), objective.evaluations
         # What depends on time: the discount, and the length of windows.
         episode, left = self.env.episode_steps, self.remaining
-        rate = s.discount_end * (s.discount_start / s.discount_end) ** left
-        objective.gamma = math.exp(-rate / episode)
-        self._longest = min(self._longest, s.window_end * (s.window / s.window_end) ** left, episode)
+        objective.gamma = math.exp(-annealed(s.discount_start, s.discount_end, left) / episode)
+        self._longest = min(self._longest, annealed(s.window, s.window_end, left), episode)
         objective.steps = round(self._longest)
         self._x = x = self._draw()
         # The derivative by actions is that by a noise which is zero.
@@ -345,10 +354,12 @@ class ValueGradient(Algorithm):
         if not count:
             return self._middle.new_empty(0, len(self._middle))
         drawn = env.state_box.sample(count, self.generator, self.dtype)
+        initial = env.reset(count, self.generator, self.dtype).to(drawn)
+        way = torch.where(self._uniform(count) < s.between, self._uniform(count), 1.0).to(drawn).unsqueeze(-1)
+        drawn = torch.lerp(initial, drawn, way)
         fresh = round(count * s.fresh)
         resets = round((count - fresh) * s.resets)
-        if resets:
-            drawn[fresh : fresh + resets] = env.reset(resets, self.generator, self.dtype).to(drawn)
+        drawn[fresh : fresh + resets] = initial[fresh : fresh + resets]
         if self._ends is None:
             return drawn
         ends = self._ends[: len(self._ends) - kept][:count]
@@ -395,7 +406,8 @@ class ValueGradient(Algorithm):
         bounding = costs[inside] if inside.any() else costs
         self.critic.renormalise(targets.flatten(), bounding.flatten(), self.objective.gamma)
         rows = Rows(z[:-1].flatten(0, 1), targets.flatten(), *self._derivatives(states[0], z[0], gradients))
-        self._data = [*self._data, rows][-s.critic_windows :]
+        kept = round(annealed(s.critic_windows, s.critic_windows_end, self.remaining))
+        self._data = [*self._data, rows][-kept:]
         self.critic.fit(self._data, s.critic_batches, s.critic_batch_size, self.remaining, self.generator)
         return left_out
 

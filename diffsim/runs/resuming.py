@@ -13,7 +13,7 @@ from diffsim.optimizers import canonical
 from diffsim.runs.user_code import user_names
 from robotics_envs.environments import JULIA
 
-_LENGTH = ("updates", "stop")
+_LENGTH = ("updates", "doublings", "stop")
 _SECTIONS = ("env", "policy", "algorithm", "optimizer")
 
 
@@ -28,7 +28,10 @@ def resumed_with(stored: RunConfig, values: Mapping[str, Any], done: int) -> Run
     if not values:
         return stored
     moved = _with_moved_files(stored, values)
-    wanted = load_config(moved.model_dump(), values)
+    stored_values = moved.model_dump()
+    if "updates" in values:
+        del stored_values["doublings"]  # a length that is asked for is the length
+    wanted = load_config(stored_values, values)
     if wanted.updates < done:
         raise ConfigError(f"updates = {wanted.updates}: {done} are done already; give at least as many")
     named = {section: (getattr(moved, section).name, getattr(wanted, section).name) for section in _SECTIONS}
@@ -87,7 +90,7 @@ def _refuse(changes: Iterable[tuple[str, Any, Any]]) -> None:
     changed = [f"{key} is {old!r} in the run, {new!r} was given" for key, old, new in changes]
     if changed:
         raise ConfigError(
-            "a resumed run keeps its configuration, except for updates and stop: "
+            "a resumed run keeps its configuration, except for updates, doublings and stop: "
             + "; ".join(changed)
             + "; start a new run for that"
         )

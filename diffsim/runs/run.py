@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -180,7 +181,7 @@ class Run:
         self._dropped_in_a_row = 0
         self._facts: dict[str, Any] = {}
         self._own = True
-        self._saved = 0
+        self._saved, self._written = 0, config
         self._inside_update = False
         self._success_failed = False
 
@@ -279,6 +280,9 @@ class Run:
                         raise DivergenceError(
                             f"{reason} The policy before them is in {shown(self.file.path)}"
                         )
+                    lengthens = self._doubles()
+                    if lengthens:
+                        self._double(lengthens)
                     end = self._end()
                     if end:
                         self._save("finished", end, final=True)
@@ -286,13 +290,34 @@ class Run:
                         name = signal.Signals(stop.signal).name
                         self._save("stopped", f"{name} after update {self.updates_done}", final=True)
                         raise Interrupted(self._how_to_go_on(), stop.signal)
-                    elif self.updates_done % config.checkpoint_every == 0:
+                    elif lengthens or self.updates_done % config.checkpoint_every == 0:
                         self._save("running")
             except (DivergenceError, Interrupted, RunFileError):
                 raise
             except Exception as error:
                 self._leave_checkpoint(error)
                 raise
+
+    def _doubles(self) -> str:
+        """Why training goes on to twice its updates; ``""`` if it does not."""
+        criterion = self.algorithm.env.success_criterion
+        if self.updates_done < self.config.updates or not self.config.doublings or criterion is None:
+            return ""
+        pairs = zip(self.history["return"], self.history["success"], strict=True)
+        measured = [pair for pair in pairs if not any(map(math.isnan, pair))]
+        if not measured or (share := max(measured)[1]) >= criterion.share:
+            return ""
+        return f"the best policy succeeds from {share:.1%} of held-out starts of {criterion.share:.1%}"
+
+    def _double(self, why: str) -> None:
+        """The next checkpoint writes the new length together with the state that goes on with it."""
+        updates = 2 * self.config.updates
+        self.config = self.config.model_copy(
+            update={"updates": updates, "doublings": self.config.doublings - 1}
+        )
+        self.algorithm.lengthen(updates)
+        self.progress.begin(updates, self.updates_done)
+        self.progress.say(f"{why}: going on to {updates:,} updates")
 
     def _row(self) -> dict[str, float]:
         return {name: column[-1] for name, column in self.history.items()}
@@ -316,8 +341,8 @@ class Run:
         """Write a checkpoint.  One that fails is tried again at the next; the last one goes elsewhere if need be."""
         sections = self._sections(state, reason)
         try:
-            self.file.update(sections)
-            self._saved = self.updates_done
+            self.file.update(sections, None if self.config is self._written else self.config)
+            self._saved, self._written = self.updates_done, self.config
         except RunFileError as error:
             if not final:
                 self.progress.say(f"{error}; training goes on, the next checkpoint tries again")

@@ -33,7 +33,7 @@ CELLS = 100
 SENSORS = 5
 MAX_POWER = 80.0  # W, of each thermoelectric module
 _SCALE = 10.0  # K, the error that costs 1
-WARM = 1.0  # K, root mean square error, for success
+WARM = 2.0  # K, root mean square error, for success
 
 
 class HeatRod(Env):
@@ -80,7 +80,8 @@ class HeatRod(Env):
     success_criterion = Success(
         words=f"root mean square error over the rod below {WARM:g} K at the end",
         share=MOST_STARTS,
-        source="this project's choice",
+        source="this project's choice: the control with the highest return, a quadratic program, ends within 1.6 K "
+        "from all of 128 starts, within 1 K from 118",
     )
     solver = RungeKuttaChebyshev(stages=11)
 
@@ -127,7 +128,7 @@ class HeatRod(Env):
         return torch.cat((start, x[:, CELLS:]), dim=-1)
 
     def success(self, states: EpisodeStates) -> Successes:
-        """The root mean square error over the rod is below 1 K at the end."""
+        """The root mean square error over the rod is below 2 K at the end."""
         temperature, target = states[-1].split((states.shape[-1] - 2, 2), dim=-1)
         error = temperature - profile(target, temperature.shape[-1])
         return (error**2).mean(-1) < WARM**2

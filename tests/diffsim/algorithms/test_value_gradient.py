@@ -130,6 +130,18 @@ def test_the_discount_follows_from_the_horizon():
     assert gammas == pytest.approx([math.exp(-(5**share) / 200) for share in (1.0, 0.75, 0.5, 0.25)])
 
 
+def test_the_critic_is_fitted_to_fewer_and_fewer_of_the_last_updates():
+    algorithm = build(updates=16, batch=8, window=2, critic_windows=8, critic_windows_end=1)
+    kept = []
+    for _ in range(16):
+        algorithm.step()
+        kept.append(len(algorithm._data))
+    # 8 ** (1 - u / 16), rounded, after the first updates, in which there are no more yet.
+    expected = [round(8 ** (1 - u / 16)) for u in range(16)]
+    assert kept == [min(u + 1, most) for u, most in enumerate(expected)]
+    assert kept[-1] == 1
+
+
 def test_actions_are_the_policys_own():
     """Nothing is added to them: the states of a window are those of the policy of its update."""
     algorithm = build(window=4, dtype="float64")
@@ -142,8 +154,13 @@ def test_actions_are_the_policys_own():
     assert torch.allclose(again.states, trajectory.states, rtol=1e-12)
 
 
-def test_starts_are_fresh_reset_or_continued():
-    algorithm = build(batch=4000, window=20, fresh=0.25, resets=0.5)
+# Of (1 - w) r + w b, with w, r and b uniform in (0, 1), (-1, 1) and (-8, 8): the share within ±1.
+SLOW_ON_THE_WAY = 0.366
+
+
+@pytest.mark.parametrize("between", [0.0, 0.5, 1.0])
+def test_starts_are_fresh_reset_or_continued(between):
+    algorithm = build(batch=4000, window=20, fresh=0.25, resets=0.5, between=between)
     algorithm.step()
     ends = algorithm._ends.clone()
     starts = algorithm._starts(4000, 0)
@@ -158,7 +175,8 @@ def test_starts_are_fresh_reset_or_continued():
     assert slow[1000:2500][~went_on[1000:2500]].all()
     for part in (slice(0, 1000), slice(2500, 4000)):
         drawn = ~went_on[part]
-        assert float(slow[part][drawn].float().mean()) == pytest.approx(1 / 8, abs=0.05)
+        expected = (1 - between) / 8 + between * SLOW_ON_THE_WAY
+        assert float(slow[part][drawn].float().mean()) == pytest.approx(expected, abs=0.05)
 
 
 def test_lost_and_ended_windows_start_afresh():

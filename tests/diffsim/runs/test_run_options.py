@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import diffsim
+from diffsim.config import load_config
 from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
 from diffsim.runs.runfile import COLUMNS, RunFile
 from robotics_envs.simulators.pendulum import Pendulum
@@ -124,6 +125,57 @@ def test_a_run_is_lengthened_and_says_what_that_means(tmp_path, capsys):
     assert seen == [5, 6]
     diffsim.train(out=again, resume=True, quiet=True)
     assert_same(weights(run), weights(again))
+
+
+def test_a_run_that_does_not_solve_its_task_is_doubled(tmp_path, capsys):
+    doubled = train(tmp_path / "doubled", doublings=2)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the best policy succeeds from 0.0% of held-out starts of" in said
+    assert "going on to 8 updates" in said
+    assert "going on to 16 updates" in said
+    config = doubled.config()
+    assert (config.updates, config.doublings, len(doubled.history()["update"])) == (16, 0, 16)
+    # The same as lengthening it by hand.
+    by_hand = train(tmp_path / "by_hand")
+    for updates in (8, 16):
+        diffsim.train(out=by_hand, resume=True, updates=updates, quiet=True)
+    assert_same(weights(doubled), weights(by_hand))
+    np.testing.assert_array_equal(doubled.history()["loss"], by_hand.history()["loss"])
+
+
+@pytest.mark.parametrize("when", [3, 4, 6])
+def test_a_run_killed_around_its_doubling_goes_on_bit_for_bit(tmp_path, when):
+    settings = {"doublings": 1, "checkpoint_every": 100}
+
+    def vanish(row):
+        if row["update"] == when:
+            raise KeyboardInterrupt  # as a killed process: nothing is written
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", callback=vanish, **settings)
+    diffsim.train(out=tmp_path / "run", resume=True, quiet=True)
+    assert_same(weights(tmp_path / "run"), weights(train(tmp_path / "whole", **settings)))
+
+
+def test_a_run_that_solves_its_task_is_not_doubled(tmp_path):
+    class Easy(Mine):
+        def success(self, states):
+            return torch.ones(states.states.shape[1], dtype=torch.bool)
+
+    class Unmeasured(Mine):
+        success_criterion = None
+
+    for env in (Easy, Unmeasured):
+        assert len(train(tmp_path / env.__name__, env, doublings=2).history()["update"]) == 4
+
+
+def test_updates_that_are_asked_for_are_not_doubled(tmp_path):
+    assert load_config({"env": "pendulum"}).doublings == 2
+    assert load_config({"env": "pendulum"}, {"updates": 600}).doublings == 0
+    assert load_config({"env": "pendulum", "updates": 600, "doublings": 1}).doublings == 1
+    run = train(tmp_path / "run", doublings=1, stop={"env_steps": 300})
+    diffsim.train(out=run, resume=True, updates=5, stop={"env_steps": 10**9}, quiet=True)
+    assert len(run.history()["update"]) == 5
 
 
 def test_other_changes_on_resume_are_refused(tmp_path):

@@ -239,3 +239,38 @@ def test_resets_are_smooth_profiles_within_the_box():
     assert 30.0 <= target.min() < 30.1
     assert 49.9 < target.max() <= 50.0
     assert np.corrcoef(target.T)[0, 1] == pytest.approx(0.0, abs=0.05)
+
+
+def test_the_control_with_the_highest_return_succeeds():
+    """The criterion is one that the task's own reward leads to: linear dynamics and a quadratic cost in a box."""
+    env = HeatRod()
+    x = env.reset(16, torch.Generator().manual_seed(1), F64)
+    p, steps = env.params(x), env.episode_steps
+
+    def states(x, powers):
+        result = [x]
+        for u in powers.unbind(0):
+            result.append(env.step(result[-1], u * MAX_POWER, p)[0])
+        return torch.stack(result)
+
+    def errors(states):
+        return states[1:, :, :-2] - profile(states[1:, :, -2:], CELLS)
+
+    inputs = torch.eye(2 * steps, dtype=F64).reshape(2 * steps, steps, 2).transpose(0, 1)
+    still = errors(states(x, torch.zeros(steps, 16, 2, dtype=F64)))
+    one = x[:1].expand(2 * steps, -1)
+    response = errors(states(one, inputs)) - errors(states(one, torch.zeros_like(inputs)))
+    hessian = torch.einsum("tbc,tdc->bd", response, response) / CELLS / 100 + 0.01 * torch.eye(2 * steps)
+    gradient = torch.einsum("tnc,tbc->nb", still, response) / CELLS / 100
+    # The accelerated projected gradient method of Beck and Teboulle, SIAM J. Imaging Sciences 2, 2009.
+    powers = ahead = torch.zeros_like(gradient)
+    step, t = 1 / torch.linalg.matrix_norm(hessian, 2), 1.0
+    for _ in range(2000):
+        following = (ahead - step * (ahead @ hessian + gradient)).clamp(-1, 1)
+        t_next = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        ahead, powers, t = following + (t - 1) / t_next * (following - powers), following, t_next
+    best = states(x, powers.reshape(16, steps, 2).transpose(0, 1))
+    assert env.success(best).all()
+    # And no control within the box has a higher return: the projected gradient is zero.
+    slope = powers @ hessian + gradient
+    assert ((powers - slope).clamp(-1, 1) - powers).abs().max() < 1e-6

@@ -107,7 +107,7 @@ GOOD = {
     "hopper": hopper(0.9),
     "trebuchet": stone(51.8),
     "reactor": torch.tensor([C_STEADY + 0.018, 349.1, 300.0], dtype=F64),
-    "heat_rod": rod(0.8, wave=0.6),
+    "heat_rod": rod(1.6, wave=1.2),
 }
 """States in which a whole episode that stays there is a success; the car has to move."""
 
@@ -179,7 +179,7 @@ BAD = {
         "rich": torch.tensor([C_STEADY + 0.022, 350.0, 300.0], dtype=F64),
         "poor": torch.tensor([C_STEADY - 0.022, 350.0, 300.0], dtype=F64),
     },
-    "heat_rod": {"warm": rod(1.1), "cold": rod(-1.1), "wavy": rod(0.0, wave=1.6), "both": rod(0.8, wave=1.0)},
+    "heat_rod": {"warm": rod(2.2), "cold": rod(-2.2), "wavy": rod(0.0, wave=3.2), "both": rod(1.6, wave=2.0)},
 }  # fmt: skip
 """States in which it is a failure, each by one condition."""
 
