@@ -82,7 +82,7 @@ def coverage(
             if key == "improvement":
                 newcombe = [
                     statistics.newcombe_mean(*pair) for pair in zip(_by_experiment(x), _by_experiment(y))
-                ]  # noqa: B905
+                ]
                 low, high = (
                     np.minimum(low, np.transpose(newcombe)[0]),
                     np.maximum(high, np.transpose(newcombe)[1]),

@@ -68,7 +68,7 @@ def test_other_settings_of_ours_have_names():
     settings = asked.contenders["ours updates=50 hidden=[8,8]"].settings("pendulum")
     assert settings == {"updates": 50, "policy": {"hidden": [8, 8]}}
     full = resolved("pendulum", asked.contenders["ours long"].settings("pendulum"))
-    assert full == {**resolved("pendulum", {}), "updates": 1200}
+    assert full == {**resolved("pendulum", {}), "updates": 1200, "doublings": 0}
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import torch
 from short_comparison import short
 from stable_baselines3.common.vec_env import VecNormalize
 
+import diffsim
 from diffsim.comparison.clock import Budget, Meter
-from diffsim.comparison.contenders import stable_baselines, zoo
+from diffsim.comparison.contenders import stable_baselines, white_box, zoo
 from diffsim.comparison.contenders.catalogue import CONTENDERS, STABLE_BASELINES, WHITE_BOX
 from diffsim.comparison.contenders.stable_baselines import Standardised, make_envs, make_model, wrapped
 from diffsim.comparison.contenders.white_box import resolved
@@ -161,3 +162,26 @@ def test_ppo_from_the_state_box_in_mujoco_starts_there():
     task = make_envs("gym:InvertedPendulum-v5", {"n_envs": 64})
     task.seed(0)
     assert np.abs(task.reset()).max() < 0.05
+
+
+@pytest.mark.parametrize(("doublings", "updates"), [(0, 3), (1, 6)])
+def test_ours_is_trained_bit_for_bit_as_diffsim_train_does(doublings, updates, tmp_path):
+    """Doublings included, whose validation is on the clock; evaluations for the curve change nothing."""
+    settings = {
+        "updates": 3,
+        "doublings": doublings,
+        "backend": "eager",
+        "policy": {"hidden": [4]},
+        "algorithm": {"name": "full_horizon", "batch": 2},
+        "evaluation": {"every": 2, "episodes": 3},
+    }
+    task = short(tmp_path)
+    file = diffsim.train(task, out=tmp_path / "run", seed=5, quiet=True, **settings)
+    policy = diffsim.load_policy(file, "last")
+    probe, acts = np.eye(3, dtype=np.float32), []
+    clock = Meter(Budget(steps=10**6), lambda act: (acts.append(act(probe)), (0.0, 0.0))[1])
+    white_box.train(task, settings, 5, clock)
+    assert clock.reason == f"all {updates} updates done"
+    assert np.array_equal(acts[-1], policy(probe))
+    validations = 2 if doublings else 0  # after updates 2 and 3; none decides on anything after the doubling
+    assert clock.points[-1].environment_steps == updates * 2 * 10 + validations * 3 * 10
