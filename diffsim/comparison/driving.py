@@ -155,10 +155,10 @@ class Session:
     def _record_the_dead(self, plan: Plan) -> None:
         """Records of runs whose processes died without one, as often as they were tried."""
         for run in plan.runs:
-            row = read_row(plan.folder(run))
-            if row.state == "killed" and not is_working(plan.folder(run)):
-                tries = attempts(plan.folder(run))
-                record_of_the_dead(plan, run, f"{row.reason} (attempt {len(tries)}, the last)")
+            folder = plan.folder(run)
+            tries = attempts(folder)
+            if tries and tries[-1]["cause"] == "machine" and not is_working(folder):
+                record_of_the_dead(plan, run, f"{tries[-1]['reason']} (attempt {len(tries)}, the last)")
 
 
 def _settings_of(plan: Plan, group: str) -> Mapping[str, Any]:
@@ -246,7 +246,7 @@ def summary(plan: Plan) -> Group:
         parts += [table, Text()]
     parts.append(
         Text(
-            "score: median over seeds of the last evaluation; solved: runs that met the task's\n"
+            "score: median over seeds of the last evaluation; solved: runs that met the task's "
             "success criterion; CPU s and steps: medians until then, of those runs alone"
         )
     )

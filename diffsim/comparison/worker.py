@@ -31,6 +31,7 @@ from diffsim.suites.worker import (
     CANCEL,
     DONE,
     MACHINE_FAILED,
+    PROGRESS,
     RUN_FAILED,
     WORKER_LOCK,
     Heartbeat,
@@ -95,7 +96,8 @@ class _Work:
         self.load = os.getloadavg()[0]
 
     def do(self) -> int:
-        (self.folder / CURVE).unlink(missing_ok=True)
+        for name in (CURVE, PROGRESS):  # of an attempt before
+            (self.folder / name).unlink(missing_ok=True)
         try:
             with stop_on_signals() as stop:
 

@@ -120,6 +120,7 @@ def read_row(folder: Path) -> Row:
         if "row" in last and last["cause"] == "done":  # work of another kind, without a run file
             return Row(folder.name, last["reason"], **last["row"])
         state = "failed" if failed else "killed" if journal else "queued"
+        state = "stopped" if last["cause"] == "stopped" else state
         return Row(folder.name, state, last["reason"], **last.get("row", {}))
     try:
         summary = file.summary()

@@ -8,11 +8,12 @@ import time
 import pytest
 from short_comparison import SMALL, plan_of, short, start
 
+from diffsim.comparison.driving import Session, _forget_lost
 from diffsim.comparison.records import read_comparison
-from diffsim.comparison.worker import record_path
+from diffsim.comparison.worker import record_path, work
 from diffsim.suites.index import read_row
 from diffsim.suites.plan import read_plan
-from diffsim.suites.worker import is_working
+from diffsim.suites.worker import is_working, note
 
 ARGUMENTS = (
     "--against",
@@ -116,10 +117,19 @@ def test_twenty_kills_repeat_no_finished_run(tmp_path):
     torment(tmp_path, 20, 4, random.Random(0))
 
 
-def test_a_lost_record_is_made_again(tmp_path):
-    from diffsim.comparison.driving import _forget_lost
-    from diffsim.comparison.worker import work
+def test_only_runs_whose_processes_died_are_recorded_as_crashed(tmp_path):
+    """Neither those that were stopped nor those that have not begun."""
+    plan = plan_of(tmp_path, seeds="2")
+    session = Session(plan.root, None)
+    for run, cause in zip(plan.runs, ("machine", "stopped", "stopped"), strict=False):
+        note(plan.folder(run), cause, "killed by SIGSEGV")
+    session._record_the_dead(plan)
+    (record,) = read_comparison(plan.root).records
+    assert record.contender == plan.runs[0].settings["contender"]
+    assert (record.status, record.error) == ("crashed", "killed by SIGSEGV (attempt 1, the last)")
 
+
+def test_a_lost_record_is_made_again(tmp_path):
     plan = plan_of(tmp_path)
     run = plan.runs[-1]
     work(plan, run)

@@ -177,6 +177,7 @@ def test_a_run_that_is_asked_to_stop_leaves_no_record_and_begins_again(how, tmp_
     (plan.root / CANCEL).unlink(missing_ok=True)
     assert recorded(plan, run) is None
     assert attempts(plan.folder(run))[-1]["cause"] == "stopped"
+    assert read_row(plan.folder(run)).state == "stopped"
     assert run in to_do(plan, False)
     assert work(plan, run) == DONE
     assert record(plan, run).curve.environment_steps[0] == 0
