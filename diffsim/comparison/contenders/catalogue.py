@@ -8,7 +8,6 @@ from typing import Any
 
 from diffsim.comparison.contenders import zoo
 from diffsim.comparison.records import Contender
-from diffsim.config import merge
 from diffsim.errors import ConfigError
 from lazy_registry.registry import unknown
 
@@ -240,5 +239,10 @@ def flat(settings: Settings, above: str = "") -> dict[str, Any]:
 
 
 def changed(settings: Settings, changes: Settings) -> dict[str, Any]:
-    """``settings`` with ``changes`` laid over them, section by section."""
-    return merge(settings, changes)
+    """``settings`` with ``changes`` laid over them, section by section; of Stable-Baselines3's, too."""
+    result = dict(settings)
+    for key, value in changes.items():
+        before = result.get(key)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        result[key] = changed(before, value) if both else value
+    return result

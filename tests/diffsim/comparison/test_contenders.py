@@ -127,7 +127,7 @@ def test_ours_is_the_untouched_default_and_starts_from_the_task_only_in_its_abla
 def test_ppo_with_our_parts_has_our_network_observations_and_optimizer():
     settings = CONTENDERS["ppo_ours"].settings("pendulum")
     ours = resolved("pendulum", {})
-    envs = wrapped(make_envs("pendulum", {**settings, "n_envs": 512}), "pendulum", settings)
+    envs = wrapped(make_envs("pendulum", {**settings, "n_envs": 400}), "pendulum", settings)
     assert isinstance(envs.venv, Standardised)
     clock = meter("1000000steps")
     model = make_model(envs, {**settings, "n_steps": 4}, 0, clock)
