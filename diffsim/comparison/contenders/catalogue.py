@@ -243,6 +243,7 @@ def changed(settings: Settings, changes: Settings) -> dict[str, Any]:
     result = dict(settings)
     for key, value in changes.items():
         before = result.get(key)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        result[key] = changed(before, value) if both else value
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            value = changed(before, value)
+        result[key] = value
     return result
