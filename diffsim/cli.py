@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from diffsim._version import __version__
+from diffsim.comparison.commands import compare
 from diffsim.errors import ConfigError, DiffsimError, Interrupted
 from diffsim.suites import commands as suites
 from lazy_registry.registry import unknown
@@ -261,6 +262,24 @@ def render(run: str, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("folder", type=Run())
+@click.option("--out", type=Run(), help="Folder of the report.  [default: report in FOLDER]")
+def report(folder: str, out: str | None) -> None:
+    """Write the report of the comparison in FOLDER: one HTML page, Markdown, CSV tables and figures for papers."""
+    from diffsim.comparison.paper import available
+    from diffsim.comparison.report import report as write
+    from diffsim.values import shown
+    from lazy_registry.installation import install_command
+
+    page, *others = write(folder, out)
+    click.echo(
+        f"wrote {shown(page)} ({page.stat().st_size / 1000:,.0f} kB) and {len(others)} files beside it"
+    )
+    if not available():
+        click.echo(f"no figures for papers, which need matplotlib: {install_command('plot')}")
+
+
+@main.command()
 @click.argument("env")
 def check(env: str) -> None:
     """Tell what is wrong with the simulator ENV, a name, "my_env.py:MyEnv" or a file that defines one.
@@ -354,6 +373,9 @@ def optimizers(name: str | None) -> None:
         click.echo(f"optimizer.{option.name} = {option.default}")
         if option.meaning:
             click.echo(textwrap.indent(textwrap.fill(option.meaning, 96), "    "))
+
+
+main.add_command(compare)
 
 
 @main.group(cls=HelpfulGroup)

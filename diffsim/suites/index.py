@@ -117,8 +117,11 @@ def read_row(folder: Path) -> Row:
     failed = last["cause"] == "run"
     file = RunFile(folder)
     if not file.exists():
+        if "row" in last and last["cause"] == "done":  # work of another kind, without a run file
+            return Row(folder.name, last["reason"], **last["row"])
         state = "failed" if failed else "killed" if journal else "queued"
-        return Row(folder.name, state, last["reason"])
+        state = "stopped" if last["cause"] == "stopped" else state
+        return Row(folder.name, state, last["reason"], **last.get("row", {}))
     try:
         summary = file.summary()
     except DiffsimError as error:

@@ -244,6 +244,8 @@ def can_be_forked(run: PlannedRun) -> bool:
     """Whether a run works in a process forked from this one: torch's threads, CUDA and Julia do not survive a fork."""
     from robotics_envs.julia.runtime import started
 
+    if "work" in run.settings:  # a comparison measures processes from their imports on
+        return False
     plain = run.settings["threads"] == 1 and run.settings["device"] == "cpu"
     julia = str(run.settings["env"]["name"]).startswith(JULIA) or started() is not None
     return plain and not julia and threading.active_count() == 1

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import signal
@@ -31,6 +32,8 @@ PROGRESS = "progress.json"
 CANCEL = "cancel"
 """A file of this name in the folder of a run, or of a suite, asks to stop at a checkpoint."""
 PROGRESS_SECONDS = 1.0
+OTHER_WORK = {"comparison": "diffsim.comparison.worker"}
+"""Modules with a ``work`` of their own for the runs of suites that are no trainings, by the setting ``work``."""
 _MACHINE_ERRORS = {
     getattr(errno, name)
     for name in (
@@ -56,6 +59,9 @@ def work(plan: Plan, run: PlannedRun, trust: bool = False) -> int:
     0: it is finished; 70: the run itself failed, and would again; 75: the machine is to blame; 128 + n: signal n asked
     to stop, and a checkpoint was written.  A run that another process trains is waited for.
     """
+    if "work" in run.settings:
+        status: int = importlib.import_module(OTHER_WORK[run.settings["work"]]).work(plan, run)
+        return status
     from diffsim.runs.run import trained
     from diffsim.runs.runfile import RunFile
 
@@ -63,7 +69,7 @@ def work(plan: Plan, run: PlannedRun, trust: bool = False) -> int:
     with FileLock(folder / WORKER_LOCK):
         file = RunFile(folder)
         try:
-            report = _Heartbeat(folder, (folder / CANCEL, plan.root / CANCEL))
+            report = Heartbeat(folder, (folder / CANCEL, plan.root / CANCEL))
             if file.exists():
                 if file.status()["state"] in ("finished", "diverged"):
                     return DONE
@@ -111,7 +117,7 @@ def _check_sources(run: PlannedRun) -> None:
         )
 
 
-class _Heartbeat:
+class Heartbeat:
     """Callback of a run: at most once a second writes its newest row, and looks whether someone asks to stop."""
 
     def __init__(self, folder: Path, cancelled_by: tuple[Path, ...]) -> None:
@@ -137,10 +143,16 @@ class _Heartbeat:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def note(folder: Path, cause: str, reason: str, trace: str = "") -> None:
-    """Append an attempt's end to the journal of a run.  ``cause``: done, stopped, run or machine."""
+def note(
+    folder: Path, cause: str, reason: str, trace: str = "", row: Mapping[str, Any] | None = None
+) -> None:
+    """Append an attempt's end to the journal of a run.  ``cause``: done, stopped, run or machine.
+
+    ``row`` is what tables show of a run that has no run file.
+    """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    line = json.dumps({"time": now, "cause": cause, "reason": reason, "traceback": trace})
+    facts = {"time": now, "cause": cause, "reason": reason, "traceback": trace}
+    line = json.dumps({**facts, "row": dict(row)} if row is not None else facts)
     # On a full disk the run's file and the log say what they can.
     with suppress(OSError), open(folder / JOURNAL, "ab") as journal:
         journal.write(f"\n{line}\n".encode())  # a crash may have cut the line before

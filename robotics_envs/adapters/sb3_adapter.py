@@ -22,16 +22,25 @@ from robotics_envs.adapters.gym_adapter import Array, Simulation
 from robotics_envs.base import Env
 from solvers.validation import whole_number
 
+STARTS = ("task", "state_box")
+
 
 class SB3VecEnv(VecEnv):
     """A batch of ``num_envs`` rollouts; one that ends is restarted within the same step.
 
     Actions are in [-1, 1] and scaled to the action box, as Stable-Baselines3 asks for.  Further arguments
     are those of
-    :class:`robotics_envs.adapters.gym_adapter.GymVectorEnv` but for ``render_mode``, which is ``rgb_array``.
+    :class:`robotics_envs.adapters.gym_adapter.GymVectorEnv` but for ``render_mode``, which is ``rgb_array``.  With
+    ``starts="state_box"`` episodes start anywhere in the simulator's state box, as training through the simulator may,
+    instead of from the initial states of the task.
     """
 
-    def __init__(self, env: Env | type[Env] | str, num_envs: int, **arguments: Any) -> None:
+    def __init__(
+        self, env: Env | type[Env] | str, num_envs: int, starts: str = "task", **arguments: Any
+    ) -> None:
+        if starts not in STARTS:
+            raise ValueError(f"starts = {starts!r}; known: {', '.join(STARTS)}")
+        self._starts = starts
         self._simulation = Simulation(env, num_envs, unit_actions=True, **arguments)
         num_envs = self._simulation.batch
         self._random = np.random.default_rng()
@@ -53,11 +62,18 @@ class SB3VecEnv(VecEnv):
         if seed is not None:
             self._random = np.random.default_rng(seed)
         self._simulation.seed(self._random)
-        self._simulation.reset(np.ones(self.num_envs, dtype=bool), self._options[0] or None)
+        self._restart(np.ones(self.num_envs, dtype=bool), self._options[0] or None)
         self._returns[:] = 0.0
         self._reset_seeds()
         self._reset_options()
         return self._simulation.observation()
+
+    def _restart(self, which: Array, options: dict[str, Any] | None = None) -> None:
+        simulation = self._simulation
+        if self._starts == "state_box" and options is None:
+            box = simulation.env.state_box
+            options = {"state": box.sample(self.num_envs, simulation.generator, simulation.dtype)}
+        simulation.reset(which, options)
 
     def step_async(self, actions: Array) -> None:
         self._actions = actions
@@ -81,7 +97,7 @@ class SB3VecEnv(VecEnv):
                         "t": round(time.time() - self._started, 6),
                     },
                 }
-            simulation.reset(ended)
+            self._restart(ended)
             self._returns[ended] = 0.0
             fresh = simulation.observation()
             observation = np.where(ended[:, None], fresh, observation)

@@ -5,11 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Observations, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    EpisodeStates,
+    Observations,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.robots.env import RobotEnv
 from robotics_envs.robots.tasks.gymnasium_model import gymnasium_model
 
 _SPEED = 9  # the index of the torso's forward velocity
+FAST = 4.8  # m/s
 
 
 class HalfCheetah(RobotEnv):
@@ -45,6 +57,11 @@ class HalfCheetah(RobotEnv):
         (-500.0, -0.2, -0.5, -0.36, -0.55, -0.28, -0.7, -0.84, -0.35, -1.0, -1.0, -3.0, *(-8.0,) * 6),
         (500.0, 0.2, 0.5, 0.73, 0.55, 0.55, 0.49, 0.6, 0.35, 6.0, 1.0, 3.0, *(8.0,) * 6),
     )
+    success_criterion = Success(
+        words=f"a mean speed of at least {FAST} m/s over the episode",
+        share=MOST_STARTS,
+        source="Gymnasium's reward threshold of HalfCheetah-v5, 4800 in 1000 intervals, read as metres per second",
+    )
 
     def cost_of_step(self, x: States, following: States, u: Actions, p: Params) -> Costs:
         """Minus Gymnasium's reward: effort less the mean speed of the interval."""
@@ -57,6 +74,11 @@ class HalfCheetah(RobotEnv):
     def observe(self, x: States) -> Observations:
         """All but the distance run."""
         return x[..., 1:]
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """A mean speed of at least 4.8 m/s over the episode."""
+        distance = states[-1, :, 0] - states[0, :, 0]
+        return (distance >= FAST * self.dt * (len(states) - 1)) & states.isfinite().all(-1).all(0)
 
     def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """Positions uniform within 0.1, velocities normal with std 0.1; the start box is three std."""

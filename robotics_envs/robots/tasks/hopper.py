@@ -6,11 +6,24 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Observations, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    EpisodeStates,
+    Observations,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.robots.env import RobotEnv
 from robotics_envs.robots.tasks.gymnasium_model import gymnasium_model
 
 LOWEST, STEEPEST, WILDEST = 0.7, 0.2, 100.0  # m, rad, and any unit: Gymnasium's healthy ranges
+
+FAST = 2.8  # m/s
 
 
 class Hopper(RobotEnv):
@@ -44,6 +57,11 @@ class Hopper(RobotEnv):
         (-1.0, 0.9, -0.15, -1.0, -1.0, -0.6, -0.5, -1.5, -2.0, -5.0, -5.0, -5.0),
         (1.0, 1.5, 0.15, 0.0, 0.0, 0.6, 3.0, 1.5, 2.0, 5.0, 5.0, 5.0),
     )
+    success_criterion = Success(
+        words=f"lives to the end of the episode, at a mean speed of at least {FAST} m/s",
+        share=MOST_STARTS,
+        source="Gymnasium's reward threshold of Hopper-v5, 3800 in 1000 intervals, of which it gets 1 each for living",
+    )
 
     def cost_of_step(self, x: States, following: States, u: Actions, p: Params) -> Costs:
         """Minus Gymnasium's reward: effort less the mean speed of the interval less 1."""
@@ -61,3 +79,9 @@ class Hopper(RobotEnv):
         """Fallen, or out of all bounds."""
         standing = (x[..., 1] > LOWEST) & (x[..., 2].abs() < STEEPEST)
         return ~(standing & (x[..., 2:].abs().amax(-1) < WILDEST))
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """Lives to the end of the episode, at a mean speed of at least 2.8 m/s."""
+        distance = states[-1, :, 0] - states[0, :, 0]
+        ended = self.done(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+        return ~ended.any(0) & (distance >= FAST * self.dt * (len(states) - 1))

@@ -5,11 +5,22 @@ from __future__ import annotations
 from jaxtyping import Bool
 from torch import Tensor
 
-from robotics_envs.base import Actions, Box, Costs, Params, States
+from robotics_envs.base import (
+    MOST_STARTS,
+    Actions,
+    Box,
+    Costs,
+    EpisodeStates,
+    Params,
+    States,
+    Success,
+    Successes,
+)
 from robotics_envs.robots.env import RobotEnv
 from robotics_envs.robots.tasks.gymnasium_model import gymnasium_model
 
 LARGEST = 0.2  # rad
+LONG = 950  # intervals
 
 
 class InvertedPendulum(RobotEnv):
@@ -27,6 +38,11 @@ class InvertedPendulum(RobotEnv):
     episode_steps = 1000
     start_box = Box.symmetric(0.01, 0.01, 0.01, 0.01)
     state_box = Box.symmetric(0.9, 0.2, 1.0, 1.5)
+    success_criterion = Success(
+        words=f"the pole within {LARGEST} rad throughout the first {LONG} intervals",
+        share=MOST_STARTS,
+        source="Gymnasium's reward threshold of InvertedPendulum-v5, 950 in 1000 intervals",
+    )
 
     def cost_of_step(self, x: States, following: States, u: Actions, p: Params) -> Costs:
         """The cost of the angle that is reached, less Gymnasium's reward."""
@@ -39,3 +55,7 @@ class InvertedPendulum(RobotEnv):
     def done(self, x: States) -> Bool[Tensor, " batch"]:
         """The pole leans by more than 0.2 rad."""
         return x[..., 1].abs() > LARGEST
+
+    def success(self, states: EpisodeStates) -> Successes:
+        """The pole within 0.2 rad throughout the first 950 intervals."""
+        return (states[: LONG + 1, :, 1].abs() <= LARGEST).all(0)

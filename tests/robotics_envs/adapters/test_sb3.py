@@ -72,3 +72,22 @@ def test_a_stock_ppo_learns_to_balance_the_cartpole():
         returns.append(evaluate_policy(model, judge, n_eval_episodes=16)[0])
     assert returns[0] < 650
     assert returns[-1] >= 800, returns
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_episodes_may_start_anywhere_in_the_state_box(backend):
+    envs = SB3VecEnv("pendulum", num_envs=500, episode_steps=1, starts="state_box", backend=backend)
+    task = SB3VecEnv("pendulum", num_envs=500, episode_steps=1, backend=backend)
+    actions = np.zeros((500, 1), dtype=np.float32)
+    for made, largest in ((envs, Pendulum.state_box.high[1]), (task, Pendulum.start_box.high[1])):
+        made.seed(1)
+        for rates in (made.reset()[:, 2], made.step(actions)[0][:, 2], made.step(actions)[0][:, 2]):
+            assert np.abs(rates).max() <= largest
+            assert rates.std() == pytest.approx(largest / np.sqrt(3), rel=0.1)
+    envs.set_options({"state": [0.5, 0.0]})
+    assert envs.reset()[:, 2] == pytest.approx(np.zeros(500))
+
+
+def test_unknown_starts_are_refused():
+    with pytest.raises(ValueError, match=r"starts = 'everywhere'; known: task, state_box"):
+        SB3VecEnv("pendulum", num_envs=2, starts="everywhere")

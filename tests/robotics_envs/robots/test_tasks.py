@@ -101,3 +101,38 @@ def test_a_second_of_random_actions_ends_where_mujoco_does(xml):
     ours, theirs, moved = x[0].numpy(), *(np.concatenate((d.qpos, d.qvel)) for d in (data, other))
     # What MuJoCo makes of a start that is moved by 1e-12, and a little rounding.
     assert np.abs(ours - theirs).max() < max(1e-9, 10 * np.abs(moved - theirs).max())
+
+
+def running(env, speed, length):
+    """An episode ``[length, 1, n]`` of a body that keeps its pose and moves forward at a constant speed in m/s."""
+    x = torch.zeros(length, len(env.state_names), dtype=torch.float64)
+    x[:, 1] = 1.25 if env.name != "half_cheetah_v5" else 0.0
+    x[:, 0] = 3.0 + speed * env.dt * torch.arange(length)
+    return x[:, None]
+
+
+@pytest.mark.parametrize(("name", "fast"), [("HalfCheetah", 4.8), ("Hopper", 2.8), ("Walker2d", 2.0)])
+def test_success_is_to_be_fast_enough_and_alive_to_the_end(name, fast):
+    env = make_env(f"gym:{name}-v5")
+    length = env.episode_steps + 1
+    states = torch.cat([running(env, speed, length) for speed in (1.001 * fast, 0.999 * fast, fast + 1)], 1)
+    assert env.success(states).tolist() == [True, False, True]
+    states[500, 2, 2] = torch.nan if name == "HalfCheetah" else 1.5  # falls, and is carried on
+    assert env.success(states).tolist() == [True, False, False]
+
+
+def test_success_of_the_inverted_pendulum_is_to_live_for_950_intervals():
+    env = make_env("gym:InvertedPendulum-v5")
+    states = torch.zeros(1001, 4, 4)
+    states[951:, 0, 1] = 0.3
+    states[950, 1, 1] = 0.3
+    states[10, 2, 1] = torch.nan
+    assert env.success(states).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("name", GYM_TASKS)
+def test_tasks_of_gymnasium_declare_success_with_its_source(name):
+    criterion = make_env(name).success_criterion
+    assert criterion is not None
+    threshold = gymnasium.spec(name.removeprefix("gym:")).reward_threshold
+    assert (f"{threshold:.0f}" if threshold else "this project's choice") in criterion.source

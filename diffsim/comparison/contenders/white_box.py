@@ -1,0 +1,129 @@
+"""Trains with this package: through the simulator, or without gradients on the same policy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffsim.algorithms.base import Algorithm
+from diffsim.assembly import assemble
+from diffsim.comparison.clock import Meter
+from diffsim.config import RunConfig, load_config
+from diffsim.errors import DivergenceError
+from diffsim.isolation import torch_defaults
+from diffsim.policy import Policy
+from diffsim.runs.evaluation import successes_of
+from diffsim.runs.run import HELD_OUT, MAX_DROPPED_IN_A_ROW
+
+
+def load(settings: Mapping[str, Any]) -> None:
+    """Import what training needs: it is imported with this module."""
+
+
+def configuration(task: str, settings: Mapping[str, Any], seed: int) -> RunConfig:
+    """The configuration of a run, all defaults written out.
+
+    Raises:
+        ConfigError: unknown or impossible settings.
+    """
+    return assemble(load_config({"env": task}, settings, {"seed": seed, "threads": 1})).config
+
+
+def resolved(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting of a run but the seed.
+
+    Raises:
+        ConfigError: unknown or impossible settings.
+    """
+    return configuration(task, settings, 0).model_dump(mode="json", exclude={"seed"})
+
+
+def train(task: str, settings: Mapping[str, Any], seed: int, meter: Meter) -> None:
+    """Updates until the budget is used or the run has come to its end, which it decides as ``diffsim train`` does.
+
+    Where a run may double its length, its validation decides that, so it is part of training: its time is on the clock
+    and its environment steps count.
+    """
+    config = load_config({"env": task}, settings, {"seed": seed, "threads": 1})
+    with torch_defaults(config.threads):
+        algorithm = assemble(config).algorithm
+        act = _Acting(algorithm.policy)
+        meter.begin(act)
+        steps = gradients = dropped = 0
+        validated: list[tuple[float, float]] = []
+        for update in itertools.count(1):
+            cpu, wall = time.process_time(), time.perf_counter()
+            record = algorithm.step()
+            if record.compile_seconds:
+                _take_off_compiling(meter, cpu, wall, record.compile_seconds)
+            steps += record.env_steps
+            gradients += record.gradient_evaluations
+            dropped = dropped + 1 if record.dropped else 0
+            if dropped == MAX_DROPPED_IN_A_ROW:
+                raise DivergenceError(f"{dropped} updates in a row were dropped, the last: {record.dropped}")
+            at_end, every = update == config.updates, config.evaluation.every
+            if config.doublings and (at_end or (every and update % every == 0)):
+                validated.append(_validate(algorithm, config))
+                steps += config.evaluation.episodes * algorithm.env.episode_steps
+            if not meter.go_on(steps, gradients, act):
+                return
+            if at_end:
+                if not _doubles(algorithm, config, validated):
+                    break
+                changes = {"updates": 2 * config.updates, "doublings": config.doublings - 1}
+                config = config.model_copy(update=changes)
+                algorithm.lengthen(config.updates)
+        meter.end(steps, gradients, act, f"all {config.updates} updates done")
+
+
+def _validate(algorithm: Algorithm, config: RunConfig) -> tuple[float, float]:
+    """Mean return and share of successes from the held-out starts of a run."""
+    generator = torch.Generator().manual_seed(config.seed + HELD_OUT)
+    x = algorithm.env.reset(config.evaluation.episodes, generator, algorithm.dtype).to(algorithm.device)
+    algorithm.policy.eval()
+    returns, states = algorithm.episodes(x)
+    algorithm.policy.train()
+    success = math.nan
+    if algorithm.env.success_criterion is not None:
+        success = float(successes_of(algorithm.env, states).double().mean())
+    return float(returns.mean()), success
+
+
+def _doubles(algorithm: Algorithm, config: RunConfig, validated: list[tuple[float, float]]) -> bool:
+    """Whether a run goes on to twice its updates: its best policy does not succeed from enough held-out starts."""
+    criterion = algorithm.env.success_criterion
+    measured = [pair for pair in validated if not any(map(math.isnan, pair))]
+    if not config.doublings or criterion is None or not measured:
+        return False
+    return max(measured)[1] < criterion.share
+
+
+def _take_off_compiling(meter: Meter, cpu: float, wall: float, compiling: float) -> None:
+    """Take compiling off the clock, which is known in wall seconds alone.
+
+    The rest of the update cannot have computed for longer than it lasted: what it is charged is the largest number of
+    CPU seconds that is possible.
+    """
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    compiling = min(compiling, wall)
+    meter.take_off(max(0.0, cpu - (wall - compiling)), compiling, "compile")
+
+
+class _Acting:
+    """A policy without exploration noise, from NumPy to NumPy."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    @torch.no_grad()
+    def __call__(self, observations: np.ndarray) -> np.ndarray:
+        self.policy.eval()  # measuring must not move the statistics of a batch norm
+        actions = self.policy(torch.from_numpy(observations).to(self.policy.mean)).cpu().numpy()
+        self.policy.train()
+        return actions

@@ -1,0 +1,323 @@
+"""What a report says that depends on no axis: which runs there are, how they were made, and how far to trust them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from diffsim.comparison import statistics
+from diffsim.comparison.figures import short, short3
+from diffsim.comparison.records import STATUSES, Comparison, Record
+from diffsim.comparison.verdicts import Question
+from diffsim.comparison.views import ContenderView, Table, contender_views
+from diffsim.comparison.words import OUTCOME_WORDS
+
+_SETTINGS = 80
+"""Settings of a contender that the page lists; the records hold all."""
+_OVERHEADS = (
+    ("import_seconds", "import"),
+    ("start_seconds", "start"),
+    ("compile_seconds", "compile"),
+    ("evaluation_seconds", "evaluation"),
+    ("total_seconds", "whole process"),
+)
+
+
+def missing(comparison: Comparison) -> list[str]:
+    """What keeps a comparison from being whole, one sentence each; empty if nothing does."""
+    there = {record.key for record in comparison.records}
+    absent = [key for key in comparison.planned() if key not in there]
+    unfinished = [record for record in comparison.records if record.status == "unfinished"]
+    sentences = []
+    if absent:
+        by = Counter((task, contender) for task, contender, _ in absent)
+        some = "; ".join(f"{task}, {contender}: {count}" for (task, contender), count in by.most_common(12))
+        more = f"; and {len(by) - 12} more pairs" if len(by) > 12 else ""
+        sentences.append(
+            f"{len(absent)} of {len(comparison.planned())} planned runs have no record yet ({some}{more})."
+        )
+    if unfinished:
+        count = f"{len(unfinished)} of {len(comparison.records)} records"
+        sentences.append(f"Not at their end, and in no statistic: {count}.")
+    if comparison.unreadable:
+        some = "; ".join(f"{name}: {why}" for name, why in list(comparison.unreadable.items())[:6])
+        count = f"{len(comparison.unreadable)} file{'s' if len(comparison.unreadable) > 1 else ''}"
+        sentences.append(f"Cannot be read: {count} ({some}).")
+    return sentences
+
+
+def runs_table(comparison: Comparison) -> Table:
+    """Every planned run and every record: status, end of its curve, and why it failed."""
+    by_key = {record.key: record for record in comparison.records}
+    keys = list(dict.fromkeys([*comparison.planned(), *by_key]))
+    head = [
+        "task",
+        "contender",
+        "seed",
+        "status",
+        "last score",
+        "success",
+        "CPU s",
+        "wall s",
+        "steps",
+        "gradients",
+        "why",
+    ]
+    rows, numbers = [], []
+    for task, contender, seed in keys:
+        record = by_key.get((task, contender, seed))
+        if record is None:
+            rows.append([task, contender, str(seed), "no record", *[""] * 7])
+            numbers.append([task, contender, seed, "no record", *[math.nan] * 6, ""])
+            continue
+        curve = record.curve
+        last = [
+            float(getattr(curve, name)[-1]) if len(curve) else math.nan
+            for name in (
+                "score",
+                "success",
+                "cpu_seconds",
+                "wall_seconds",
+                "environment_steps",
+                "gradient_evaluations",
+            )
+        ]
+        shown = [
+            short3(last[0]),
+            short3(last[1]),
+            *(short(v) if not math.isnan(v) else "–" for v in last[2:]),
+        ]
+        rows.append([task, contender, str(seed), record.status, *shown, record.error])
+        numbers.append([task, contender, seed, record.status, *last, record.error])
+    return Table(
+        "runs",
+        "Every run",
+        head,
+        rows,
+        numbers,
+        ["task", "contender", "seed", "status", "score", "success", "cpu_seconds", "wall_seconds",
+         "environment_steps", "gradient_evaluations", "error"],
+    )  # fmt: skip
+
+
+def matrix_table(comparison: Comparison) -> Table:
+    """Counts of runs by status: a row a task, a column a contender."""
+    names = [c.name for c in contender_views(comparison)]
+    rows = [[task, *(_counts(comparison, task, name) for name in names)] for task in comparison.tasks]
+    caption = "Runs by status; a pair that was not run says why"
+    return Table("matrix", caption, ["task", *names], rows)
+
+
+def _counts(comparison: Comparison, task: str, name: str) -> str:
+    found = comparison.of(task, name)
+    counts = Counter(record.status for record in found)
+    absent = sum((t, c) == (task, name) for t, c, _ in comparison.planned()) - len(found)
+    parts = [f"{counts[status]} {status}" for status in STATUSES if counts[status]]
+    if absent > 0:
+        parts.append(f"{absent} missing")
+    return ", ".join(parts) or comparison.skipped.get(f"{task}/{name}", "not planned")
+
+
+def failures_table(comparison: Comparison) -> Table | None:
+    """The runs that crashed, diverged or were stopped, and why."""
+    failed = [record for record in comparison.records if record.status != "finished"]
+    if not failed:
+        return None
+    rows = [[r.task, r.contender, str(r.seed), r.status, r.error or "not said"] for r in failed]
+    return Table("failures", "Runs that did not finish", ["task", "contender", "seed", "status", "why"], rows)
+
+
+def overheads_table(comparison: Comparison) -> Table:
+    """Medians over runs of what is beside training."""
+    rows, numbers, classes = [], [], []
+    for c in contender_views(comparison):
+        records = [r for r in comparison.records if r.contender == c.name]
+        values = [_median([getattr(r.overheads, field) for r in records]) for field, _ in _OVERHEADS]
+        training = _median([float(r.curve.wall_seconds[-1]) for r in records if len(r.curve)])
+        cpu = _median([float(r.curve.cpu_seconds[-1]) for r in records if len(r.curve)])
+        both = [*values, training, cpu]
+        rows.append([c.name, *(short3(v) for v in both)])
+        numbers.append([c.name, *both])
+        classes.append(f"c c{c.number}")
+    labels = [*(label for _, label in _OVERHEADS), "training, wall", "training, CPU"]
+    return Table(
+        "overheads",
+        "Median seconds of a run; clocks of the curves count training alone",
+        ["contender", *labels],
+        rows,
+        numbers,
+        ["contender", *(field for field, _ in _OVERHEADS), "training_wall_seconds", "training_cpu_seconds"],
+        classes,
+    )
+
+
+def interest_table(comparison: Comparison) -> Table:
+    """Who tuned what, with what effort."""
+    rows = [[c.name, c.kind, *(text for _, text in c.facts)] for c in contender_views(comparison)]
+    head = ["contender", "kind", "what", "settings from", "tuned by", "tuning effort"]
+    return Table("contenders", "Contenders, and who tuned them with what effort", head, rows)
+
+
+def certainty(comparison: Comparison) -> list[str]:
+    """What the number of runs allows to say."""
+    sizes = [
+        len(found)
+        for task in comparison.tasks
+        for name in comparison.contenders
+        if (found := [r for r in comparison.of(task, name) if r.status != "unfinished"])
+    ]
+    if not sizes:
+        return ["No run has come to its end."]
+    least, most = min(sizes), max(sizes)
+    runs = f"{least}" if least == most else f"{least} to {most}"
+    sentences = [f"Each contender has {runs} ended runs on a task. Every one is drawn."]
+    if least < 10:
+        sentences.append(
+            "Fewer than 10: intervals are too narrow, see below; add seeds before you rely on them."
+        )
+    sentences.append(_coverage_sentence(least))
+    sentences.append(
+        f"Intervals are those of the statistic, not of a single run. With 95% confidence the range of {least} runs "
+        f"holds {statistics.tolerance_share(least):.0%} of all runs or more (Wilks, 1941)."
+    )
+    sentences.append(
+        "Every interval holds with 95% by itself. None is adjusted for the number of comparisons; what an adjustment "
+        "changes is said under 'What would change the verdict'."
+    )
+    sentences.append(
+        "Where all runs of one contender beat all of another, a bootstrap interval of the probability of improvement "
+        "would be a single point. Each end is therefore the wider one of the bootstrap's and of Newcombe's score "
+        "interval (2006)."
+    )
+    return sentences
+
+
+def _coverage_sentence(runs: int) -> str:
+    measured = statistics.measured_coverage()
+    known = sorted({row["seeds"] for row in measured["rows"]})
+    chosen = max((seeds for seeds in known if seeds <= runs), default=None)
+    if chosen is None:
+        return (
+            f"How often 95% intervals hold the true value was not measured for {runs} runs; for {known[0]} runs, "
+            f"which is better, it is {_shares(measured, known[0])}."
+        )
+    return (
+        f"In {measured['experiments']:,} synthetic experiments with {chosen} runs a task, 1 and 6 tasks, and normal, "
+        f"exponential and bimodal scores, the 95% intervals held the true value in {_shares(measured, chosen)}."
+    )
+
+
+def _shares(measured: Mapping[str, Any], runs: int) -> str:
+    names = {
+        "interquartile_mean": "interquartile mean",
+        "mean": "mean",
+        "improvement": "probability of improvement",
+    }
+    parts = []
+    for key, name in names.items():
+        found = [row["widened"][key] for row in measured["rows"] if row["seeds"] == runs]
+        parts.append(f"{100 * min(found):.1f}–{100 * max(found):.1f}% ({name})")
+    return ", ".join(parts)
+
+
+def changes_table(questions: Sequence[Question]) -> Table:
+    """Other rules, and the verdicts that they change."""
+    rows = []
+    for question in questions:
+        changed = [
+            f"{'all tasks' if c.task is None else c.task}, against {c.contender}: {OUTCOME_WORDS[c.before]} → "
+            f"{OUTCOME_WORDS[c.after]}"
+            for c in question.changes
+        ]
+        rows.append([question.words, "; ".join(changed) or "nothing"])
+    return Table("changes", "What would change the verdict", ["if", "then"], rows)
+
+
+def settings_table(comparison: Comparison, contender: ContenderView) -> Table | None:
+    """The settings of a contender; where runs differ, every value."""
+    found: dict[str, list[str]] = {}
+    records = [r for r in comparison.records if r.contender == contender.name]
+    for record in records:
+        for key, value in _flat(record.settings):
+            values = found.setdefault(key, [])
+            if value not in values:
+                values.append(value)
+    if not found:
+        return None
+    rows = [
+        [key, " | ".join(values[:6]) + (" | …" if len(values) > 6 else "")] for key, values in found.items()
+    ]
+    if len(rows) > _SETTINGS:
+        rows = [*rows[:_SETTINGS], ["…", f"{len(rows) - _SETTINGS} more in the records"]]
+    return Table(f"settings_{contender.number}", f"Settings of {contender.name}", ["setting", "value"], rows)
+
+
+def provenance_table(comparison: Comparison) -> Table:
+    """Versions, hardware, threads, load and dates: what the records agree on, and where they differ."""
+    found: dict[str, list[Any]] = {}
+    for record in comparison.records:
+        for key, value in _flat(record.provenance):
+            found.setdefault(key, []).append(value)
+    rows = []
+    for key, values in found.items():
+        different = list(dict.fromkeys(values))
+        numbers = [n for v in different if (n := _number(v)) is not None]
+        if len(numbers) == len(different) > 3:
+            text = f"{short3(min(numbers))} to {short3(max(numbers))}, median {short3(float(np.median(numbers)))}"
+        else:
+            text = " | ".join(different[:4]) + (
+                f" | … ({len(different)} values)" if len(different) > 4 else ""
+            )
+        rows.append([key, text])
+    return Table("provenance", "Versions, hardware and load, from the records", ["fact", "value"], rows)
+
+
+def plan_facts(comparison: Comparison) -> list[tuple[str, str]]:
+    """The command, date, budget and remarks of the plan."""
+    budget = ", ".join(
+        f"{short(value)} {axis.replace('_', ' ')}" for axis, value in comparison.budget.items()
+    )
+    facts = [
+        ("command", comparison.command),
+        ("made", comparison.created),
+        ("budget", budget or "none declared: compared at what half the runs of each contender cover"),
+        ("seeds", ", ".join(map(str, comparison.seeds))),
+        *(("note", note) for note in comparison.notes),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def curve_rows(records: Sequence[Record]) -> Iterator[list[Any]]:
+    """Every evaluation of every run, for CSV."""
+    from diffsim.comparison.records import CURVE
+
+    yield ["task", "contender", "seed", "status", *CURVE]
+    for record in records:
+        columns = [getattr(record.curve, name).tolist() for name in CURVE]
+        for values in zip(*columns, strict=True):
+            yield [record.task, record.contender, record.seed, record.status, *values]
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _median(values: Sequence[float]) -> float:
+    known = [v for v in values if not math.isnan(v)]
+    return float(np.median(known)) if known else math.nan

@@ -1,0 +1,295 @@
+"""Results of other programs as records: CSV files, TensorBoard's event files, monitors of episodes.
+
+Scores of such logs are often returns of training episodes, with exploration noise and from starts that change; the
+record's protocol says so, and the report prints it.  What a log does not say is NaN, and the contender is left out of
+figures along axes that it does not know.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffsim.comparison.records import CURVE, Contender, Curve, Protocol, Record, Task
+from diffsim.errors import ConfigError
+from diffsim.values import folder as absolute
+from diffsim.values import shown
+from lazy_registry.installation import install_command
+
+COLUMNS: Mapping[str, Sequence[str]] = {
+    "environment_steps": ("environment_steps", "env_steps", "time/total_timesteps", "timesteps", "total_timesteps",
+                          "global_step", "steps"),
+    "cpu_seconds": ("cpu_seconds", "process_time"),
+    "wall_seconds": ("wall_seconds", "time/time_elapsed", "time_elapsed", "walltime"),
+    "gradient_evaluations": ("gradient_evaluations", "train/n_updates", "n_updates"),
+    "score": ("score", "return", "eval/mean_reward", "rollout/ep_rew_mean", "charts/episodic_return", "episode_return",
+              "mean_reward"),
+    "success": ("success", "eval/success_rate", "rollout/success_rate", "success_rate"),
+}  # fmt: skip
+"""Names by which columns of CSV files and tags of TensorBoard are known, the first found wins."""
+
+IMPORTED = Contender("imported", "imported results")
+WINDOW = 100
+"""Episodes of a monitor whose mean return is its score, as Stable-Baselines3 prints it."""
+
+
+def read_csv(
+    path: str | os.PathLike[str],
+    *,
+    task: str,
+    contender: str,
+    seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+    protocol: Protocol | None = None,
+    about_task: Task | None = None,
+    about_contender: Contender = IMPORTED,
+) -> list[Record]:
+    """The runs in a CSV file with a header; rows without a score are left out.
+
+    Where the file has columns ``task``, ``contender`` or ``seed``, their values are those of the row, and each
+    combination is a run.
+
+    Args:
+        path: the file.
+        task: name of the task, where the file does not say.
+        contender: name of the contender, likewise.
+        seed: likewise.
+        columns: names of the file's columns by those of :class:`Curve`, where they are not among :data:`COLUMNS`.
+        protocol: how scores were measured.
+        about_task: threshold and limits of the task.
+        about_contender: what is said of the contender.
+
+    Raises:
+        ConfigError: the file cannot be read, has no column of scores, or a cell that is no number.
+    """
+    place = absolute(path)
+    text = _text(place)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    heads = list(rows[0]) if rows else []
+    found = _columns(heads, columns or {}, place)
+    runs: dict[tuple[str, str, int], list[Mapping[str, str]]] = {}
+    for row in rows:
+        if (row.get(found["score"]) or "").strip():
+            key = (row.get("task") or task, row.get("contender") or contender)
+            runs.setdefault((*key, int(float(row.get("seed") or seed))), []).append(row)
+    told = protocol or _protocol(found["score"])
+    records = []
+    for (where, who, number), lines in runs.items():
+        arrays = {name: _numbers(lines, column, place) for name, column in found.items()}
+        records.append(_record(where, who, number, arrays, told, about_task, about_contender, place))
+    return records
+
+
+def read_tensorboard(
+    folder: str | os.PathLike[str],
+    *,
+    task: str,
+    contender: str,
+    columns: Mapping[str, str] | None = None,
+    protocol: Protocol | None = None,
+    about_task: Task | None = None,
+    about_contender: Contender = IMPORTED,
+) -> list[Record]:
+    """The runs below a folder of TensorBoard: each folder with event files is one.
+
+    The step of an event is taken for environment steps, its time for wall seconds since the first event.  The seed is
+    the last number in the name of the run's folder, where all have different ones, else the place in their order.
+
+    Args:
+        folder: of one run, or of many.
+        task: name of the task.
+        contender: name of the contender.
+        columns: tags by names of :class:`Curve`, where they are not among :data:`COLUMNS`.
+        protocol: how scores were measured.
+        about_task: threshold and limits of the task.
+        about_contender: what is said of the contender.
+
+    Raises:
+        ConfigError: no event files, no scores in them, or the package tensorboard is missing.
+    """
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"reading TensorBoard's files needs tensorboard: {install_command('tensorboard')}"
+        ) from None
+    root = absolute(folder)
+    places = sorted({path.parent for path in root.rglob("*tfevents*")})
+    if not places:
+        raise ConfigError(f"no event files of TensorBoard below {shown(root)}")
+    records = []
+    for place, seed in zip(places, _seeds(places), strict=True):
+        log = EventAccumulator(str(place), size_guidance={"scalars": 0}).Reload()
+        tags = log.Tags()["scalars"]
+        found = _columns(tags, columns or {}, place)
+        events = log.Scalars(found["score"])
+        steps = np.array([event.step for event in events], dtype=np.float64)
+        clock = np.array([event.wall_time for event in events])
+        arrays = {"score": np.array([event.value for event in events]), "environment_steps": steps}
+        arrays["wall_seconds"] = clock - clock[0]
+        for name, tag in found.items():
+            if name != "score":
+                series = log.Scalars(tag)
+                # Tags are written at times of their own: the last value at or before that of the score.
+                at = np.searchsorted([e.step for e in series], steps, side="right") - 1
+                if (at >= 0).all():
+                    arrays[name] = np.array([series[i].value for i in at], dtype=np.float64)
+        told = protocol or _protocol(found["score"])
+        records.append(_record(task, contender, seed, arrays, told, about_task, about_contender, place))
+    return records
+
+
+def read_monitor(
+    source: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
+    *,
+    task: str,
+    contender: str,
+    seed: int = 0,
+    window: int = WINDOW,
+    about_task: Task | None = None,
+    about_contender: Contender = IMPORTED,
+) -> list[Record]:
+    """A run as its episodes: a file or folder of Stable-Baselines3's ``Monitor``, or Gymnasium's statistics.
+
+    The score after each episode is the mean return of the last ``window`` ones.
+
+    Args:
+        source: a ``monitor.csv``; a folder of them, one for each copy of the environment, whose episodes are taken in
+            the order of their ends; or what Gymnasium's ``RecordEpisodeStatistics`` puts into ``info["episode"]``, in
+            order, each with ``r``, ``l`` and ``t``, where ``t`` are the seconds of that episode alone.
+        task: name of the task.
+        contender: name of the contender.
+        seed: of the run.
+        window: number of episodes.
+        about_task: threshold and limits of the task.
+        about_contender: what is said of the contender.
+
+    Raises:
+        ConfigError: no episode, or a file that is not of this kind.
+    """
+    if isinstance(source, str | os.PathLike):
+        place = absolute(source)
+        files = sorted(place.glob("*monitor.csv")) if place.is_dir() else [place]
+        episodes = sorted((e for file in files for e in _monitored(file)), key=lambda episode: episode[2])
+        seconds = np.array([end for _, _, end in episodes])
+    else:
+        place = Path("info['episode']")
+        episodes = [(_scalar(e["r"]), _scalar(e["l"]), _scalar(e["t"])) for e in source]
+        seconds = np.cumsum([duration for _, _, duration in episodes])
+    if not episodes:
+        raise ConfigError(f"no episode in {place}")
+    returns = np.array([r for r, _, _ in episodes])
+    sums = np.concatenate([[0.0], np.cumsum(returns)])
+    last = np.arange(1, len(returns) + 1)
+    first = np.maximum(0, last - window)
+    arrays = {
+        "score": (sums[last] - sums[first]) / (last - first),
+        "environment_steps": np.cumsum([length for _, length, _ in episodes]),
+        "wall_seconds": seconds,
+    }
+    protocol = Protocol(
+        f"training episodes, mean of the last {window}", window, 0, "those of training", False
+    )
+    return [_record(task, contender, seed, arrays, protocol, about_task, about_contender, place)]
+
+
+def _monitored(path: Path) -> list[tuple[float, float, float]]:
+    """Return, length and time of the end of each episode; times from the start of the earliest copy are absolute."""
+    head, _, body = _text(path).partition("\n")
+    start = re.search(r'"t_start":\s*([0-9.eE+-]+)', head)
+    if not head.startswith("#") or start is None:
+        raise ConfigError(f"{shown(path)} is no file of Monitor: its first line has no t_start")
+    rows = list(csv.DictReader(io.StringIO(body)))
+    missing = {"r", "l", "t"} - set(rows[0] if rows else "rlt")
+    if missing:
+        raise ConfigError(f"{shown(path)} has no column {', '.join(sorted(missing))}")
+    arrays = [_numbers(rows, name, path) for name in ("r", "l", "t")]
+    return list(zip(*(array.tolist() for array in arrays), strict=True))
+
+
+def _record(
+    task: str,
+    contender: str,
+    seed: int,
+    arrays: Mapping[str, Any],
+    protocol: Protocol,
+    about_task: Task | None,
+    about_contender: Contender,
+    place: Path,
+) -> Record:
+    try:
+        unknown = np.full(len(arrays["score"]), np.nan)
+        curve = Curve(**{**dict.fromkeys(CURVE, unknown), **arrays})
+    except ConfigError as error:
+        raise ConfigError(f"{shown(place)}: {error}") from None
+    return Record(
+        task,
+        contender,
+        seed,
+        "finished",
+        curve,
+        protocol,
+        about_task=about_task or Task(),
+        about_contender=about_contender,
+        provenance={"imported_from": place.name},
+    )
+
+
+def _columns(heads: Sequence[str], given: Mapping[str, str], place: Path) -> dict[str, str]:
+    """The file's name of each column of a curve that it has."""
+    for name, column in given.items():
+        if name not in CURVE or column not in heads:
+            raise ConfigError(
+                f"columns: {name} = {column!r}; {shown(place)} has {', '.join(heads) or 'no columns'}"
+            )
+    found = dict(given)
+    for name, known in COLUMNS.items():
+        if name not in found and (first := next((k for k in known if k in heads), None)) is not None:
+            found[name] = first
+    if "score" not in found:
+        raise ConfigError(
+            f"{shown(place)} has no column of scores: it has {', '.join(heads) or 'none'}; name it, such as "
+            "columns={'score': 'reward'}"
+        )
+    return found
+
+
+def _numbers(rows: Sequence[Mapping[str, str]], column: str, place: Path) -> np.ndarray:
+    try:
+        return np.array([float(row[column]) if (row[column] or "").strip() else math.nan for row in rows])
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{shown(place)}, column {column}: {error}") from None
+
+
+def _protocol(column: str) -> Protocol:
+    training = any(part in column for part in ("rollout", "episod", "charts"))
+    return Protocol(
+        f"imported, {column}", 0, 0, "those of training" if training else "not said", not training
+    )
+
+
+def _seeds(places: Sequence[Path]) -> list[int]:
+    numbers = [re.findall(r"\d+", place.name) for place in places]
+    seeds = [int(found[-1]) for found in numbers if found]
+    return seeds if len(set(seeds)) == len(places) else list(range(len(places)))
+
+
+def _scalar(value: Any) -> float:
+    return float(np.asarray(value).reshape(-1)[0])
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{shown(path)} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None

@@ -1,0 +1,253 @@
+"""What records say at a budget: scores, areas under curves and times to the threshold, by rules that are explicit.
+
+Between evaluations the last one counts: nothing is interpolated towards an evaluation that is still to come.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffsim.comparison.records import AXES, Comparison, Limits, Record
+from diffsim.comparison.statistics import CONFIDENCE, RESAMPLES, interquartile_mean
+from diffsim.comparison.survival import Times
+from diffsim.errors import ConfigError
+
+Floats = NDArray[np.float64]
+
+FAILED = ("floor", "last", "left out")
+CROSSINGS = ("first", "earliest", "lasting")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How records are read; the defaults are those of the report, the rest answers what would change the verdict."""
+
+    axis: str = "cpu_seconds"
+    failed: str = "floor"
+    """What a run counts as that crashed or diverged: ``floor`` (its last score, or that of the middle actions if that
+    is less), ``last`` (its last score), ``left out``."""
+    crossing: str = "first"
+    """When a run reaches the threshold: at its ``first`` evaluation there; at the evaluation before that, the
+    ``earliest`` that is possible; at the first from which on it stays there, ``lasting``."""
+    overheads: bool = False
+    """Whether clocks begin before import, start and compilation."""
+    confidence: float = CONFIDENCE
+    widen: bool = True
+    resamples: int = RESAMPLES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("axis", AXES), ("failed", FAILED), ("crossing", CROSSINGS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} = {getattr(self, name)!r}; must be one of {', '.join(known)}")
+
+    def but(self, **changes: object) -> Rules:
+        """These rules with some changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+# -- curves -----------------------------------------------------------------------------------------------------------
+
+
+def at(x: ArrayLike, y: ArrayLike, grid: ArrayLike) -> Floats:
+    """The last value ``y [n]`` at or before each point of ``grid [m]``, NaN before the first: ``[m]``.
+
+    ``x [n]`` does not decrease; of equal x the last counts.
+    """
+    places = np.searchsorted(np.asarray(x, dtype=np.float64), grid, side="right") - 1
+    values = np.append(np.asarray(y, dtype=np.float64), np.nan)  # place -1 is this NaN
+    return np.asarray(values[places], dtype=np.float64)
+
+
+def area(x: ArrayLike, y: ArrayLike, end: float, before: float = math.nan) -> float:
+    """The mean of a step curve over [0, ``end``]; ``before`` holds until the first evaluation."""
+    inside = np.asarray(x, dtype=np.float64) < end
+    starts = np.concatenate([[0.0], np.asarray(x, dtype=np.float64)[inside], [end]])
+    values = np.concatenate([[before], np.asarray(y, dtype=np.float64)[inside]])
+    widths = np.diff(starts)
+    # A value that holds for no time, such as that before a first evaluation at 0, may be NaN.
+    return float((values[widths > 0] * widths[widths > 0]).sum() / end)
+
+
+def normalised(scores: ArrayLike, limits: Limits) -> Floats:
+    """Scores as shares of the way from the middle actions (0) to the best known (1); nothing is clipped."""
+    return (np.asarray(scores, dtype=np.float64) - limits.zero) / (limits.one - limits.zero)
+
+
+# -- one task of a comparison -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The records of one task that are at their end, read by rules; unfinished runs do not enter any statistic."""
+
+    comparison: Comparison
+    task: str
+    rules: Rules
+
+    @property
+    def limits(self) -> Limits | None:
+        return self.comparison.tasks[self.task].limits
+
+    def records(self, contender: str) -> list[Record]:
+        """The ended runs of a contender that know the axis, and the failed ones unless they are left out."""
+        failed_too = self.rules.failed != "left out"
+        return [
+            record
+            for record in self.comparison.of(self.task, contender)
+            if (record.status == "finished" and record.curve.knows(self.rules.axis))
+            or (
+                record.failed
+                and failed_too
+                and (not len(record.curve) or record.curve.knows(self.rules.axis))
+            )
+        ]
+
+    def along(self, record: Record) -> Floats:
+        """The axis of a record ``[n]``."""
+        values: Floats = getattr(record.curve, self.rules.axis)
+        if self.rules.overheads and self.rules.axis.endswith("_seconds"):
+            beside = record.overheads
+            spent = (beside.import_seconds, beside.start_seconds, beside.compile_seconds)
+            values = values + sum(s for s in spent if not math.isnan(s))
+        return values
+
+    def end(self) -> float:
+        """The amount at which contenders are compared: the budget, or what half the runs of each contender cover.
+
+        NaN where neither is known.
+        """
+        return self._end
+
+    @functools.cached_property
+    def _end(self) -> float:
+        if self.rules.axis in self.comparison.budget:
+            return float(self.comparison.budget[self.rules.axis])
+        ends = []
+        for contender in self.comparison.contenders:
+            finished = [r for r in self.records(contender) if not r.failed]
+            if finished:
+                ends.append(float(np.median([self.along(r)[-1] for r in finished])))
+        return min((end for end in ends if end > 0), default=math.nan)
+
+    def floor(self) -> float:
+        """The score of a policy that has learnt nothing: of the middle actions, or the lowest first evaluation."""
+        return self._floor
+
+    @functools.cached_property
+    def _floor(self) -> float:
+        if self.limits is not None:
+            return self.limits.zero
+        first = [r.curve.score[0] for r in self.comparison.records if r.task == self.task and len(r.curve)]
+        return float(min(first, default=math.nan))
+
+    def scores(self, contender: str, normalise: bool = False) -> Floats:
+        """The score of every run at :meth:`end`, ``[runs]``."""
+        found = [self.score(record, self.end()) for record in self.records(contender)]
+        return self._normalised(np.array(found, dtype=np.float64), normalise)
+
+    def score(self, record: Record, amount: float) -> float:
+        """The score of a run at ``amount`` of the axis."""
+        return float(self.curve(record, np.array([amount]))[0])
+
+    def curve(self, record: Record, grid: Floats) -> Floats:
+        """The score of a run at each point of ``grid [m]``: ``[m]``, with what failed runs count as."""
+        x, floor = self.along(record), self.floor()
+        values = at(x, record.curve.score, grid)
+        values = np.where(np.isnan(values), floor, values)
+        if record.failed and self.rules.failed == "floor":
+            ended = grid >= x[-1] if len(x) else np.ones(len(grid), dtype=bool)
+            values = np.where(ended, np.minimum(values, floor), values)
+        return values
+
+    def middle(self, contender: str, grid: Floats) -> tuple[Floats, Floats]:
+        """The interquartile mean of a contender's curves at points of ``grid``, and these points.
+
+        Only where every run has been evaluated and no finished run has ended, so that the line is always one of the
+        same runs.
+        """
+        records = self.records(contender)
+        evaluated = [self.along(r) for r in records if len(r.curve)]
+        ends = [self.along(r)[-1] for r in records if not r.failed]
+        start, end = max((x[0] for x in evaluated), default=math.inf), min(ends, default=math.inf)
+        inside = grid[(grid >= start) & (grid <= end * (1 + 1e-12))]
+        if not len(inside):
+            return inside, inside
+        return inside, interquartile_mean(np.stack([self.curve(r, inside) for r in records]), axis=0)
+
+    def areas(self, contender: str, normalise: bool = False) -> Floats:
+        """The mean score of every run from 0 to :meth:`end`, ``[runs]``."""
+        found = []
+        for record in self.records(contender):
+            x, y = self.along(record), record.curve.score
+            if record.failed and self.rules.failed == "floor":
+                # From its last evaluation on; the one value may replace the other at the same place.
+                last = x[-1] if len(x) else 0.0
+                x, y = np.append(x, last), np.append(y, self.score(record, max(last, self.end())))
+            found.append(area(x, y, self.end(), self.floor()))
+        return self._normalised(np.array(found, dtype=np.float64), normalise)
+
+    def times(self, contender: str) -> Times | None:
+        """When runs reach the threshold; None where the task has none, or no run.
+
+        A run that crashed or diverged before reaching it never does: it is censored where the last of all is, and not
+        where it failed, since failing early would otherwise look fast.
+        """
+        threshold = self.comparison.tasks[self.task].threshold
+        records = self.records(contender)
+        end = self.end()
+        if threshold is None or not records or math.isnan(end):
+            return None
+        times, reached = [], []
+        for record in records:
+            x = self.along(record)
+            measured: Floats = getattr(record.curve, threshold.measure)
+            place = self._crossing(measured >= threshold.value)
+            crossed = place is not None and x[place] <= end
+            if place is not None and crossed:
+                times.append(x[place])
+            else:
+                times.append(end if record.failed or not len(x) else min(float(x[-1]), end))
+            reached.append(crossed)
+        return Times(np.array(times), np.array(reached))
+
+    def _crossing(self, there: NDArray[np.bool_]) -> int | None:
+        """The place of the evaluation that counts as the crossing."""
+        if self.rules.crossing == "lasting":
+            away = np.flatnonzero(~there)
+            first = int(away[-1]) + 1 if len(away) else 0
+            return first if first < len(there) else None
+        found = np.flatnonzero(there)
+        if not len(found):
+            return None
+        return max(0, int(found[0]) - (self.rules.crossing == "earliest"))
+
+    def _normalised(self, values: Floats, normalise: bool) -> Floats:
+        if not normalise:
+            return values
+        if self.limits is None:
+            raise ConfigError(f"scores of {self.task} cannot be normalised: it has no limits")
+        return normalised(values, self.limits)
+
+
+def axes_known(comparison: Comparison) -> list[str]:
+    """The axes that can be drawn, the one of the verdict first: the first of the budget, else CPU seconds if known."""
+    known = [axis for axis in AXES if any(record.curve.knows(axis) for record in comparison.records)]
+    wanted = [*comparison.budget, "cpu_seconds", *AXES]
+    return sorted(known, key=wanted.index)
+
+
+def pooled(data: Sequence[TaskData], contender: str) -> list[Floats]:
+    """The normalised scores of a contender on the tasks that have limits and its runs."""
+    return [
+        scores
+        for task in data
+        if task.limits is not None and len(scores := task.scores(contender, normalise=True))
+    ]

@@ -1,0 +1,132 @@
+"""Other people's results: what their logs say, and no more."""
+
+import math
+
+import numpy as np
+import pytest
+
+from diffsim.comparison import read_csv, read_monitor, read_tensorboard
+from diffsim.errors import ConfigError
+
+WHO = {"task": "pendulum", "contender": "theirs"}
+
+
+def test_a_csv_of_stable_baselines(tmp_path):
+    path = tmp_path / "progress.csv"
+    path.write_text(
+        "time/total_timesteps,eval/mean_reward,time/time_elapsed,train/n_updates\n"
+        "1000,-900,1.5,10\n2000,,2.5,20\n3000,-300,4,30\n"
+    )
+    (record,) = read_csv(path, **WHO, seed=7)
+    assert record.key == ("pendulum", "theirs", 7)
+    assert record.curve.environment_steps.tolist() == [1000, 3000]
+    assert record.curve.score.tolist() == [-900, -300]
+    assert record.curve.wall_seconds.tolist() == [1.5, 4]
+    assert record.curve.gradient_evaluations.tolist() == [10, 30]
+    assert np.isnan(record.curve.cpu_seconds).all()
+    assert np.isnan(record.curve.success).all()
+    assert record.about_contender.kind == "imported"
+
+
+def test_a_csv_of_many_runs_with_names_of_its_own(tmp_path):
+    path = tmp_path / "all.csv"
+    path.write_text("seed,contender,step,reward\n0,a,1,5\n0,a,2,6\n1,a,1,7\n0,b,1,8\n")
+    records = read_csv(path, **WHO, columns={"score": "reward", "environment_steps": "step"})
+    assert [(r.contender, r.seed, r.curve.score.tolist()) for r in records] == [
+        ("a", 0, [5, 6]), ("a", 1, [7]), ("b", 0, [8]),
+    ]  # fmt: skip
+
+
+def test_returns_of_training_episodes_are_called_so(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("timesteps,rollout/ep_rew_mean\n1,2\n")
+    (record,) = read_csv(path, **WHO)
+    assert not record.protocol.deterministic
+    assert "rollout/ep_rew_mean" in record.protocol.judge
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("a,b\n1,2\n", {}, "no column of scores: it has a, b"),
+        ("score\nlow\n", {}, "could not convert"),
+        ("score,env_steps\n1,5\n2,3\n", {}, "not decreasing"),
+        ("score\n1\n", {"columns": {"score": "gain"}}, "'gain'"),
+        ("score\n1\n", {"columns": {"colour": "score"}}, "colour"),
+        ("", {}, "no column of scores"),
+    ],
+)
+def test_a_csv_that_does_not_fit_says_why(tmp_path, text, options, words):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_csv(path, **WHO, **options)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_csv(tmp_path / "none.csv", **WHO)
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from diffsim.runs.log_writers import TensorBoardWriter
+
+    for seed in (3, 5):
+        writer = TensorBoardWriter(tmp_path / f"seed_{seed}")
+        for update in range(4):
+            writer(
+                {"update": update, "return": -10.0 + update + seed, "env_steps": 100.0 * update, "loss": 1.0}
+            )
+        writer.close()
+    records = read_tensorboard(tmp_path, **WHO)
+    assert [r.seed for r in records] == [3, 5]
+    assert records[0].curve.score.tolist() == [-7, -6, -5, -4]
+    assert records[0].curve.environment_steps.tolist() == [0, 100, 200, 300]
+    assert records[0].curve.wall_seconds[0] == 0
+    with pytest.raises(ConfigError, match="no column of scores"):
+        read_tensorboard(_only(tmp_path / "other", "loss"), **WHO)
+    with pytest.raises(ConfigError, match="no event files"):
+        read_tensorboard(tmp_path / "nothing", **WHO)
+
+
+def _only(folder, tag):
+    from diffsim.runs.log_writers import TensorBoardWriter
+
+    writer = TensorBoardWriter(folder)
+    writer({"update": 0, tag: 1.0})
+    writer.close()
+    return folder
+
+
+def test_monitor_files(tmp_path):
+    head = '#{"t_start": 100.0, "env_id": "Pendulum-v1"}\nr,l,t\n'
+    (tmp_path / "0.monitor.csv").write_text(head + "1,10,1.0\n3,10,3.0\n")
+    (tmp_path / "1.monitor.csv").write_text(head + "2,20,2.0\n")
+    (record,) = read_monitor(tmp_path, **WHO, window=2)
+    assert record.curve.wall_seconds.tolist() == [1, 2, 3]
+    assert record.curve.environment_steps.tolist() == [10, 30, 40]
+    assert record.curve.score.tolist() == [1, 1.5, 2.5]
+    assert not record.protocol.deterministic
+    (tmp_path / "no.monitor.csv").write_text("r,l,t\n1,2,3\n")
+    with pytest.raises(ConfigError, match="t_start"):
+        read_monitor(tmp_path / "no.monitor.csv", **WHO)
+    with pytest.raises(ConfigError, match="no episode"):
+        read_monitor([], **WHO)
+
+
+def test_statistics_of_gymnasium():
+    gymnasium = pytest.importorskip("gymnasium")
+    env = gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.make("Pendulum-v1", max_episode_steps=5))
+    episodes, returns = [], []
+    for seed in range(3):
+        env.reset(seed=seed)
+        total, done = 0.0, False
+        while not done:
+            _, reward, _, done, info = env.step(np.zeros(1, dtype=np.float32))
+            total += float(reward)
+        episodes.append(info["episode"])
+        returns.append(total)
+    env.close()
+    (record,) = read_monitor(episodes, **WHO, window=1)
+    assert record.curve.score == pytest.approx(returns)
+    assert record.curve.environment_steps.tolist() == [5, 10, 15]
+    assert (np.diff(record.curve.wall_seconds) >= 0).all()
+    assert math.isnan(record.curve.cpu_seconds[0])
