@@ -49,13 +49,14 @@ def times_as_much(pair: Pair, axis: str) -> str:
     if math.isnan(value):
         return "neither reaches the threshold in half of its runs"
     if math.isinf(value):
-        return f"half of its runs do not reach the threshold, so it takes more than {short3(pair.ratio.low)} times as many"
+        return f"half of its runs do not reach the threshold, the ratio is above {short3(pair.ratio.low)}"
     if value == 0:
         return (
             "half of its runs reach the threshold and half of the reference's do not, so it takes less than "
             f"{short3(pair.ratio.high)} times as many {AXIS_WORDS[axis]}"
         )
-    return f"it takes {_SIGNS[pair.sign]}{short3(value)}{interval(pair.ratio)} times as many {AXIS_WORDS[axis]} to the threshold"
+    times = f"{_SIGNS[pair.sign]}{short3(value)}{interval(pair.ratio)}"
+    return f"it takes {times} times as many {AXIS_WORDS[axis]} to the threshold"
 
 
 def ratio_cell(pair: Pair) -> str:
