@@ -80,13 +80,9 @@ def coverage(
             hits["not_widened"][key] += _inside(truth[key], *ends)
             low, high = (statistics.widened(end, statistic, drawn) for end in ends)
             if key == "improvement":
-                newcombe = [
-                    statistics.newcombe_mean(*pair) for pair in zip(_by_experiment(x), _by_experiment(y))
-                ]
-                low, high = (
-                    np.minimum(low, np.transpose(newcombe)[0]),
-                    np.maximum(high, np.transpose(newcombe)[1]),
-                )
+                pairs = zip(_by_experiment(x), _by_experiment(y), strict=True)
+                newcombe = np.transpose([statistics.newcombe_mean(*pair) for pair in pairs])
+                low, high = np.minimum(low, newcombe[0]), np.maximum(high, newcombe[1])
             hits["widened"][key] += _inside(truth[key], low, high)
     return {kind: {key: n / experiments for key, n in counted.items()} for kind, counted in hits.items()}
 

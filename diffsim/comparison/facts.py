@@ -13,8 +13,8 @@ import numpy as np
 from diffsim.comparison import statistics
 from diffsim.comparison.figures import short, short3
 from diffsim.comparison.records import STATUSES, Comparison, Record
+from diffsim.comparison.tables import ContenderView, Table, contender_views
 from diffsim.comparison.verdicts import Question
-from diffsim.comparison.views import ContenderView, Table, contender_views
 from diffsim.comparison.words import OUTCOME_WORDS
 
 _SETTINGS = 80

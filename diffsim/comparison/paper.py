@@ -14,8 +14,8 @@ import numpy as np
 from diffsim.comparison import figures, statistics, survival
 from diffsim.comparison.records import Comparison
 from diffsim.comparison.scores import Rules, TaskData, pooled
+from diffsim.comparison.tables import contender_views
 from diffsim.comparison.verdicts import verdicts
-from diffsim.comparison.views import contender_views
 from diffsim.comparison.words import AXIS_WORDS
 from diffsim.errors import ConfigError
 from diffsim.runs.curves import COLOURS

@@ -19,8 +19,9 @@ from diffsim._version import __version__
 from diffsim.comparison import facts
 from diffsim.comparison.records import AXES, Comparison, read_comparison
 from diffsim.comparison.scores import Rules, axes_known
+from diffsim.comparison.tables import AxisView, Table, contender_views
 from diffsim.comparison.verdicts import what_would_change
-from diffsim.comparison.views import AxisView, AxisViews, Figure, Table, contender_views
+from diffsim.comparison.views import AxisViews
 from diffsim.comparison.words import AXIS_WORDS
 from diffsim.errors import ConfigError
 from diffsim.runs.whole_files import write_whole
@@ -170,6 +171,3 @@ def _write(path: Path, text: str) -> Path:
     except OSError as error:
         raise ConfigError(f"cannot write {shown(path)}: {error.strerror or error}") from None
     return path
-
-
-__all__ = ["Figure", "content", "markdown_cell", "report"]

@@ -143,7 +143,7 @@ def _known_improvement(x: Frozen, y: Frozen, *options: Any) -> Estimate:
 
 @functools.lru_cache(maxsize=16384)
 def _known_ratio(theirs: Frozen, ours: Frozen, *options: Any) -> Estimate:
-    return ratio(Times(*map(np.array, theirs)), Times(*map(np.array, ours)), *options)  # type: ignore[arg-type]
+    return ratio(Times(*map(np.array, theirs)), Times(*map(np.array, ours)), *options)
 
 
 def _frozen(arrays: Sequence[Any]) -> Frozen:

@@ -43,19 +43,20 @@ def interval(value: Estimate) -> str:
     return "" if math.isnan(value.low) else f" [{short3(value.low)}, {short3(value.high)}]"
 
 
-def times_as_long(pair: Pair) -> str:
-    """``at least 3.2 [2.1, 4.9] times as long``."""
+def times_as_much(pair: Pair, axis: str) -> str:
+    """``it takes at least 3.2 [2.1, 4.9] times as many CPU seconds to the threshold``."""
     value = pair.ratio.value
     if math.isnan(value):
         return "neither reaches the threshold in half of its runs"
     if math.isinf(value):
-        return f"half of its runs do not reach the threshold, so its ratio is above {short3(pair.ratio.low)}"
+        return f"half of its runs do not reach the threshold, the ratio is above {short3(pair.ratio.low)}"
     if value == 0:
         return (
             "half of its runs reach the threshold and half of the reference's do not, so it takes less than "
-            f"{short3(pair.ratio.high)} times as much"
+            f"{short3(pair.ratio.high)} times as many {AXIS_WORDS[axis]}"
         )
-    return f"it takes {_SIGNS[pair.sign]}{short3(value)}{interval(pair.ratio)} times as much to the threshold"
+    times = f"{_SIGNS[pair.sign]}{short3(value)}{interval(pair.ratio)}"
+    return f"it takes {times} times as many {AXIS_WORDS[axis]} to the threshold"
 
 
 def ratio_cell(pair: Pair) -> str:
@@ -131,7 +132,7 @@ def strongest(found: Verdicts, task: str | None = None) -> str:
     timed = {name: pair for name, pair in known.items() if not math.isnan(pair.ratio.value)}
     if timed:
         by_time = min(timed, key=lambda name: timed[name].ratio.value)
-        sentences.append(f"Strongest by time: {by_time}; {times_as_long(timed[by_time])}.")
+        sentences.append(f"Strongest by time: {by_time}; {times_as_much(timed[by_time], found.rules.axis)}.")
     return " ".join(sentences)
 
 
