@@ -122,9 +122,24 @@ class Assembly:
     @cached_property
     def algorithm(self) -> Algorithm:
         """The algorithm, which holds all that changes while a run trains; fresh from the seed."""
+        self._check_shards()
         made, parts = self._algorithm_class, (self.env, self.policy, self.config, self.algorithm_settings)
         with _explained():
             return made(*parts, self.optimizer) if _takes_optimizer(made) else made(*parts)
+
+    def _check_shards(self) -> None:
+        """Raises ConfigError where the algorithm cannot divide its batches, or there are not enough rollouts in one."""
+        shards, name = self.given.shards, self.given.algorithm.name
+        if shards > 1 and not getattr(self._algorithm_class, "divides_batches", False):
+            raise ConfigError(
+                f"shards = {shards}: algorithm {name!r} does not divide its batches; shards = 1, or set its "
+                "divides_batches once it does"
+            )
+        batch = getattr(self.algorithm_settings, "batch", shards)
+        if batch < shards:
+            raise ConfigError(
+                f"shards = {shards}: a batch of algorithm.batch = {batch} has not so many parts"
+            )
 
 
 def _takes_optimizer(made: type[Algorithm]) -> bool:

@@ -123,6 +123,9 @@ def main() -> None:
 )
 @_TRUST
 @click.option("--threads", type=Whole(1), help="CPU threads of torch.  [default: 1]")
+@click.option(
+    "--processes", type=Whole(1), help="Processes that share each batch; the run needs as many shards."
+)
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def train(
     env: str | None,
@@ -133,6 +136,7 @@ def train(
     init: str | None,
     log: str | None,
     trust: bool,
+    processes: int | None,
     quiet: bool,
     **flags: Any,
 ) -> None:
@@ -140,6 +144,7 @@ def train(
     from pathlib import Path
 
     from diffsim.config import merge, parse_assignment, read_toml
+    from diffsim.processes import launched
     from diffsim.runs.run import trained
     from diffsim.values import shown
 
@@ -147,7 +152,11 @@ def train(
     layers.append({key: value for key, value in {"env": env, **flags}.items() if value is not None})
     layers += [parse_assignment(text) for text in assignments]
     writers = log.split(",") if log else ()
-    run = trained(merge(*layers), out, resume=resume, init=init, log=writers, trust=trust, quiet=quiet)
+    if processes is None and launched()[1] > 1:
+        processes = launched()[1]
+    run = trained(merge(*layers), out, resume, init, (), writers, trust, quiet, processes)
+    if not run.team.writes:
+        return
     file = run.file
     history = file.history()
     click.echo(

@@ -185,6 +185,9 @@ class RunConfig(Settings):
     threads: int = Field(default=1, ge=1)
     """CPU threads of torch and of native rollouts. Part of the run because sums that torch splits over threads round
     differently; one, because at batches of a few hundred more threads mostly wait for each other."""
+    shards: int = Field(default=1, ge=1)
+    """Parts of each batch, simulated one after the other or by several processes. Part of the run because sums over
+    another number of parts round differently."""
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(), indent=2)

@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from diffsim.errors import ConfigError, DiffsimError, DivergenceError, Interrupted, RunFileError
+from diffsim.errors import ConfigError, DiffsimError, DivergenceError, Interrupted, ProcessError, RunFileError
 from diffsim.suites.plan import Plan, PlannedRun
 
 DONE, RUN_FAILED, MACHINE_FAILED = 0, 70, 75  # as sysexits.h: EX_SOFTWARE, EX_TEMPFAIL
@@ -89,7 +89,7 @@ def cause_of(error: BaseException) -> str:
     """``"machine"`` where another attempt may go well, ``"run"`` where it would fail again."""
     if isinstance(error, (DivergenceError, ConfigError)):
         return "run"
-    if isinstance(error, (MemoryError, RunFileError)):
+    if isinstance(error, (MemoryError, ProcessError, RunFileError)):
         return "machine"
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         return "machine"
