@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TextIO
@@ -206,7 +206,7 @@ class _Helper:
 
     def __init__(self, rank: int, environment: Mapping[str, str], order: str) -> None:
         self.rank = rank
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "diffsim.processes"],
             env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -216,11 +216,9 @@ class _Helper:
             text=True,
         )
         assert self.process.stdin is not None
-        try:
+        with suppress(OSError):  # it has ended already, which is noticed when it is waited for
             self.process.stdin.write(order + "\n")
             self.process.stdin.flush()
-        except OSError:
-            pass  # it has ended already, which is noticed when it is waited for
 
     def how_it_ended(self) -> str:
         code = self.process.returncode
@@ -240,10 +238,8 @@ class _Helper:
             self.process.kill()
             self.process.wait()
         assert self.process.stdin is not None
-        try:
+        with suppress(OSError):
             self.process.stdin.close()
-        except OSError:
-            pass
         self._errors.close()
 
 

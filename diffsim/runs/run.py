@@ -399,7 +399,7 @@ class Run:
             )
 
     def _update(self, stop: StopRequest) -> tuple[Record, int | None]:
-        """One update of the algorithm, into the history and before the user's eyes, and the signal that asks to stop."""
+        """One update of the algorithm, into the history and before the user's eyes; and the signal to stop, if any."""
         self._inside_update = True
         started = time.perf_counter()
         record = self.algorithm.step()

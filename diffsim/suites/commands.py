@@ -13,9 +13,15 @@ if TYPE_CHECKING:
 
 _FOLDER = click.argument("folder", type=click.Path())
 _ON = click.option(
-    "--on", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="Where runs run."
+    "--on",
+    type=click.Choice(["local", "slurm", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where runs run.",
 )
-_WORKERS = click.option("--workers", type=click.IntRange(1), help="Runs at a time on this machine.")
+_WORKERS = click.option(
+    "--workers", type=click.IntRange(1), help="Runs at a time on this machine, or on Ray."
+)
 _RETRY = click.option(
     "--retry-failed", is_flag=True, help="Also run again what failed (never what diverged)."
 )
@@ -178,6 +184,10 @@ def _drive(
         from diffsim.suites.slurm import drive
 
         drive(plan, todo, trust, say)
+    elif on == "ray":
+        from diffsim.suites.ray_tasks import drive as drive_tasks
+
+        drive_tasks(plan, lock, todo, workers, trust, say)
     else:
         import diffsim.runs.run  # noqa: F401  # forked runs find it loaded
 

@@ -120,7 +120,7 @@ class Driver:
     trust: bool = False
     say: Say = print
     _queue: list[tuple[float, int, PlannedRun]] = field(default_factory=list)
-    _running: dict[str, _Process] = field(default_factory=dict)
+    _running: dict[str, Process] = field(default_factory=dict)
     _failures: dict[str, tuple[int, int]] = field(default_factory=dict)
     _ended: int = 0
     _told: bool = False
@@ -177,7 +177,7 @@ class Driver:
                 process.kill()
         time.sleep(POLL_SECONDS)
 
-    def _start(self, run: PlannedRun) -> _Process:
+    def _start(self, run: PlannedRun) -> Process:
         folder = self.plan.folder(run)
         folder.mkdir(exist_ok=True)
         if can_be_forked(run):
@@ -262,7 +262,7 @@ def free_memory_mb() -> float:
     return free
 
 
-class _Process:
+class Process:
     """A process that works on a run."""
 
     def __init__(self, run: PlannedRun, folder: Path) -> None:
@@ -280,6 +280,10 @@ class _Process:
     def kill(self) -> None:
         raise NotImplementedError
 
+    def touched(self) -> None:
+        """From now on, silence is measured anew."""
+        self._changed = time.monotonic()
+
     def silent_for(self) -> float:
         """Seconds since the files of the run last changed."""
         now = time.monotonic()
@@ -294,7 +298,7 @@ class _Process:
         return now - self._changed
 
 
-class _Forked(_Process):
+class _Forked(Process):
     def __init__(self, plan: Plan, run: PlannedRun, trust: bool, lock: int) -> None:
         super().__init__(run, plan.folder(run))
         for stream in (sys.stdout, sys.stderr):
@@ -333,18 +337,21 @@ def _forked(plan: Plan, run: PlannedRun, trust: bool, lock: int) -> None:
         sys.exit(work(plan, run, trust))
 
 
-class _Fresh(_Process):
+def thread_variables(run: PlannedRun) -> dict[str, str]:
+    """Environment variables that give a run's process as many threads as its configuration says."""
+    names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
+    if "JULIA_NUM_THREADS" not in os.environ:
+        names.append("JULIA_NUM_THREADS")
+    return dict.fromkeys(names, str(run.settings["threads"]))
+
+
+class _Fresh(Process):
     def __init__(self, plan: Plan, run: PlannedRun, trust: bool) -> None:
         super().__init__(run, plan.folder(run))
-        threads = str(run.settings["threads"])
-        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "JULIA_NUM_THREADS")
         command = [sys.executable, "-m", "diffsim.suites.worker", str(plan.root), run.folder]
         self._process = subprocess.Popen(
             [*command, *(["--trust"] if trust else [])],
-            env={
-                **os.environ,
-                **dict.fromkeys(names[: 3 if "JULIA_NUM_THREADS" in os.environ else 4], threads),
-            },
+            env={**os.environ, **thread_variables(run)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -362,7 +369,7 @@ class _Fresh(_Process):
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-class _Orphan(_Process):
+class _Orphan(Process):
     """A process that an earlier driver started; it stops when its run's folder says so."""
 
     def poll(self) -> int | None:

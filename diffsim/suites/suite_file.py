@@ -96,6 +96,22 @@ class SlurmConfig(Settings):
     """How often a run is submitted again without having advanced, where its job died."""
 
 
+class RayConfig(Settings):
+    """What the task of a run asks a Ray cluster for."""
+
+    address: str | None = None
+    """Of the cluster, such as ``"auto"`` on one of its nodes; RAY_ADDRESS, or a Ray of this machine if not given."""
+    cpus: float = Field(default=1.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
+    """Of a run; 0.25 puts four runs on a GPU."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    resources: dict[str, float] = Field(default_factory=dict)
+    """Other resources, by the names that the cluster was started with."""
+    runs_at_a_time: int = Field(default=256, ge=1)
+    retries: int = Field(default=3, ge=-1)
+    """How often Ray starts the task of a run again whose worker or node was lost; -1 for no limit."""
+
+
 class SuiteConfig(Settings):
     """The whole file."""
 
@@ -112,6 +128,7 @@ class SuiteConfig(Settings):
     budget: tuple[Budget, ...] = ()
     local: LocalConfig = LocalConfig()
     slurm: SlurmConfig = SlurmConfig()
+    ray: RayConfig = RayConfig()
 
 
 @dataclass(frozen=True)

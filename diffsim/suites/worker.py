@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,11 @@ LOG = "log.txt"
 PROGRESS = "progress.json"
 CANCEL = "cancel"
 """A file of this name in the folder of a run, or of a suite, asks to stop at a checkpoint."""
+UNTIL_EOF = "--until-eof"
+"""Argument of a worker: its standard input is a pipe, whose other end belongs to the process that it works for."""
 PROGRESS_SECONDS = 1.0
+GRACE_SECONDS = 10.0
+"""For a checkpoint, where that process is lost."""
 _MACHINE_ERRORS = {
     getattr(errno, name)
     for name in (
@@ -189,14 +194,28 @@ def output_to(path: Path) -> Iterator[None]:
             stream.flush()
 
 
+def _stop_at_eof(pipe: int) -> None:
+    """Stop this process at a checkpoint when the other end of the pipe is closed; end it if that takes long."""
+    while os.read(pipe, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    os._exit(MACHINE_FAILED)  # a run's file is whole at every moment
+
+
 def main(arguments: list[str]) -> int:
-    """Work on the run that ``arguments`` name: the suite's folder, the run's folder below runs/, optionally --trust."""
+    """Work on the run that ``arguments`` name: the suite's folder, the run's folder below runs/, and options.
+
+    Options are --trust and --until-eof.
+    """
     from diffsim.suites.plan import read_plan
 
     root, name = Path(arguments[0]), arguments[1]
     plan = read_plan(root)
     run = next(run for run in plan.runs if run.folder == name)
     plan.folder(run).mkdir(parents=True, exist_ok=True)
+    if UNTIL_EOF in arguments:
+        threading.Thread(target=_stop_at_eof, args=(os.dup(0),), daemon=True).start()
     with output_to(plan.folder(run) / LOG):
         return work(plan, run, "--trust" in arguments)
 
