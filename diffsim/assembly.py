@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,7 +78,7 @@ class Assembly:
         """
         name = self.given.device
         try:
-            device = torch.device(name)
+            device = device_named(name)
             torch.empty(1, device=device).cpu()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
@@ -140,6 +141,19 @@ class Assembly:
             raise ConfigError(
                 f"shards = {shards}: a batch of algorithm.batch = {batch} has not so many parts"
             )
+
+
+def device_named(name: str) -> torch.device:
+    """The device of torch that a configuration names.
+
+    ``"auto"``, and ``"cuda"`` without a number, are the GPU of this process: of several that share a machine, each has
+    its own (LOCAL_RANK, which torchrun sets).
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device(name)
 
 
 def _takes_optimizer(made: type[Algorithm]) -> bool:

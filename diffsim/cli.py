@@ -107,7 +107,7 @@ def main() -> None:
 @click.option("--updates", type=Whole(1), help="Length of the run in updates of the policy.")
 @click.option("--algorithm", help="How to train: value_gradient (default), short_window or full_horizon.")
 @click.option("--optimizer", help="adam (default), lbfgs, cma_es, ...; see: diffsim optimizers.")
-@click.option("--device", help="Torch device, such as cpu or cuda:0.  [default: cpu]")
+@click.option("--device", help="Torch device, such as cpu or cuda:0, or auto.  [default: cpu]")
 @click.option("--dtype", help="float32 (default) or float64.")
 @click.option(
     "--set",
@@ -366,7 +366,7 @@ julia.add_command(setup)
 
 @main.group(cls=HelpfulGroup)
 def suite() -> None:
-    """Many runs from one TOML file, on this machine or a Slurm cluster; see docs/suites.md."""
+    """Many runs from one TOML file, on this machine, Ray or a Slurm cluster; see docs/suites.md."""
 
 
 for command in (
@@ -377,5 +377,6 @@ for command in (
     suites.watch,
     suites.logs,
     suites.cancel,
+    suites.prune,
 ):
     suite.add_command(command)

@@ -179,6 +179,7 @@ class RunConfig(Settings):
     """Updates between checkpoints: what a killed process can lose."""
     seed: Seed = 0
     device: str = "cpu"
+    """A device of torch, or ``"auto"``: a CUDA GPU where there is one, else the CPU."""
     dtype: Literal["float32", "float64"] = "float32"
     backend: Literal["auto", "eager", "native", "cuda_graph", "inductor"] = "auto"
     """What simulates; see :class:`diffsim.rollouts.Rollout`. Back ends differ in the last bits."""

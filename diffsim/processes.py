@@ -33,7 +33,7 @@ from diffsim.errors import ConfigError, ProcessError
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others, which may compile or measure meanwhile."""
-_CONNECT_TIMEOUT = timedelta(minutes=5)
+_CONNECT_TIMEOUT = timedelta(minutes=30)
 _END_SECONDS = 30.0
 _joined = 0  # how often this process has connected: each time under other names in the launcher's store
 

@@ -234,6 +234,11 @@ class Run:
                 f"{shown(file.folder)} diverged and would again: {status['reason']}. Start a new run with that "
                 f"change; --init {shlex.quote(shown(file.folder))} starts it from this one's policy"
             )
+        if file.checkpoints()["last"].get("pruned"):
+            raise ConfigError(
+                f"{shown(file.folder)} was pruned to its policies: there is no state to go on from. Start a new run; "
+                f"--init {shlex.quote(shown(file.folder))} starts it from this one's policy"
+            )
         wanted = resumed_with(stored, values, len(file.history()["update"]))
         sources = file.sources()
         runnable = user_code.consented(wanted, sources, file.is_own(), trust, file.path, _ALL_SECTIONS)
@@ -293,7 +298,7 @@ class Run:
             return
         # Now that everything was built: constructors may import too.
         self.sources = user_code.sources(self.config)
-        self._facts = {**provenance.describe(self.config.device), **start}
+        self._facts = {**provenance.describe(str(self.assembly.device)), **start}
         self.file.create(self.config, self._facts, self._sections("running"), self.sources)
 
     def train(self, callbacks: Sequence[Callback] = ()) -> None:

@@ -140,6 +140,22 @@ def cancel(folder: str, run: str | None) -> None:
     click.echo("asked to stop; runs end at their next update, and 'diffsim suite resume' goes on with them")
 
 
+@click.command()
+@_FOLDER
+def prune(folder: str) -> None:
+    """Keep of finished runs of the suite in FOLDER the policies and histories; they cannot be lengthened then."""
+    from diffsim.runs.runfile import RunFile
+    from diffsim.suites.index import rows
+
+    plan = _plan(folder)
+    files = [RunFile(plan.root / "runs" / row.folder) for row in rows(plan) if row.state == "finished"]
+    before = sum(file.path.stat().st_size for file in files)
+    for file in files:
+        file.prune()
+    after = sum(file.path.stat().st_size for file in files)
+    click.echo(f"{len(files)} finished runs: {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB now")
+
+
 def _plan(folder: str) -> Plan:
     from diffsim.suites.plan import read_plan
     from diffsim.values import folder as absolute

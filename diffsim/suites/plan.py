@@ -58,6 +58,7 @@ class Plan:
     local: LocalConfig
     slurm: SlurmConfig
     ray: RayConfig = field(default_factory=RayConfig)
+    prune: bool = False
 
     def folder(self, run: PlannedRun) -> Path:
         return self.root / RUNS / run.folder
@@ -72,6 +73,7 @@ class Plan:
             "local": self.local.model_dump(),
             "slurm": self.slurm.model_dump(),
             "ray": self.ray.model_dump(),
+            "prune": self.prune,
             "settings": list(groups.values()),
             "runs": [[r.folder, r.group, r.seed, numbers[id(r.settings)]] for r in self.runs],
         }
@@ -95,7 +97,8 @@ def read_plan(root: Path) -> Plan:
             for folder, group, seed, number in content["runs"]
         )
         local, slurm = LocalConfig(**content["local"]), SlurmConfig(**content["slurm"])
-        return Plan(root, content["name"], runs, local, slurm, RayConfig(**content.get("ray", {})))
+        ray, prune = RayConfig(**content.get("ray", {})), content.get("prune", False)
+        return Plan(root, content["name"], runs, local, slurm, ray, prune)
     except FileNotFoundError:
         raise RunFileError(
             f"no suite in {shown(root)} ({PLAN} is missing); 'diffsim suite run FILE --out {shown(root)}' makes one"
@@ -138,7 +141,8 @@ def resolve(suite: Suite) -> Plan:
             f"{count} of {len(suite.cells)} runs cannot start, so none was started:\n" + "\n".join(lines)
         )
     config = suite.config
-    return Plan(suite.folder, suite.name, tuple(runs.values()), config.local, config.slurm, config.ray)
+    places = config.local, config.slurm, config.ray
+    return Plan(suite.folder, suite.name, tuple(runs.values()), *places, config.prune)
 
 
 def identity(config: RunConfig) -> str:

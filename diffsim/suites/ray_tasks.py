@@ -6,6 +6,7 @@ one machine (:mod:`diffsim.suites.local`): the run goes on from its checkpoint, 
 
 from __future__ import annotations
 
+import heapq
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffsim.errors import ConfigError
+from diffsim.suites.gpus import Places
 from diffsim.suites.local import Driver, Process, Say, thread_variables
 from diffsim.suites.plan import Plan, PlannedRun
 from diffsim.suites.worker import MACHINE_FAILED, UNTIL_EOF, is_working, note
@@ -95,6 +97,13 @@ class RayDriver(Driver):
 
     ray: Any = None
     task: Any = None
+
+    def _places(self, todo: list[PlannedRun]) -> Places:
+        return Places([], 1)  # Ray gives them to its tasks
+
+    def _next(self, now: float) -> PlannedRun | None:
+        due = self._queue and self._queue[0][0] <= now
+        return heapq.heappop(self._queue)[2] if due else None
 
     def _start(self, run: PlannedRun) -> Process:
         self.plan.folder(run).mkdir(exist_ok=True)

@@ -68,6 +68,12 @@ class LocalConfig(Settings):
     """Runs at a time; as many as CPUs and free memory allow if not given."""
     memory_mb: float | None = Field(default=None, gt=0)
     """What one run needs; estimated if not given."""
+    gpus: tuple[str, ...] | None = None
+    """Names as CUDA_VISIBLE_DEVICES takes them, of MIG instances too; all that are visible if not given."""
+    runs_per_gpu: int = Field(default=1, ge=1)
+    """Runs at a time on each of them, whose ``device`` is "cuda" or "auto"."""
+    pin: bool = False
+    """Whether each run is bound to CPUs of its own, as many as it has threads."""
     hang_minutes: float = Field(default=30.0, gt=0)
     """A run without a new update for so long is killed and tried again."""
     retries: int = Field(default=3, ge=0)
@@ -126,6 +132,8 @@ class SuiteConfig(Settings):
     include: tuple[dict[str, Any], ...] = ()
     """Settings of single further runs."""
     budget: tuple[Budget, ...] = ()
+    prune: bool = False
+    """Whether runs that have finished keep their policies only, and not the state to go on from."""
     local: LocalConfig = LocalConfig()
     slurm: SlurmConfig = SlurmConfig()
     ray: RayConfig = RayConfig()

@@ -76,6 +76,8 @@ def work(plan: Plan, run: PlannedRun, trust: bool = False) -> int:
             else:
                 _check_sources(run)
                 trained(run.config, folder, callback=report, quiet=True)
+            if plan.prune:
+                file.prune()
             note(folder, "done", "finished")
             return DONE
         except Interrupted as stop:

@@ -38,7 +38,7 @@ cluster.shutdown()
 """
 
 
-def wait_for(condition, seconds=300):
+def wait_for(condition, seconds=900):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end
@@ -100,7 +100,7 @@ def test_the_run_of_a_killed_worker_is_begun_again_from_its_checkpoint(tmp_path)
         os.kill(parent_of(worker), signal.SIGKILL)
         wait_for(lambda: worker_of(first) != worker)
         change_pause(folder, 0.0)
-        printed, _ = driver.communicate(timeout=300)
+        printed, _ = driver.communicate(timeout=900)
     finally:
         driver.kill()
         driver.communicate()
@@ -139,7 +139,7 @@ def test_runs_of_a_lost_node_go_on_on_another(tmp_path):
         moved = wait_for(lambda: [p for p in places if worker_of(p) not in (0, before[p])])
         print(f"restarted {time.monotonic() - lost:.1f} s after the node was lost")
         change_pause(folder, 0.0)
-        printed, _ = driver.communicate(timeout=300)
+        printed, _ = driver.communicate(timeout=900)
         assert driver.returncode == 0, printed
         assert 1 <= len(moved) < 4
     finally:
@@ -162,7 +162,7 @@ def test_a_signal_to_the_driver_stops_runs_at_a_checkpoint(tmp_path):
     driver = start("run", "suite.toml", "--out", "out", "--on", "ray", cwd=folder, pause=0.5)
     wait_for(lambda: (p := [*folder.glob("out/runs/*")]) and len(p) == 2 and all(map(worker_of, p)))
     driver.send_signal(signal.SIGTERM)
-    printed, _ = driver.communicate(timeout=300)
+    printed, _ = driver.communicate(timeout=900)
     assert driver.returncode == 128 + signal.SIGTERM, printed
     plan = read_plan(folder / "out")
     assert {row.state for row in rows(plan)} == {"stopped"}
