@@ -17,13 +17,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -208,7 +207,7 @@ class _Helper:
         self.rank = rank
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "diffsim.processes"],
+            [sys.executable, "-m", "diffsim.runs.helper"],
             env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -256,34 +255,3 @@ def _on_loopback(address: str) -> Iterator[None]:
     finally:
         if local:
             del os.environ[name]
-
-
-def _end_with(parent: TextIO) -> None:
-    """End this process when the one that started it has gone: its end of the pipe is closed then."""
-    parent.read()
-    os._exit(1)
-
-
-def main() -> None:
-    """A helper: is told on its standard input what to train."""
-    from diffsim.errors import DiffsimError, Interrupted
-    from diffsim.runs.run import trained
-
-    # Ctrl-C in the terminal reaches all processes; the one that was asked to train tells the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    order = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with, args=(sys.stdin,), daemon=True).start()
-    try:
-        trained(**order, processes=int(os.environ["WORLD_SIZE"]), quiet=True)
-    except Interrupted as stop:
-        sys.exit(128 + stop.signal)
-    except DiffsimError as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

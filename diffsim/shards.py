@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffsim import processes
+
 from diffsim.config import RunConfig
-from diffsim.processes import Team
+from diffsim.processes import Team, current
 
 _ALIGNED = 8
 """Bytes that the beginning of each tensor in a message is a multiple of."""
@@ -35,7 +35,7 @@ class Shards:
     @classmethod
     def of(cls, config: RunConfig) -> Shards:
         """As a run has them, shared by the team that this process works in."""
-        return cls(config.shards, processes.current())
+        return cls(config.shards, current())
 
     def lengths(self, size: int) -> list[int]:
         """How many of ``size`` rows each shard has; the first ones may have one more than the others."""

@@ -44,10 +44,6 @@ class Short({base}):
                 time.sleep(float(file.read()))
         return super().reset(batch, generator, dtype)
 """
-    "pendulum": "Pendulum",
-    "cartpole_swingup": "CartPoleSwingUp",
-    "double_pendulum": "DoublePendulum",
-}
 
 
 def tensors(state):
