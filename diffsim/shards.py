@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
 from diffsim.config import RunConfig
 from diffsim.processes import Team, current
 

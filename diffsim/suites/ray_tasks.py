@@ -42,6 +42,8 @@ def drive(plan: Plan, lock: int, todo: list[PlannedRun], workers: int | None, tr
 
 def _connected(plan: Plan) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Of a Ray that is started here: its workers would be at the lowest priority, and with them the runs.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray would take the GPUs away from tasks that ask for none; a run that wants one says so by its device.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

@@ -118,7 +118,7 @@ def test_runs_of_a_lost_node_go_on_on_another(tmp_path):
     matrix = '[matrix]\nseed = "0..3"\n'
     undisturbed = undisturbed_suite(tmp_path / "undisturbed", matrix, 30)
     folder = tmp_path / "disturbed"
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT),
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0",
                    "PAUSE_OF_SHORT": str(folder / "pause")}  # fmt: skip
     cluster = subprocess.Popen(
         [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
