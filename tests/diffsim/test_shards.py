@@ -252,7 +252,23 @@ def command(*words):
     return [sys.executable, "-m", *map(str, words)]
 
 
-def in_background(tmp_path, short, *before, updates=60, processes=()):
+@pytest.fixture
+def in_background(tmp_path, short):
+    """Starts trainings, and ends those that a failed test leaves."""
+    started = []
+
+    def begin(*before, **options):
+        started.append(_training(tmp_path, short, *before, **options))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def _training(tmp_path, short, *before, updates=60, processes=()):
     """A training as a command, each of whose updates waits for the number in the file ``pause``."""
     (tmp_path / "pause").write_text("0.2")
     settings = {"algorithm": "full_horizon", "algorithm.batch": 4, "policy.hidden": [4], "backend": "eager"}
@@ -294,8 +310,10 @@ def undisturbed(tmp_path, short, updates):
     return diffsim.train(short, tmp_path / "whole", updates=updates, shards=2, quiet=True, **settings)
 
 
-def test_a_process_that_dies_ends_the_run_with_a_checkpoint_of_the_last_whole_update(tmp_path, short):
-    process = in_background(tmp_path, short, "diffsim", processes=("--processes", "2"))
+def test_a_process_that_dies_ends_the_run_with_a_checkpoint_of_the_last_whole_update(
+    tmp_path, short, in_background
+):
+    process = in_background("diffsim", processes=("--processes", "2"))
     wait_until(lambda: progressed(tmp_path))
     (helper,) = children(process.pid)
     os.kill(helper, signal.SIGKILL)
@@ -313,8 +331,8 @@ def test_a_process_that_dies_ends_the_run_with_a_checkpoint_of_the_last_whole_up
     assert same_state(tmp_path / "whole", tmp_path / "out")
 
 
-def test_helpers_end_with_the_process_that_started_them(tmp_path, short):
-    process = in_background(tmp_path, short, "diffsim", processes=("--processes", "2"))
+def test_helpers_end_with_the_process_that_started_them(tmp_path, in_background):
+    process = in_background("diffsim", processes=("--processes", "2"))
     wait_until(lambda: progressed(tmp_path))
     helpers = children(process.pid)
     process.kill()
@@ -324,8 +342,8 @@ def test_helpers_end_with_the_process_that_started_them(tmp_path, short):
 
 
 @pytest.mark.parametrize("to", ["first", "second", "all"])
-def test_a_signal_to_any_process_stops_all_at_the_same_update(tmp_path, short, to):
-    process = in_background(tmp_path, short, "diffsim", processes=("--processes", "2"))
+def test_a_signal_to_any_process_stops_all_at_the_same_update(tmp_path, in_background, to):
+    process = in_background("diffsim", processes=("--processes", "2"))
     wait_until(lambda: progressed(tmp_path))
     (helper,) = children(process.pid)
     if to == "all":  # Ctrl-C in a terminal
@@ -342,10 +360,10 @@ def test_a_signal_to_any_process_stops_all_at_the_same_update(tmp_path, short, t
     assert run.checkpoints()["last"]["update"] == len(run.history()["update"]) > 0
 
 
-def test_torchrun_trains_one_run_with_all_its_processes(tmp_path, short):
+def test_torchrun_trains_one_run_with_all_its_processes(tmp_path, short, in_background):
     (tmp_path / "pause").write_text("0")
     launcher = ("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "diffsim")
-    process = in_background(tmp_path, short, *launcher, updates=3)
+    process = in_background(*launcher, updates=3)
     (tmp_path / "pause").write_text("0")
     printed, _ = process.communicate(timeout=900)
     assert process.returncode == 0, printed
