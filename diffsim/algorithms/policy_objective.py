@@ -190,7 +190,7 @@ class PolicyObjective(Objective):
         if self.trajectory is None and self.parts:
             self.evaluations += int(self.parts[0].trajectory is None)
             found = [part.simulated() for part in self.parts]
-            states, costs = self.gathered([(t.states, t.costs) for t in found], [1, 1])  # type: ignore[misc]
+            states, costs = self.gathered([(t.states, t.costs) for t in found], [1, 1])
             self.trajectory = Trajectory(states[-1], costs, states, None)
         elif self.trajectory is None:
             self.evaluations += 1

@@ -176,8 +176,9 @@ class WindowObjective(PolicyObjective):
 
     def simulated(self) -> Trajectory:
         window = super().simulated()
-        if self.windows is None and self.parts and self.parts[0].windows is not None:
-            self.windows = Windows(*self.gathered([tuple(part.windows) for part in self.parts], [0] * 5))
+        own = [part.windows for part in self.parts if part.windows is not None]
+        if self.windows is None and own:
+            self.windows = Windows(*self.gathered(own, [0] * len(own[0])))
         return window
 
     def terms(self, trajectory: Trajectory) -> Tensor:

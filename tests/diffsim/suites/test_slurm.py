@@ -133,16 +133,16 @@ def test_an_array_survives_preemption_limits_kills_and_cancellation(cluster, sta
 
 @pytest.mark.slow
 def test_a_job_that_reaches_its_time_limit_requeues_itself_with_a_checkpoint(cluster, started, tmp_path):
-    """Slurm's own signal: the shortest limit is a minute."""
-    matrix = '[matrix]\nseed = 0\n[slurm]\nmemory_gb = 0.3\npartition = "low"\ntime_minutes = 1\nsignal_seconds = 20\n'
+    """Slurm's own signal: it may come a minute earlier than asked for."""
+    matrix = '[matrix]\nseed = 0\n[slurm]\nmemory_gb = 0.3\npartition = "low"\ntime_minutes = 2\nsignal_seconds = 20\n'
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "disturbed"
-    write_suite(undisturbed, matrix, updates=60, checkpoint_every=1000)
+    write_suite(undisturbed, matrix, updates=120, checkpoint_every=1000)
     code, printed = call("run", "suite.toml", "--out", "out", cwd=undisturbed)
     assert code == 0, printed
-    write_suite(folder, matrix, updates=60, checkpoint_every=1000)
-    driver = started("run", "suite.toml", "--out", "out", "--on", "slurm", cwd=folder, pause=2.0)
+    write_suite(folder, matrix, updates=120, checkpoint_every=1000)
+    driver = started("run", "suite.toml", "--out", "out", "--on", "slurm", cwd=folder, pause=3.0)
     place = wait_for(lambda: next(folder.glob("out/runs/*/progress.json"), None), 300).parent
-    wait_for(lambda: attempts(place), 300)
+    wait_for(lambda: attempts(place), 600)
     change_pause(folder, 0.0)
     printed, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, printed
