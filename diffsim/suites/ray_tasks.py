@@ -7,6 +7,7 @@ one machine (:mod:`diffsim.suites.local`): the run goes on from its checkpoint, 
 from __future__ import annotations
 
 import heapq
+import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -55,7 +56,7 @@ def _connected(plan: Plan) -> Any:
         "address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES
     }  # fmt: skip
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR", **options)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"no Ray cluster at {address or 'this machine'}: {reason}") from None
