@@ -34,7 +34,7 @@ TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others, which may compile or measure meanwhile."""
 _CONNECT_TIMEOUT = timedelta(minutes=30)
 _END_SECONDS = 30.0
-_joined = 0  # how often this process has connected: each time under other names in the launcher's store
+_joined = 0  # how often this process has met others in the launcher's store: each time under other names
 
 
 class Team:
@@ -105,10 +105,12 @@ class Team:
         if self.size == 1 or self._group is not None:
             return
         try:
+            number = 1  # of helpers, each of which trains once, with a store of their own
             if self._store is None:
                 self._store = next(iter(dist.rendezvous("env://", timeout=_CONNECT_TIMEOUT)))[0]
-            _joined += 1
-            store = dist.PrefixStore(f"diffsim-{_joined}", self._store)
+                _joined += 1
+                number = _joined
+            store = dist.PrefixStore(f"diffsim-{number}", self._store)
             self._await_others(store)
             with _on_loopback("127.0.0.1" if self._starts_others else os.environ.get("MASTER_ADDR", "")):
                 self._group = dist.ProcessGroupGloo(store, self.rank, self.size, TIMEOUT)
