@@ -268,9 +268,9 @@ def in_background(tmp_path, short):
             process.communicate()
 
 
-def _training(tmp_path, short, *before, updates=60, processes=()):
+def _training(tmp_path, short, *before, updates=20, processes=()):
     """A training as a command, each of whose updates waits for the number in the file ``pause``."""
-    (tmp_path / "pause").write_text("0.2")
+    (tmp_path / "pause").write_text("0.5")
     settings = {"algorithm": "full_horizon", "algorithm.batch": 4, "policy.hidden": [4], "backend": "eager"}
     settings |= {"shards": 2, "checkpoint_every": 1000, "evaluation.every": 0, "evaluation.episodes": 1}
     given = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
@@ -327,7 +327,7 @@ def test_a_process_that_dies_ends_the_run_with_a_checkpoint_of_the_last_whole_up
     done = len(run.history()["update"])
     assert run.checkpoints()["last"]["update"] == done
     diffsim.train(out=tmp_path / "out", resume=True, processes=1, quiet=True)
-    undisturbed(tmp_path, short, 60)
+    undisturbed(tmp_path, short, 20)
     assert same_state(tmp_path / "whole", tmp_path / "out")
 
 
