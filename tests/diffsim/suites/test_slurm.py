@@ -134,7 +134,7 @@ def test_an_array_survives_preemption_limits_kills_and_cancellation(cluster, sta
 @pytest.mark.slow
 def test_a_job_that_reaches_its_time_limit_requeues_itself_with_a_checkpoint(cluster, started, tmp_path):
     """Slurm's own signal: it may come a minute earlier than asked for."""
-    matrix = '[matrix]\nseed = 0\n[slurm]\nmemory_gb = 0.3\npartition = "low"\ntime_minutes = 2\nsignal_seconds = 20\n'
+    matrix = '[matrix]\nseed = 0\n[slurm]\nmemory_gb = 0.3\npartition = "low"\ntime_minutes = 2\nsignal_seconds = 60\n'
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "disturbed"
     write_suite(undisturbed, matrix, updates=120, checkpoint_every=1000)
     code, printed = call("run", "suite.toml", "--out", "out", cwd=undisturbed)
