@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,7 +78,7 @@ class Assembly:
         """
         name = self.given.device
         try:
-            device = torch.device(name)
+            device = device_named(name)
             torch.empty(1, device=device).cpu()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
@@ -122,9 +123,37 @@ class Assembly:
     @cached_property
     def algorithm(self) -> Algorithm:
         """The algorithm, which holds all that changes while a run trains; fresh from the seed."""
+        self._check_shards()
         made, parts = self._algorithm_class, (self.env, self.policy, self.config, self.algorithm_settings)
         with _explained():
             return made(*parts, self.optimizer) if _takes_optimizer(made) else made(*parts)
+
+    def _check_shards(self) -> None:
+        """Raises ConfigError where the algorithm cannot divide its batches, or there are not enough rollouts in one."""
+        shards, name = self.given.shards, self.given.algorithm.name
+        if shards > 1 and not getattr(self._algorithm_class, "divides_batches", False):
+            raise ConfigError(
+                f"shards = {shards}: algorithm {name!r} does not divide its batches; shards = 1, or set its "
+                "divides_batches once it does"
+            )
+        batch = getattr(self.algorithm_settings, "batch", shards)
+        if batch < shards:
+            raise ConfigError(
+                f"shards = {shards}: a batch of algorithm.batch = {batch} has not so many parts"
+            )
+
+
+def device_named(name: str) -> torch.device:
+    """The device of torch that a configuration names.
+
+    ``"auto"``, and ``"cuda"`` without a number, are the GPU of this process: of several that share a machine, each has
+    its own (LOCAL_RANK, which torchrun sets).
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device(name)
 
 
 def _takes_optimizer(made: type[Algorithm]) -> bool:

@@ -112,7 +112,7 @@ def main() -> None:
 )
 @click.option("--algorithm", help="How to train: value_gradient (default), short_window or full_horizon.")
 @click.option("--optimizer", help="adam (default), lbfgs, cma_es, ...; see: diffsim optimizers.")
-@click.option("--device", help="Torch device, such as cpu or cuda:0.  [default: cpu]")
+@click.option("--device", help="Torch device, such as cpu or cuda:0, or auto.  [default: cpu]")
 @click.option("--dtype", help="float32 (default) or float64.")
 @click.option(
     "--set",
@@ -128,6 +128,9 @@ def main() -> None:
 )
 @_TRUST
 @click.option("--threads", type=Whole(1), help="CPU threads of torch.  [default: 1]")
+@click.option(
+    "--processes", type=Whole(1), help="Processes that share each batch; the run needs as many shards."
+)
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def train(
     env: str | None,
@@ -138,6 +141,7 @@ def train(
     init: str | None,
     log: str | None,
     trust: bool,
+    processes: int | None,
     quiet: bool,
     **flags: Any,
 ) -> None:
@@ -145,6 +149,7 @@ def train(
     from pathlib import Path
 
     from diffsim.config import merge, parse_assignment, read_toml
+    from diffsim.processes import launched
     from diffsim.runs.progress import Progress
     from diffsim.values import shown
 
@@ -152,13 +157,24 @@ def train(
     layers.append({key: value for key, value in {"env": env, **flags}.items() if value is not None})
     layers += [parse_assignment(text) for text in assignments]
     writers = log.split(",") if log else ()
-    with Progress(quiet=quiet) as progress:
+    if processes is None and launched()[1] > 1:
+        processes = launched()[1]
+    with Progress(quiet=quiet or launched()[0] > 0) as progress:
         progress.status("loading")
         from diffsim.runs.run import trained  # which loads torch, for a second and more
 
         run = trained(
-            merge(*layers), out, resume=resume, init=init, log=writers, trust=trust, progress=progress
+            merge(*layers),
+            out,
+            resume=resume,
+            init=init,
+            log=writers,
+            trust=trust,
+            progress=progress,
+            processes=processes,
         )
+    if not run.team.writes:
+        return
     file = run.file
     history = file.history()
     click.echo(
@@ -389,7 +405,7 @@ julia.add_command(setup)
 
 @main.group(cls=HelpfulGroup)
 def suite() -> None:
-    """Many runs from one TOML file, on this machine or a Slurm cluster; see docs/suites.md."""
+    """Many runs from one TOML file, on this machine, Ray or a Slurm cluster; see docs/suites.md."""
 
 
 for command in (
@@ -400,5 +416,6 @@ for command in (
     suites.watch,
     suites.logs,
     suites.cancel,
+    suites.prune,
 ):
     suite.add_command(command)

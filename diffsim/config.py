@@ -187,12 +187,16 @@ class RunConfig(Settings):
     """Updates between checkpoints: what a killed process can lose."""
     seed: Seed = 0
     device: str = "cpu"
+    """A device of torch, or ``"auto"``: a CUDA GPU where there is one, else the CPU."""
     dtype: Literal["float32", "float64"] = "float32"
     backend: Literal["auto", "eager", "native", "cuda_graph", "inductor"] = "auto"
     """What simulates; see :class:`diffsim.rollouts.Rollout`. Back ends differ in the last bits."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of torch and of native rollouts. Part of the run because sums that torch splits over threads round
     differently; one, because at batches of a few hundred more threads mostly wait for each other."""
+    shards: int = Field(default=1, ge=1)
+    """Parts of each batch, simulated one after the other or by several processes. Part of the run because sums over
+    another number of parts round differently."""
 
     @model_validator(mode="before")
     @classmethod

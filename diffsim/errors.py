@@ -23,6 +23,10 @@ class DivergenceError(DiffsimError, ArithmeticError):
     """Training produced non-finite numbers and cannot go on soundly."""
 
 
+class ProcessError(DiffsimError, RuntimeError):
+    """Another process of the same training has ended, does not answer, or computes other numbers."""
+
+
 class EvaluationError(DiffsimError, ValueError):
     """A policy and an environment that do not fit together, or no environment at all."""
 

@@ -15,6 +15,7 @@ from diffsim.optimizers.base import Optimizer
 from diffsim.policy import Policy
 from diffsim.rollouts import Rollout
 from diffsim.settings import Settings as AnySettings
+from diffsim.shards import Shards
 from robotics_envs.base import Costs, Env, EpisodeStates, States
 
 
@@ -51,6 +52,8 @@ class Algorithm(abc.ABC):
 
     Settings: ClassVar[type[AnySettings]]
     """The class of its options."""
+    divides_batches: ClassVar[bool] = False
+    """Whether it simulates its batches by :attr:`shards`; other algorithms are refused a run with several."""
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class Algorithm(abc.ABC):
         self.device: torch.device = policy.mean.device
         self.dtype: torch.dtype = policy.mean.dtype
         self.params = env.params(policy.mean)
+        self.shards = Shards.of(config)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.rollout = Rollout(env, policy, expected_steps=env.episode_steps)
         """Simulates; subclasses that train on other rollouts than whole episodes replace it."""

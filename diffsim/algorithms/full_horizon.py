@@ -44,6 +44,7 @@ class FullHorizon(Algorithm):
     """
 
     Settings = FullHorizonSettings
+    divides_batches = True
     settings: FullHorizonSettings
 
     def __init__(
@@ -65,6 +66,7 @@ class FullHorizon(Algorithm):
             expected_steps=config.updates * self.horizon * self.optimizer.calls_per_step,
         )
         self.objective = EpisodeObjective(self.rollout, self.horizon, self.params)
+        self.objective.shards = self.shards
         self._x: States | None = None
 
     def step(self) -> Record:

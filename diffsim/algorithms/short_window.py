@@ -101,13 +101,17 @@ class WindowObjective(PolicyObjective):
         )
         self.discounts = settings.gamma ** steps.unsqueeze(-1)  # [window + 1, 1]
 
+    @property
+    def needs_costs_of_batch(self) -> bool:
+        return not self.critic.fitted
+
     def terms(self, trajectory: Trajectory) -> Tensor:
         """Discounted costs, and after the first fit of the critic the discounted value, ``[window (+ 1), B]``."""
         assert trajectory.states is not None
         alive = not_ended(self.rollout.env, trajectory.states.detach()).cumprod(dim=0)
         costs = self.discounts[:-1] * alive[:-1] * trajectory.costs
         if not self.critic.fitted:  # there are no values and no scale
-            std = trajectory.costs.detach().std()
+            std = self.costs_of_batch(trajectory.costs).std()
             return costs / torch.where(std > 0, std, torch.ones_like(std))
         assert trajectory.values is not None
         value = self.discounts[-1] * alive[-1] * trajectory.values
@@ -118,6 +122,7 @@ class ShortWindow(Algorithm):
     """Each update: an optimizer step on the :class:`WindowObjective` of the next windows, then a fit of the critic."""
 
     Settings = ShortWindowSettings
+    divides_batches = True
 
     def __init__(
         self,
@@ -151,6 +156,7 @@ class ShortWindow(Algorithm):
         self._middle, self._half_size = (low + high) / 2, (high - low) / 2
         self._is_angle = torch.tensor([n in env.angle_names for n in env.state_names], device=self.device)
         self.objective = WindowObjective(self.rollout, self.params, self.critic, settings)
+        self.objective.shards = self.shards
         # State that later updates depend on, beside networks and optimizers:
         self._windows: tuple[Tensor, Tensor] | None = None
         self._ends: Tensor | None = None

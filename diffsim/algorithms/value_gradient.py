@@ -137,6 +137,7 @@ class WindowObjective(PolicyObjective):
     """
 
     needs_states = True
+    parts: list[WindowObjective]
 
     def __init__(
         self, rollout: Rollout, params: Params, critic: CostateCritic, settings: ValueGradientSettings
@@ -167,11 +168,23 @@ class WindowObjective(PolicyObjective):
     def losses(self, discounted: Costs, costs: Tensor) -> Costs:
         """The loss ``[B]`` of each window."""
         if not self.critic.fitted:
-            finite = costs.detach()[:, costs.isfinite().all(0)]
+            costs = self.costs_of_batch(costs)
+            finite = costs[:, costs.isfinite().all(0)]
             std = finite.std(correction=0) if finite.numel() else finite.new_ones(())
             return discounted / torch.where(std > 0, std, torch.ones_like(std))
         c = self.settings.compression
         return c * torch.asinh(self.critic.standardised(discounted) / c)
+
+    @property
+    def needs_costs_of_batch(self) -> bool:
+        return not self.critic.fitted
+
+    def simulated(self) -> Trajectory:
+        window = super().simulated()
+        own = [part.windows for part in self.parts if part.windows is not None]
+        if self.windows is None and own:
+            self.windows = Windows(*self.gathered(own, [0] * len(own[0])))
+        return window
 
     def terms(self, trajectory: Trajectory) -> Tensor:
         return self.losses(self.discounted(trajectory), trajectory.costs).unsqueeze(0)
@@ -224,6 +237,7 @@ class WindowObjective(PolicyObjective):
             if len(x) == len(self.x):
                 self.windows = windows
         # The mean over all rows of the result is to be that over those which count.
+        self.counted = len(linear)
         weights = counted(windows.bounds) * (len(ok) / max(len(linear), 1))
         terms = weights * (counted(losses.detach()) + linear - linear.detach())
         if chosen is None:
@@ -241,6 +255,7 @@ class ValueGradient(Algorithm):
     """Each update: an optimizer step on the :class:`WindowObjective` of the next windows, then a fit of the critic."""
 
     Settings = ValueGradientSettings
+    divides_batches = True
 
     def __init__(
         self,
@@ -282,6 +297,7 @@ class ValueGradient(Algorithm):
         # In these units the derivatives by different states can be compared.
         self._sizes = env.state_box.half_sizes(policy.mean)
         self.objective = WindowObjective(self.rollout, self.params, self.critic, settings)
+        self.objective.shards = self.shards
         # State that later updates depend on, beside networks and optimizers:
         self._x: Tensor | None = None
         """Where the last windows started, ``[B, n]``."""

@@ -32,6 +32,7 @@ def describe(device: str) -> dict[str, str | int]:
         "git_revision": git_revision(Path(__file__).parent),
         "git_revision_of_working_directory": git_revision(Path.cwd()),
     }
+    facts["device"] = device
     facts["version_diffsim"] = __version__
     for package in PACKAGES:
         facts[f"version_{package}"] = _version(package)

@@ -10,6 +10,7 @@ import signal
 import tempfile
 import time
 import traceback
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,16 @@ import torch
 from diffsim.algorithms.base import Record
 from diffsim.assembly import Assembly, assemble
 from diffsim.config import RunConfig, load_config, merge
-from diffsim.errors import ConfigError, DivergenceError, EvaluationError, Interrupted, RunFileError
+from diffsim.errors import (
+    ConfigError,
+    DivergenceError,
+    EvaluationError,
+    Interrupted,
+    ProcessError,
+    RunFileError,
+)
 from diffsim.isolation import torch_defaults
+from diffsim.processes import Team, launched, team_for
 from diffsim.runs import provenance, user_code
 from diffsim.runs.evaluation import successes_of
 from diffsim.runs.log_writers import check_writers, make_writers
@@ -43,7 +52,7 @@ from diffsim.runs.runfile import (
     history_writer,
     status_writer,
 )
-from diffsim.runs.signals import stop_on_signals
+from diffsim.runs.signals import StopRequest, stop_on_signals
 from diffsim.runs.user_code import Source
 from diffsim.values import shown
 from robotics_envs.base import EpisodeStates
@@ -64,6 +73,7 @@ def train(
     log: str | Sequence[str] = (),
     trust: bool = False,
     quiet: bool = False,
+    processes: int | None = None,
     **settings: Any,
 ) -> RunFile:
     """Train a policy and return its run file.
@@ -80,6 +90,8 @@ def train(
         log: writers of :data:`diffsim.runs.log_writers.WRITERS`, such as ``"csv"`` or ``["tensorboard", "csv"]``.
         trust: with ``resume`` and ``init``, run the code stored in a run of somebody else.
         quiet: print no progress.
+        processes: how many processes of this machine share the work; not more than the run has ``shards``, on which the
+            results depend, and not on this.  Processes that a launcher such as torchrun started share it unasked.
         **settings: anything of :class:`diffsim.config.RunConfig`, sections as dicts:
             ``train("pendulum", seed=1, algorithm={"window": 8})``.
 
@@ -88,10 +100,11 @@ def train(
         RunFileError: ``out`` holds a run already, or with ``resume`` none that can be read.
         TrustError: a run of somebody else names code of its own.
         DivergenceError: training produced non-finite numbers and cannot go on.
+        ProcessError: another process of the same training has ended; a checkpoint has been written.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP arrived; a checkpoint has been written.
     """
     values = settings if env is None else {**settings, "env": env}
-    return trained(values, out, resume, init, callback, log, trust, quiet).file
+    return trained(values, out, resume, init, callback, log, trust, quiet, processes).file
 
 
 def trained(
@@ -104,6 +117,7 @@ def trained(
     trust: bool = False,
     quiet: bool = False,
     progress: Progress | None = None,
+    processes: int | None = None,
 ) -> Run:
     """The run that :func:`train` makes or resumes, at its end; ``values`` are the settings, ``env`` among them.
 
@@ -115,6 +129,7 @@ def trained(
     callbacks = callbacks_of(callback)
     writers = [log] if isinstance(log, str) else list(log)
     check_writers(writers)
+    quiet = quiet or launched()[0] > 0
     with Progress(quiet=quiet) if progress is None else contextlib.nullcontext(progress) as progress:
         progress.status("loading")
         if resume:
@@ -124,22 +139,36 @@ def trained(
                 raise ConfigError("init starts a new run, resume goes on with an old one; give one of them")
             file = RunFile(out)
             config = file.config()  # refuse a missing or foreign file before locking its folder
-            with torch_defaults(config.threads), file.training_lock():
-                run = Run.resume(file, values, trust, progress)
-                run.train([*callbacks, *make_writers(writers, file.folder)])
+            team = team_for(processes, config.shards)
+            order = {"values": dict(values), "out": str(file.folder), "resume": True, "trust": trust}
+            with torch_defaults(config.threads), _held_by(team, file), team.at_work(order):
+                run = Run.resume(file, values, trust, progress, team)
+                run.train([*callbacks, *make_writers(writers, file.folder)] if team.writes else ())
             return run
         config = load_config(_with_policy_of(init, values, trust))
         file = RunFile(default_folder(config) if out is None else run_folder(out))
-        if file.exists():
+        team = team_for(processes, config.shards)
+        if file.exists() and team.writes:
             raise RunFileError(already_there(file.path))
-        with torch_defaults(config.threads):
+        order = {
+            "values": config.model_dump(),
+            "out": str(file.folder),
+            "init": None if init is None else str(RunFile(init).path),
+            "trust": trust,
+        }
+        with torch_defaults(config.threads), team.at_work(order):
             assembly = assemble(config)
-            run = Run(file, assembly.config, assembly, progress)
+            run = Run(file, assembly.config, assembly, progress, team=team)
             start = {} if init is None else run.start_from(RunFile(init))
-            with file.training_lock():
+            with _held_by(team, file):
                 run.create(start)
-                run.train([*callbacks, *make_writers(writers, file.folder)])
+                run.train([*callbacks, *make_writers(writers, file.folder)] if team.writes else ())
     return run
+
+
+def _held_by(team: Team, file: RunFile) -> contextlib.AbstractContextManager[None]:
+    """The training lock of a run, which the process that writes holds."""
+    return file.training_lock() if team.writes else contextlib.nullcontext()
 
 
 def _with_policy_of(init: RunLike | None, values: Mapping[str, Any], trust: bool) -> Mapping[str, Any]:
@@ -164,6 +193,7 @@ class Run:
         assembly: what it names; names of the user's may lead to other places here than in ``config``.
         progress: what a person sees.
         sources: texts of the user's files that the run is made from.
+        team: the processes that train it.
     """
 
     def __init__(
@@ -173,6 +203,7 @@ class Run:
         assembly: Assembly,
         progress: Progress,
         sources: Sequence[Source] = (),
+        team: Team | None = None,
     ) -> None:
         self.file = file
         self.config = config
@@ -180,6 +211,7 @@ class Run:
         self.algorithm = assembly.algorithm
         self.progress = progress
         self.sources = sources
+        self.team = Team() if team is None else team
         self.history: dict[str, list[float]] = {name: [] for name in COLUMNS}
         self._best: tuple[float, Writer | None] = (float("-inf"), None)
         self._dropped_in_a_row = 0
@@ -190,7 +222,14 @@ class Run:
         self._success_failed = False
 
     @classmethod
-    def resume(cls, file: RunFile, values: Mapping[str, Any], trust: bool, progress: Progress) -> Run:
+    def resume(
+        cls,
+        file: RunFile,
+        values: Mapping[str, Any],
+        trust: bool,
+        progress: Progress,
+        team: Team | None = None,
+    ) -> Run:
         """The run in ``file``, as it was at its last checkpoint.
 
         ``values`` may repeat its settings, lengthen it, and name a file that was moved.
@@ -201,12 +240,17 @@ class Run:
                 f"{shown(file.folder)} diverged and would again: {status['reason']}. Start a new run with that "
                 f"change; --init {shlex.quote(shown(file.folder))} starts it from this one's policy"
             )
+        if file.checkpoints()["last"].get("pruned"):
+            raise ConfigError(
+                f"{shown(file.folder)} was pruned to its policies: there is no state to go on from. Start a new run; "
+                f"--init {shlex.quote(shown(file.folder))} starts it from this one's policy"
+            )
         wanted = resumed_with(stored, values, len(file.history()["update"]))
         sources = file.sources()
         runnable = user_code.consented(wanted, sources, file.is_own(), trust, file.path, _ALL_SECTIONS)
         assembly = assemble(runnable)
         config = lengthened(stored, values, wanted, assembly)
-        run = cls(file, config, assembly, progress, sources)
+        run = cls(file, config, assembly, progress, sources, team)
         run._load_checkpoint()
         run.history = {name: column.tolist() for name, column in file.history().items()}
         run._saved, run._facts, run._own = run.updates_done, file.provenance(), file.is_own()
@@ -215,7 +259,8 @@ class Run:
             run._best = (best["return"], None)
         if config != stored:
             run.progress.say(what_lengthening_means(stored, config, run.updates_done))
-            run.file.update({}, config)
+            if run.team.writes:
+                run.file.update({}, config)
         return run
 
     def _load_checkpoint(self) -> None:
@@ -255,9 +300,11 @@ class Run:
         Raises:
             RunFileError: there is a run already.
         """
+        if not self.team.writes:
+            return
         # Now that everything was built: constructors may import too.
         self.sources = user_code.sources(self.config)
-        self._facts = {**provenance.describe(self.config.device), **start}
+        self._facts = {**provenance.describe(str(self.assembly.device)), **start}
         self.file.create(self.config, self._facts, self._sections("running"), self.sources)
 
     def train(self, callbacks: Sequence[Callback] = ()) -> None:
@@ -266,6 +313,7 @@ class Run:
         An exception out of an update, or out of a callback, leaves a checkpoint of the last whole update.
         """
         config = self.config
+        self.team.connect()
         self.progress.begin(config.updates, self.updates_done)
         self.progress.status("first update, which may compile")
         with contextlib.ExitStack() as stack:
@@ -275,7 +323,7 @@ class Run:
                     stack.callback(callback.close)
             try:
                 while not self._end():
-                    record = self._update()
+                    record, asked = self._update(stop)
                     for callback in callbacks:
                         callback(self._row())
                     if self._dropped_in_a_row == MAX_DROPPED_IN_A_ROW:
@@ -290,10 +338,10 @@ class Run:
                     end = self._end()
                     if end:
                         self._save("finished", end, final=True)
-                    elif stop.signal is not None:
-                        name = signal.Signals(stop.signal).name
+                    elif asked is not None:
+                        name = signal.Signals(asked).name
                         self._save("stopped", f"{name} after update {self.updates_done}", final=True)
-                        raise Interrupted(self._how_to_go_on(), stop.signal)
+                        raise Interrupted(self._how_to_go_on(), asked)
                     elif lengthens or self.updates_done % config.checkpoint_every == 0:
                         self._save("running")
             except (DivergenceError, Interrupted, RunFileError):
@@ -343,6 +391,8 @@ class Run:
 
     def _save(self, state: str, reason: str = "", final: bool = False) -> None:
         """Write a checkpoint.  One that fails is tried again at the next; the last one goes elsewhere if need be."""
+        if not self.team.writes:
+            return
         sections = self._sections(state, reason)
         try:
             self.file.update(sections, None if self.config is self._written else self.config)
@@ -362,6 +412,9 @@ class Run:
 
     def _leave_checkpoint(self, error: Exception) -> None:
         """Save the last whole update after an exception, without hiding it."""
+        if not self.team.writes:
+            return
+        self.team.leave()  # results are the same for any number of processes
         frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
         try:
@@ -380,13 +433,13 @@ class Run:
                 f"{self._saved}, is in {shown(self.file.path)}"
             )
 
-    def _update(self) -> Record:
-        """One update of the algorithm, into the history and before the user's eyes."""
+    def _update(self, stop: StopRequest) -> tuple[Record, int | None]:
+        """One update of the algorithm, into the history and before the user's eyes; and the signal to stop, if any."""
         self._inside_update = True
         started = time.perf_counter()
         record = self.algorithm.step()
         seconds = time.perf_counter() - started - record.compile_seconds
-        row = self._account(record, seconds)
+        row, asked = self._agreed(self._account(record, seconds), stop.signal)
         for name, column in self.history.items():
             column.append(row[name])
         self._inside_update = False
@@ -401,7 +454,39 @@ class Run:
                 "left_out counts them from here on"
             )
         self._dropped_in_a_row = self._dropped_in_a_row + 1 if record.dropped else 0
-        return record
+        return record, asked
+
+    def _agreed(self, row: dict[str, float], asked: int | None) -> tuple[dict[str, float], int | None]:
+        """The row of the process that writes, and the signal that any process of the team got.
+
+        Raises:
+            ProcessError: the processes have come to other parameters.
+        """
+        team = self.team
+        if team.size == 1:
+            return row, asked
+        values = [float(asked or 0), float(self._fingerprint()), *row.values()]
+        message = torch.tensor(values, dtype=torch.float64, device="cpu").view(torch.uint8)
+        found = [m.view(torch.float64).tolist() for m in team.exchange(message, [len(message)] * team.size)]
+        others = [rank for rank, one in enumerate(found) if one[1] != found[0][1]]
+        if others:
+            raise ProcessError(
+                f"processes {others} have come to other parameters than process 0 at update {int(found[0][2])}: their "
+                "processors or libraries round differently; use machines of one kind"
+            )
+        signals = [int(one[0]) for one in found]
+        agreed = dict(zip(row, found[0][2:], strict=True))
+        return agreed, max(signals) or None
+
+    def _fingerprint(self) -> int:
+        """A number that differs between policies or random generators that do."""
+        algorithm = self.algorithm
+        held = [*algorithm.policy.state_dict().values(), algorithm.generator.get_state()]
+        number = 0
+        for tensor in held:
+            content = torch.as_tensor(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            number = zlib.crc32(content.numpy().tobytes(), number)
+        return number
 
     def _account(self, record: Record, seconds: float) -> dict[str, float]:
         """The next row of the history."""
@@ -427,7 +512,7 @@ class Run:
             or (stop.env_steps is not None and row["env_steps"] >= stop.env_steps)
             or (stop.wall_seconds is not None and row["wall_seconds"] >= stop.wall_seconds)
         )
-        if last or (every > 0 and update % every == 0):
+        if self.team.writes and (last or (every > 0 and update % every == 0)):
             row["return"], row["success"], steps = self._evaluate(update)
             row["evaluation_steps"] += steps
         return row

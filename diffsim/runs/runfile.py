@@ -119,7 +119,7 @@ class RunFile:
         """
         if self.exists():
             raise RunFileError(already_there(self.path))
-        facts = {**provenance, "device": config.device, "dtype": config.dtype, "seed": config.seed}
+        facts = {"device": config.device, **provenance, "dtype": config.dtype, "seed": config.seed}
 
         def write_provenance(group: h5py.Group) -> None:
             group.attrs.update(facts)
@@ -165,6 +165,22 @@ class RunFile:
                 raise self._damaged(error) from error
 
         return write
+
+    def prune(self) -> None:
+        """Keep of a run that is finished the policies, the history and the evaluations; it cannot be resumed then.
+
+        Raises:
+            ConfigError: it is not finished.
+        """
+        status = self.status()
+        if status["state"] != "finished":
+            raise ConfigError(f"{shown(self.folder)} is {status['state']}; only finished runs are pruned")
+        facts = self.checkpoints()["last"]
+        if facts.get("pruned"):
+            return
+        history = {name: column.tolist() for name, column in self.history().items()}
+        last = checkpoint_writer({"policy": self.checkpoint("last")["policy"]}, **facts, pruned=True)
+        self.update({"history": history_writer(history, compressed=True), "checkpoints/last": last})
 
     def append_evaluation(self, returns: np.ndarray, attributes: Mapping[str, Any]) -> None:
         """Add an evaluation under the next free number."""
@@ -392,10 +408,12 @@ def _unknown(count: int, dtype: type) -> np.ndarray:
     return np.full(count, np.nan if issubclass(dtype, np.floating) else 0, dtype)
 
 
-def history_writer(columns: Mapping[str, list[float]]) -> Writer:
+def history_writer(columns: Mapping[str, list[float]], compressed: bool = False) -> Writer:
+    options = {"compression": "gzip", "shuffle": True} if compressed else {}
+
     def write(group: h5py.Group) -> None:
         for name, dtype in COLUMNS.items():
-            group.create_dataset(name, data=np.asarray(columns[name], dtype=dtype))
+            group.create_dataset(name, data=np.asarray(columns[name], dtype=dtype), **options)
 
     return write
 

@@ -13,9 +13,15 @@ if TYPE_CHECKING:
 
 _FOLDER = click.argument("folder", type=click.Path())
 _ON = click.option(
-    "--on", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="Where runs run."
+    "--on",
+    type=click.Choice(["local", "slurm", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where runs run.",
 )
-_WORKERS = click.option("--workers", type=click.IntRange(1), help="Runs at a time on this machine.")
+_WORKERS = click.option(
+    "--workers", type=click.IntRange(1), help="Runs at a time on this machine, or on Ray."
+)
 _RETRY = click.option(
     "--retry-failed", is_flag=True, help="Also run again what failed (never what diverged)."
 )
@@ -134,6 +140,22 @@ def cancel(folder: str, run: str | None) -> None:
     click.echo("asked to stop; runs end at their next update, and 'diffsim suite resume' goes on with them")
 
 
+@click.command()
+@_FOLDER
+def prune(folder: str) -> None:
+    """Keep of finished runs of the suite in FOLDER the policies and histories; they cannot be lengthened then."""
+    from diffsim.runs.runfile import RunFile
+    from diffsim.suites.index import rows
+
+    plan = _plan(folder)
+    files = [RunFile(plan.root / "runs" / row.folder) for row in rows(plan) if row.state == "finished"]
+    before = sum(file.path.stat().st_size for file in files)
+    for file in files:
+        file.prune()
+    after = sum(file.path.stat().st_size for file in files)
+    click.echo(f"{len(files)} finished runs: {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB now")
+
+
 def _plan(folder: str) -> Plan:
     from diffsim.suites.plan import read_plan
     from diffsim.values import folder as absolute
@@ -178,6 +200,10 @@ def _drive(
         from diffsim.suites.slurm import drive
 
         drive(plan, todo, trust, say)
+    elif on == "ray":
+        from diffsim.suites.ray_tasks import drive as drive_tasks
+
+        drive_tasks(plan, lock, todo, workers, trust, say)
     else:
         import diffsim.runs.run  # noqa: F401  # forked runs find it loaded
 

@@ -18,13 +18,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffsim.errors import Interrupted, RunFileError
+from diffsim.errors import ConfigError, Interrupted, RunFileError
 from diffsim.runs.signals import StopRequest, stop_on_signals
+from diffsim.suites.gpus import Places, needs_gpu, visible_gpus
 from diffsim.suites.index import FAILED, FINAL, read_row, rows
 from diffsim.suites.plan import RUNS, Plan, PlannedRun
 from diffsim.suites.worker import CANCEL, LOG, PROGRESS, RUN_FAILED, is_working, note, output_to, work
@@ -120,10 +122,11 @@ class Driver:
     trust: bool = False
     say: Say = print
     _queue: list[tuple[float, int, PlannedRun]] = field(default_factory=list)
-    _running: dict[str, _Process] = field(default_factory=dict)
+    _running: dict[str, Process] = field(default_factory=dict)
     _failures: dict[str, tuple[int, int]] = field(default_factory=dict)
     _ended: int = 0
     _told: bool = False
+    _gpus: Places = field(default_factory=lambda: Places([], 1))
 
     def drive(self, todo: list[PlannedRun]) -> None:
         """Until all of ``todo`` is at its end or given up.
@@ -132,6 +135,7 @@ class Driver:
             Interrupted: a signal asked to stop; the runs have written checkpoints.
         """
         self._ended = len(self.plan.runs) - len(todo)
+        self._gpus = self._places(todo)
         workers = self._workers(todo)
         for order, run in enumerate(todo):
             if is_working(self.plan.folder(run)):
@@ -161,8 +165,7 @@ class Driver:
         if self._told:
             self._queue.clear()
         now = time.monotonic()
-        while self._queue and len(self._running) < workers and self._queue[0][0] <= now:
-            run = heapq.heappop(self._queue)[2]
+        while len(self._running) < workers and (run := self._next(now)) is not None:
             try:
                 self._running[run.folder] = self._start(run)
             except OSError as error:  # a full disk, a folder that has vanished, no more processes
@@ -171,18 +174,62 @@ class Driver:
             code = process.poll()
             if code is not None:
                 del self._running[process.run.folder]
+                if process.gpu is not None:
+                    self._gpus.give(process.gpu)
                 self._judge(process.run, code)
             elif process.silent_for() > 60 * self.plan.local.hang_minutes:
                 self.say(f"{process.run.folder}: no update for {process.silent_for() / 60:.1f} min, killed")
                 process.kill()
         time.sleep(POLL_SECONDS)
 
-    def _start(self, run: PlannedRun) -> _Process:
+    def _next(self, now: float) -> PlannedRun | None:
+        """The first run of the queue whose time has come and that has a place; it leaves the queue."""
+        waiting = []
+        found = None
+        while found is None and self._queue and self._queue[0][0] <= now:
+            entry = heapq.heappop(self._queue)
+            if needs_gpu(entry[2].settings, self._gpus.gpus) and self._gpus.free() is None:
+                waiting.append(entry)
+            else:
+                found = entry[2]
+        for entry in waiting:
+            heapq.heappush(self._queue, entry)
+        return found
+
+    def _places(self, todo: list[PlannedRun]) -> Places:
+        """The GPUs for runs that ask for any.
+
+        Raises:
+            ConfigError: there is none, and a run cannot do without.
+        """
+        local, devices = self.plan.local, {run.settings["device"] for run in todo}
+        if not devices & {"cuda", "auto"}:
+            return Places([], 1)
+        gpus = visible_gpus() if local.gpus is None else list(local.gpus)
+        if "cuda" in devices and not gpus:
+            raise ConfigError(
+                'runs with device = "cuda" need a GPU, and none is visible here; device = "auto" takes the CPU then'
+            )
+        if gpus:
+            self.say(f"GPUs: {', '.join(gpus)}, {local.runs_per_gpu} runs at a time on each")
+        return Places(gpus, local.runs_per_gpu)
+
+    def _start(self, run: PlannedRun) -> Process:
         folder = self.plan.folder(run)
         folder.mkdir(exist_ok=True)
-        if can_be_forked(run):
-            return _Forked(self.plan, run, self.trust, self.lock)
-        return _Fresh(self.plan, run, self.trust)
+        cpus = self._free_cpus(int(run.settings["threads"])) if self.plan.local.pin else ()
+        if can_be_forked(run, self._gpus.gpus):
+            return _Forked(self.plan, run, self.trust, self.lock, cpus)
+        gpu = self._gpus.free() if needs_gpu(run.settings, self._gpus.gpus) else None
+        process = _Fresh(self.plan, run, self.trust, cpus, gpu)
+        if gpu is not None:
+            self._gpus.take(gpu)
+        return process
+
+    def _free_cpus(self, count: int) -> tuple[int, ...]:
+        """The CPUs that the fewest runs are bound to."""
+        bound = Counter(cpu for process in self._running.values() for cpu in process.cpus)
+        return tuple(sorted(os.sched_getaffinity(0), key=lambda cpu: (bound[cpu], cpu))[:count])
 
     def _tell_all(self) -> None:
         for process in self._running.values():
@@ -227,7 +274,9 @@ class Driver:
         local = self.plan.local
         threads = max((int(run.settings["threads"]) for run in todo), default=1)
         cpus = len(os.sched_getaffinity(0))
-        each = local.memory_mb or (FORKED_MB if all(map(can_be_forked, todo)) else FRESH_MB)
+        each = local.memory_mb or (
+            FORKED_MB if all(can_be_forked(run, self._gpus.gpus) for run in todo) else FRESH_MB
+        )
         free = free_memory_mb()
         fitting = max(1, min(cpus // threads, int(0.9 * free // each)))
         workers = self.workers or local.workers or fitting
@@ -240,13 +289,14 @@ class Driver:
         return workers
 
 
-def can_be_forked(run: PlannedRun) -> bool:
+def can_be_forked(run: PlannedRun, gpus: Sequence[str] = ()) -> bool:
     """Whether a run works in a process forked from this one: torch's threads, CUDA and Julia do not survive a fork."""
     from robotics_envs.julia.runtime import started
 
     if "work" in run.settings:  # a comparison measures processes from their imports on
         return False
-    plain = run.settings["threads"] == 1 and run.settings["device"] == "cpu"
+    on_cpu = run.settings["device"] == "cpu" or (run.settings["device"] == "auto" and not gpus)
+    plain = run.settings["threads"] == 1 and on_cpu
     julia = str(run.settings["env"]["name"]).startswith(JULIA) or started() is not None
     return plain and not julia and threading.active_count() == 1
 
@@ -264,11 +314,13 @@ def free_memory_mb() -> float:
     return free
 
 
-class _Process:
+class Process:
     """A process that works on a run."""
 
     def __init__(self, run: PlannedRun, folder: Path) -> None:
         self.run, self.folder = run, folder
+        self.cpus: tuple[int, ...] = ()
+        self.gpu: str | None = None
         self._seen: tuple[int, ...] = ()
         self._changed = self._looked = time.monotonic()
 
@@ -281,6 +333,10 @@ class _Process:
 
     def kill(self) -> None:
         raise NotImplementedError
+
+    def touched(self) -> None:
+        """From now on, silence is measured anew."""
+        self._changed = time.monotonic()
 
     def silent_for(self) -> float:
         """Seconds since the files of the run last changed."""
@@ -296,13 +352,14 @@ class _Process:
         return now - self._changed
 
 
-class _Forked(_Process):
-    def __init__(self, plan: Plan, run: PlannedRun, trust: bool, lock: int) -> None:
+class _Forked(Process):
+    def __init__(self, plan: Plan, run: PlannedRun, trust: bool, lock: int, cpus: tuple[int, ...]) -> None:
         super().__init__(run, plan.folder(run))
+        self.cpus = cpus
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         self._process = multiprocessing.get_context("fork").Process(
-            target=_forked, args=(plan, run, trust, lock), name=run.folder
+            target=_forked, args=(plan, run, trust, lock, cpus), name=run.folder
         )
         # Until the child has handlers of its own, a signal for it must wait.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -324,7 +381,9 @@ class _Forked(_Process):
             os.killpg(self._process.pid or 0, signal.SIGKILL)
 
 
-def _forked(plan: Plan, run: PlannedRun, trust: bool, lock: int) -> None:
+def _forked(plan: Plan, run: PlannedRun, trust: bool, lock: int, cpus: tuple[int, ...]) -> None:
+    if cpus:
+        os.sched_setaffinity(0, cpus)
     os.close(lock)  # else it would be held for as long as this process lives, whatever becomes of the driver
     os.setsid()  # Ctrl-C in the terminal is for the driver, which tells its runs
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -335,23 +394,33 @@ def _forked(plan: Plan, run: PlannedRun, trust: bool, lock: int) -> None:
         sys.exit(work(plan, run, trust))
 
 
-class _Fresh(_Process):
-    def __init__(self, plan: Plan, run: PlannedRun, trust: bool) -> None:
+def thread_variables(run: PlannedRun) -> dict[str, str]:
+    """Environment variables that give a run's process as many threads as its configuration says."""
+    names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
+    if "JULIA_NUM_THREADS" not in os.environ:
+        names.append("JULIA_NUM_THREADS")
+    return dict.fromkeys(names, str(run.settings["threads"]))
+
+
+class _Fresh(Process):
+    def __init__(
+        self, plan: Plan, run: PlannedRun, trust: bool, cpus: tuple[int, ...], gpu: str | None
+    ) -> None:
         super().__init__(run, plan.folder(run))
-        threads = str(run.settings["threads"])
-        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "JULIA_NUM_THREADS")
+        self.cpus, self.gpu = cpus, gpu
+        chosen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         command = [sys.executable, "-m", "diffsim.suites.worker", str(plan.root), run.folder]
         self._process = subprocess.Popen(
             [*command, *(["--trust"] if trust else [])],
-            env={
-                **os.environ,
-                **dict.fromkeys(names[: 3 if "JULIA_NUM_THREADS" in os.environ else 4], threads),
-            },
+            env={**os.environ, **thread_variables(run), **chosen},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        if cpus:  # before it has made threads of its own
+            with suppress(OSError):
+                os.sched_setaffinity(self._process.pid, cpus)
 
     def poll(self) -> int | None:
         return self._process.poll()
@@ -364,7 +433,7 @@ class _Fresh(_Process):
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-class _Orphan(_Process):
+class _Orphan(Process):
     """A process that an earlier driver started; it stops when its run's folder says so."""
 
     def poll(self) -> int | None:

@@ -17,7 +17,7 @@ from diffsim.config import RunConfig, validate
 from diffsim.errors import ConfigError, DiffsimError, RunFileError
 from diffsim.runs.whole_files import write_whole
 from diffsim.settings import whole_number
-from diffsim.suites.suite_file import Cell, LocalConfig, SlurmConfig, Suite
+from diffsim.suites.suite_file import Cell, LocalConfig, RayConfig, SlurmConfig, Suite
 from diffsim.values import shown
 
 PLAN = "suite.json"
@@ -57,6 +57,8 @@ class Plan:
     runs: tuple[PlannedRun, ...]
     local: LocalConfig
     slurm: SlurmConfig
+    ray: RayConfig = field(default_factory=RayConfig)
+    prune: bool = False
 
     def folder(self, run: PlannedRun) -> Path:
         return self.root / RUNS / run.folder
@@ -70,6 +72,8 @@ class Plan:
             "name": self.name,
             "local": self.local.model_dump(),
             "slurm": self.slurm.model_dump(),
+            "ray": self.ray.model_dump(),
+            "prune": self.prune,
             "settings": list(groups.values()),
             "runs": [[r.folder, r.group, r.seed, numbers[id(r.settings)]] for r in self.runs],
         }
@@ -93,7 +97,8 @@ def read_plan(root: Path) -> Plan:
             for folder, group, seed, number in content["runs"]
         )
         local, slurm = LocalConfig(**content["local"]), SlurmConfig(**content["slurm"])
-        return Plan(root, content["name"], runs, local, slurm)
+        ray, prune = RayConfig(**content.get("ray", {})), content.get("prune", False)
+        return Plan(root, content["name"], runs, local, slurm, ray, prune)
     except FileNotFoundError:
         raise RunFileError(
             f"no suite in {shown(root)} ({PLAN} is missing); 'diffsim suite run FILE --out {shown(root)}' makes one"
@@ -135,7 +140,9 @@ def resolve(suite: Suite) -> Plan:
         raise ConfigError(
             f"{count} of {len(suite.cells)} runs cannot start, so none was started:\n" + "\n".join(lines)
         )
-    return Plan(suite.folder, suite.name, tuple(runs.values()), suite.config.local, suite.config.slurm)
+    config = suite.config
+    places = config.local, config.slurm, config.ray
+    return Plan(suite.folder, suite.name, tuple(runs.values()), *places, config.prune)
 
 
 def identity(config: RunConfig) -> str:
@@ -151,6 +158,8 @@ def _identifying(config: RunConfig) -> tuple[dict[str, Any], list[list[str]]]:
     from diffsim.runs import user_code
 
     values: dict[str, Any] = json.loads(config.model_dump_json())
+    if config.shards == 1:
+        del values["shards"]  # runs of versions without this setting keep their identity
     texts = []
     for source in sorted(user_code.sources(config), key=lambda source: source.section):
         section = values

@@ -181,9 +181,9 @@ def submit(plan: Plan, runs: Sequence[PlannedRun], trust: bool) -> dict[str, str
             chunk = runs[start : start + MOST_JOBS]
             for run in chunk:
                 plan.folder(run).mkdir(exist_ok=True)
-            jobs = executor.map_array(
-                lambda task: task(), [Task(str(plan.root), r.folder, trust) for r in chunk]
-            )
+            # Each task itself, whose checkpoint() submitit looks for: without it a job is not requeued at its limit.
+            with executor.batch():
+                jobs = [executor.submit(Task(str(plan.root), r.folder, trust)) for r in chunk]
             submitted.update({run.folder: job.job_id for run, job in zip(chunk, jobs, strict=True)})
     except Exception as error:  # submitit raises its own kinds, and RuntimeError where there is no srun
         raise ConfigError(f"Slurm takes no jobs from here: {' '.join(str(error).split())}") from error

@@ -68,6 +68,12 @@ class LocalConfig(Settings):
     """Runs at a time; as many as CPUs and free memory allow if not given."""
     memory_mb: float | None = Field(default=None, gt=0)
     """What one run needs; estimated if not given."""
+    gpus: tuple[str, ...] | None = None
+    """Names as CUDA_VISIBLE_DEVICES takes them, of MIG instances too; all that are visible if not given."""
+    runs_per_gpu: int = Field(default=1, ge=1)
+    """Runs at a time on each of them, whose ``device`` is "cuda" or "auto"."""
+    pin: bool = False
+    """Whether each run is bound to CPUs of its own, as many as it has threads."""
     hang_minutes: float = Field(default=30.0, gt=0)
     """A run without a new update for so long is killed and tried again."""
     retries: int = Field(default=3, ge=0)
@@ -96,6 +102,22 @@ class SlurmConfig(Settings):
     """How often a run is submitted again without having advanced, where its job died."""
 
 
+class RayConfig(Settings):
+    """What the task of a run asks a Ray cluster for."""
+
+    address: str | None = None
+    """Of the cluster, such as ``"auto"`` on one of its nodes; RAY_ADDRESS, or a Ray of this machine if not given."""
+    cpus: float = Field(default=1.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
+    """Of a run; 0.25 puts four runs on a GPU."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    resources: dict[str, float] = Field(default_factory=dict)
+    """Other resources, by the names that the cluster was started with."""
+    runs_at_a_time: int = Field(default=256, ge=1)
+    retries: int = Field(default=3, ge=-1)
+    """How often Ray starts the task of a run again whose worker or node was lost; -1 for no limit."""
+
+
 class SuiteConfig(Settings):
     """The whole file."""
 
@@ -110,8 +132,11 @@ class SuiteConfig(Settings):
     include: tuple[dict[str, Any], ...] = ()
     """Settings of single further runs."""
     budget: tuple[Budget, ...] = ()
+    prune: bool = False
+    """Whether runs that have finished keep their policies only, and not the state to go on from."""
     local: LocalConfig = LocalConfig()
     slurm: SlurmConfig = SlurmConfig()
+    ray: RayConfig = RayConfig()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from diffsim.errors import ConfigError, DiffsimError, DivergenceError, Interrupted, RunFileError
+from diffsim.errors import ConfigError, DiffsimError, DivergenceError, Interrupted, ProcessError, RunFileError
 from diffsim.suites.plan import Plan, PlannedRun
 
 DONE, RUN_FAILED, MACHINE_FAILED = 0, 70, 75  # as sysexits.h: EX_SOFTWARE, EX_TEMPFAIL
@@ -31,9 +32,13 @@ LOG = "log.txt"
 PROGRESS = "progress.json"
 CANCEL = "cancel"
 """A file of this name in the folder of a run, or of a suite, asks to stop at a checkpoint."""
+UNTIL_EOF = "--until-eof"
+"""Argument of a worker: its standard input is a pipe, whose other end belongs to the process that it works for."""
 PROGRESS_SECONDS = 1.0
 OTHER_WORK = {"comparison": "diffsim.comparison.worker"}
 """Modules with a ``work`` of their own for the runs of suites that are no trainings, by the setting ``work``."""
+GRACE_SECONDS = 10.0
+"""For a checkpoint, where that process is lost."""
 _MACHINE_ERRORS = {
     getattr(errno, name)
     for name in (
@@ -77,6 +82,8 @@ def work(plan: Plan, run: PlannedRun, trust: bool = False) -> int:
             else:
                 _check_sources(run)
                 trained(run.config, folder, callback=report, quiet=True)
+            if plan.prune:
+                file.prune()
             note(folder, "done", "finished")
             return DONE
         except Interrupted as stop:
@@ -95,7 +102,7 @@ def cause_of(error: BaseException) -> str:
     """``"machine"`` where another attempt may go well, ``"run"`` where it would fail again."""
     if isinstance(error, (DivergenceError, ConfigError)):
         return "run"
-    if isinstance(error, (MemoryError, RunFileError)):
+    if isinstance(error, (MemoryError, ProcessError, RunFileError)):
         return "machine"
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         return "machine"
@@ -201,14 +208,28 @@ def output_to(path: Path) -> Iterator[None]:
             stream.flush()
 
 
+def _stop_at_eof(pipe: int) -> None:
+    """Stop this process at a checkpoint when the other end of the pipe is closed; end it if that takes long."""
+    while os.read(pipe, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    os._exit(MACHINE_FAILED)  # a run's file is whole at every moment
+
+
 def main(arguments: list[str]) -> int:
-    """Work on the run that ``arguments`` name: the suite's folder, the run's folder below runs/, optionally --trust."""
+    """Work on the run that ``arguments`` name: the suite's folder, the run's folder below runs/, and options.
+
+    Options are --trust and --until-eof.
+    """
     from diffsim.suites.plan import read_plan
 
     root, name = Path(arguments[0]), arguments[1]
     plan = read_plan(root)
     run = next(run for run in plan.runs if run.folder == name)
     plan.folder(run).mkdir(parents=True, exist_ok=True)
+    if UNTIL_EOF in arguments:
+        threading.Thread(target=_stop_at_eof, args=(os.dup(0),), daemon=True).start()
     with output_to(plan.folder(run) / LOG):
         return work(plan, run, "--trust" in arguments)
 

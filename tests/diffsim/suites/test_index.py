@@ -7,14 +7,18 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from rich.console import Console
 from run_files import make_run
 from suite_folders import write_suite
 
+import diffsim
 from diffsim.cli import main
-from diffsim.errors import RunFileError
+from diffsim.errors import ConfigError, RunFileError
+from diffsim.runs.runfile import RunFile
 from diffsim.suites import index, tables
 from diffsim.suites.index import INDEX, read_row, read_rows, rows
 from diffsim.suites.plan import read_plan, resolve
@@ -176,3 +180,39 @@ def test_a_plan_of_thousands_of_runs_stays_small(tmp_path):
     plan.save()
     assert os.path.getsize(plan.root / "suite.json") < 2000 * 100
     assert len(read_plan(plan.root).runs) == 2000
+
+
+def test_pruned_runs_are_small_keep_what_can_be_shown_and_cannot_go_on(tmp_path):
+    """The default configuration's file, with a shorter run."""
+    settings = {"evaluation": {"every": 1, "episodes": 2}, "backend": "eager", "updates": 2}
+    file = diffsim.train("pendulum", tmp_path / "run", quiet=True, **settings)
+    before, history, policies = file.path.stat().st_size, file.history(), {}
+    for name in ("last", "best"):
+        policies[name] = file.checkpoint(name)["policy"]
+    summary, last = file.summary(), file.checkpoints()["last"]
+    file.prune()
+    file.prune()
+    assert file.path.stat().st_size < 100_000 < before
+    assert file.summary() == summary
+    assert all(
+        np.array_equal(column, file.history()[name], equal_nan=True) for name, column in history.items()
+    )
+    for name, policy in policies.items():
+        again = file.checkpoint(name)["policy"]
+        assert all(
+            torch.equal(again[key], policy[key]) for key in policy if isinstance(policy[key], torch.Tensor)
+        )
+    assert file.checkpoints()["last"] == {**last, "pruned": True}
+    with pytest.raises(ConfigError, match=r"was pruned to its policies.*--init"):
+        diffsim.train(out=file, resume=True, updates=4, quiet=True)
+    settings["updates"] = 1
+    assert diffsim.train("pendulum", tmp_path / "next", init=file, quiet=True, **settings).exists()
+    diffsim.evaluate(file, episodes=1)
+
+
+def test_only_finished_runs_are_pruned(plan):
+    for row in rows(plan):
+        file = RunFile(plan.root / "runs" / row.folder)
+        if file.exists() and row.state not in ("finished", "unreadable"):
+            with pytest.raises(ConfigError, match="only finished runs are pruned"):
+                file.prune()

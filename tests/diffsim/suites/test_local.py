@@ -331,7 +331,7 @@ def test_workers_are_bounded_by_cpus_memory_and_threads(tmp_path, monkeypatch):
     write_suite(tmp_path, '[matrix]\nseed = "0..9"\n')
     plan = resolve(read_suite(tmp_path / "suite.toml"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(local, "can_be_forked", lambda _: True)
+    monkeypatch.setattr(local, "can_be_forked", lambda *_: True)
     said = []
     for free, expected in ((1e6, 8), (400, 3), (10, 1)):
         monkeypatch.setattr(local, "free_memory_mb", lambda free=free: free)

@@ -131,6 +131,27 @@ def test_an_array_survives_preemption_limits_kills_and_cancellation(cluster, sta
         )
 
 
+@pytest.mark.slow
+def test_a_job_that_reaches_its_time_limit_requeues_itself_with_a_checkpoint(cluster, started, tmp_path):
+    """Slurm's own signal: it may come a minute earlier than asked for."""
+    matrix = '[matrix]\nseed = 0\n[slurm]\nmemory_gb = 0.3\npartition = "low"\ntime_minutes = 2\nsignal_seconds = 60\n'
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "disturbed"
+    write_suite(undisturbed, matrix, updates=120, checkpoint_every=1000)
+    code, printed = call("run", "suite.toml", "--out", "out", cwd=undisturbed)
+    assert code == 0, printed
+    write_suite(folder, matrix, updates=120, checkpoint_every=1000)
+    driver = started("run", "suite.toml", "--out", "out", "--on", "slurm", cwd=folder, pause=3.0)
+    place = wait_for(lambda: next(folder.glob("out/runs/*/progress.json"), None), 300).parent
+    wait_for(lambda: attempts(place), 600)
+    change_pause(folder, 0.0)
+    printed, _ = driver.communicate(timeout=600)
+    assert driver.returncode == 0, printed
+    assert [entry["cause"] for entry in attempts(place)] == ["stopped", "done"]
+    assert (place / LOG).read_text().count("--- ") == 2
+    assert "its job ended" not in printed  # it requeued itself
+    assert same_parameters(place, undisturbed / "out" / "runs" / place.name)
+
+
 @pytest.fixture
 def plan(tmp_path):
     options = 'setup = ["module load cuda"]\noptions = {account = "lab", qos = "long"}\ntime_minutes = 90\ngpus = 1\n'
