@@ -43,6 +43,7 @@ BACKENDS = Registry(
     {
         "eager": "diffsim.rollouts.stepwise:Stepwise",
         "cuda_graph": "diffsim.rollouts.cuda_graph:CudaGraph",
+        "cuda_native": "diffsim.rollouts.cuda_native:CudaNative",
         "inductor": "diffsim.rollouts.inductor:Inductor",
         "native": "diffsim.rollouts.native:Native",
     },
@@ -51,7 +52,7 @@ BACKENDS = Registry(
 _FEW = 256
 """The number of rollouts from which several threads are faster than one."""
 
-_COMPILING = {"native": 3.0, "cuda_graph": 1.0, "inductor": 30.0}
+_COMPILING = {"native": 3.0, "cuda_native": 3.0, "cuda_graph": 1.0, "inductor": 30.0}
 """Approximate seconds of compiling; docs/rollouts.md has measurements."""
 
 
@@ -119,8 +120,8 @@ class Rollout:
         policy: any module from observations ``[B, o]`` (and, where noise is given, noise ``[B, m]``) to actions
             ``[B, m]``; None for open-loop controls.
         terminal: a function of the final states, ``[B, n] -> [B]``.
-        backend: ``"eager"``, ``"inductor"``, ``"native"`` (CPU), ``"cuda_graph"`` (CUDA) or ``"auto"``: a compiled
-            one if it supports the rollout and ``expected_steps`` justifies the compile time, else eager.
+        backend: ``"eager"``, ``"inductor"``, ``"native"`` (CPU), ``"cuda_native"`` and ``"cuda_graph"`` (CUDA) or ``"auto"``:
+            a compiled one if it supports the rollout and ``expected_steps`` justifies the compile time, else eager.
         threads: of the native back end; by default torch's, and one for fewer than 256 rollouts.
         expected_steps: how many control intervals will be simulated in all calls together, if known.
         parameter_gradients: False where no gradient by the parameters of policy and terminal value is wanted; the
@@ -589,7 +590,7 @@ class Rollout:
             return BACKENDS.load("eager").prepare(inputs, gradient)
         for name in self._candidates(inputs):
             try:
-                if name == "native" and findings.functions:
+                if name in ("native", "cuda_native") and findings.functions:
                     known = ", ".join(findings.functions)
                     raise UnsupportedError(
                         f"a trace does not see the gradient of torch.autograd.Function {known}"
@@ -611,7 +612,7 @@ class Rollout:
         if self.backend != "auto":
             return [self.backend, "eager"]
         kind = inputs.x0.device.type
-        fitting = {"cpu": ["native", "inductor"], "cuda": ["cuda_graph"]}.get(kind, ["inductor"])
+        fitting = {"cpu": ["native", "inductor"], "cuda": ["cuda_native", "cuda_graph"]}.get(kind, ["inductor"])
         if self.expected_steps is None:
             return [fitting[0], "eager"]
         # By counting operations, not by timing, so that the same run always uses the same back end.
