@@ -278,7 +278,7 @@ INLINE void backward_block(const Block& block, const T* const* shared, Thread* t
 // All blocks of a group, one after the other; the groups do not depend on the device.
 INLINE void backward_group(const Arguments& a, int64_t g, T* memory) {
   const int64_t blocks = Block::number(a);
-  T *partial = memory, *act = memory + ACT;
+  T* act = memory + ACT;
   T* sums = SUMS_INSIDE ? memory + SUMS : a.outside + g * BY_SHARED;
   Thread threads[PRIVATE];
   PHASE {

@@ -6,6 +6,7 @@
 
 #if defined(__CUDACC_RTC__)
 #define ON_DEVICE 1
+#pragma nv_diag_suppress 177, 128  // what a kernel does not use
 typedef signed char int8_t;
 typedef unsigned int uint32_t;
 typedef int int32_t;
@@ -19,12 +20,12 @@ typedef long long int64_t;
 namespace std {
 template <class Q> struct numeric_limits;
 template <> struct numeric_limits<float> {
-  static constexpr float infinity() { return __builtin_huge_valf(); }
-  static constexpr float quiet_NaN() { return __builtin_nanf(""); }
+  static float infinity() { return __int_as_float(0x7f800000); }
+  static float quiet_NaN() { return __int_as_float(0x7fffffff); }
 };
 template <> struct numeric_limits<double> {
-  static constexpr double infinity() { return __builtin_huge_val(); }
-  static constexpr double quiet_NaN() { return __builtin_nan(""); }
+  static double infinity() { return __longlong_as_double(0x7ff0000000000000); }
+  static double quiet_NaN() { return __longlong_as_double(0x7fffffffffffffff); }
 };
 }  // namespace std
 #else
