@@ -30,6 +30,26 @@ _REDUCING = 128
 """Threads in a block of the kernel that adds the groups' sums."""
 
 
+def written(inputs: Inputs, gradient: bool) -> tuple[CudaTranslation, type[ctypes.Structure], str]:
+    """The trace of a rollout, the class of its kernels' arguments and their CUDA C++.
+
+    Raises:
+        NativeUnsupportedError: it holds what has no CUDA, or does not fit into a block's memory.
+    """
+    translation = CudaTranslation(inputs, gradient)
+    sizes = len(translation.timed_sizes), len(translation.own_names), len(translation.slots.slots)
+    struct = Struct("Arguments", (*arguments_struct(*sizes).fields, *fields("real*", "outside")))
+    arguments = struct.ctypes(inputs.x0.dtype)
+    size = ctypes.sizeof(arguments)
+    if size > _MOST_ARGUMENTS:
+        raise NativeUnsupportedError(
+            f"the kernel's {sizes[2]} shared tensors and parameters take {size} bytes of arguments, CUDA has "
+            f"{_MOST_ARGUMENTS}"
+        )
+    same = f'static_assert(sizeof(Arguments) == {size}, "Arguments differ from those of ctypes");'
+    return translation, arguments, f"{translation.source((STRIDED, struct))}\n{same}\n"
+
+
 class CudaNative(Native):
     """A compiled rollout on a CUDA device."""
 
@@ -56,21 +76,8 @@ class CudaNative(Native):
         return engine
 
     def _compile(self, inputs: Inputs, gradient: bool) -> CudaTranslation:
-        translation = CudaTranslation(inputs, gradient)
-        sizes = len(translation.timed_sizes), len(translation.own_names), len(translation.slots.slots)
-        given = arguments_struct(*sizes)
-        struct = Struct("Arguments", (*given.fields, *fields("real*", "outside")))
-        self.arguments_type = struct.ctypes(inputs.x0.dtype)
-        size = ctypes.sizeof(self.arguments_type)
-        if size > _MOST_ARGUMENTS:
-            raise NativeUnsupportedError(
-                f"the kernel's {sizes[2]} shared tensors and parameters take {size} bytes of arguments, CUDA has "
-                f"{_MOST_ARGUMENTS}"
-            )
-        source = translation.source((STRIDED, struct))
-        source += f'\nstatic_assert(sizeof(Arguments) == {size}, "Arguments differ from those of ctypes");\n'
-        self.layout = translation.layout
-        self.source = source
+        translation, self.arguments_type, source = written(inputs, gradient)
+        self.layout, self.source = translation.layout, source
         device = inputs.x0.device
         if device.type == "cuda":
             shared = {"forward": self.layout.forward_bytes}
@@ -79,7 +86,9 @@ class CudaNative(Native):
             with torch.cuda.device(device):
                 self.library = Kernels(source, torch.cuda.get_device_capability(device), shared)
         else:
-            self.library = build.load(f"#define REVERSED {int(self.reversed_threads)}\n{source}")
+            # Compiling takes most of a test's time.
+            head = f'#pragma GCC optimize("O0")\n#define REVERSED {int(self.reversed_threads)}\n'
+            self.library = build.load(head + source)
         return translation
 
     def _groups(self, inputs: Inputs) -> int:

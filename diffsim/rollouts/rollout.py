@@ -120,8 +120,9 @@ class Rollout:
         policy: any module from observations ``[B, o]`` (and, where noise is given, noise ``[B, m]``) to actions
             ``[B, m]``; None for open-loop controls.
         terminal: a function of the final states, ``[B, n] -> [B]``.
-        backend: ``"eager"``, ``"inductor"``, ``"native"`` (CPU), ``"cuda_native"`` and ``"cuda_graph"`` (CUDA) or ``"auto"``:
-            a compiled one if it supports the rollout and ``expected_steps`` justifies the compile time, else eager.
+        backend: ``"eager"``, ``"inductor"``, ``"native"`` (CPU), ``"cuda_native"`` or ``"cuda_graph"`` (CUDA), or
+            ``"auto"``: a compiled one if it supports the rollout and ``expected_steps`` justifies the compile time, else
+            eager.
         threads: of the native back end; by default torch's, and one for fewer than 256 rollouts.
         expected_steps: how many control intervals will be simulated in all calls together, if known.
         parameter_gradients: False where no gradient by the parameters of policy and terminal value is wanted; the
@@ -612,7 +613,9 @@ class Rollout:
         if self.backend != "auto":
             return [self.backend, "eager"]
         kind = inputs.x0.device.type
-        fitting = {"cpu": ["native", "inductor"], "cuda": ["cuda_native", "cuda_graph"]}.get(kind, ["inductor"])
+        fitting = {"cpu": ["native", "inductor"], "cuda": ["cuda_native", "cuda_graph"]}.get(
+            kind, ["inductor"]
+        )
         if self.expected_steps is None:
             return [fitting[0], "eager"]
         # By counting operations, not by timing, so that the same run always uses the same back end.

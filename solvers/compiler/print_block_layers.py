@@ -94,7 +94,9 @@ class BlockNetworkPrinter(NetworkPrinter):
                 )
             case Norm():
                 width = self._width(op.source)
-                return f"    standardise({self._at(op.source)}, {self._at(op.target)}, {width}, T({op.eps!r}));"
+                return (
+                    f"    standardise({self._at(op.source)}, {self._at(op.target)}, {width}, T({op.eps!r}));"
+                )
         return super()._forward(op)
 
     def _backward(self, op: Linear | Map | Norm, written: set[int]) -> str:
@@ -119,7 +121,7 @@ class BlockNetworkPrinter(NetworkPrinter):
         wanted, self.wanted = self.wanted, {}
         rest = super()._backward_of_map(op, written)
         self.wanted = wanted
-        return "\n".join([*map(lambda v: self._by_vector(op, v), self._wanted_vectors(op)), rest])
+        return "\n".join([*(self._by_vector(op, v) for v in self._wanted_vectors(op)), rest])
 
     def _wanted_vectors(self, op: Map) -> list[Node]:
         return [v for v in self._vectors(op) if v.place.slot in self.wanted]

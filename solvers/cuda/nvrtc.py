@@ -96,7 +96,7 @@ def resources(log: str) -> dict[str, Resources]:
     return found
 
 
-def _cached(source: str, arch: str) -> bytes:
+def cached(source: str, arch: str) -> bytes:
     """The machine code, from the cache if source, architecture and compiler are the same."""
     key = hashlib.sha256("\0".join((source, arch, version(), str(OPTIONS))).encode()).hexdigest()[:32]
     folder = cache_folder()
@@ -129,7 +129,7 @@ class Kernels:
     """
 
     def __init__(self, source: str, capability: tuple[int, int], shared: dict[str, int]) -> None:
-        code = _cached(source, f"sm_{capability[0]}{capability[1]}")
+        code = cached(source, f"sm_{capability[0]}{capability[1]}")
         from cuda.bindings import driver
 
         self._driver, self._shared = driver, shared
@@ -145,9 +145,7 @@ class Kernels:
         addresses = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         handle = self._driver.CUstream(stream)
         shared, at = self._shared[name], ctypes.addressof(addresses)
-        self._ask(
-            "cuLaunchKernel", self._functions[name], blocks, 1, 1, threads, 1, 1, shared, handle, at, 0
-        )
+        self._ask("cuLaunchKernel", self._functions[name], blocks, 1, 1, threads, 1, 1, shared, handle, at, 0)
 
     def _ask(self, function: str, *arguments: Any) -> Any:
         """A driver function's result.
