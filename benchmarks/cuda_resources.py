@@ -40,8 +40,8 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 HIDDEN = (64, 64)
 
 FLOPS = 132 * 128 * 2 * 1.755e9
-"""Floating-point operations per second of an H100 SXM5 in float32: multiprocessors, lanes, multiply and add, clock in Hz
-(NVIDIA, H100 Tensor Core GPU Architecture, 2022)."""
+"""Floating-point operations per second of an H100 SXM5 in float32: multiprocessors, lanes, multiply and add, clock
+in Hz (NVIDIA, H100 Tensor Core GPU Architecture, 2022)."""
 BANDWIDTH = 3.35e12
 """Bytes per second of its memory (the same)."""
 FUNCTION = 16

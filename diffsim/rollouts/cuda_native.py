@@ -17,7 +17,7 @@ from diffsim.rollouts.native import STRIDED, Native, arguments_struct, compare_w
 from diffsim.rollouts.translation_cuda import CudaTranslation, Layout
 from solvers.compiler.structs import Struct, fields
 from solvers.compiler.trace import NativeUnsupportedError
-from solvers.cuda.nvrtc import Kernels
+from solvers.cuda import nvrtc
 from solvers.native import build
 
 GROUPS = 1024
@@ -69,6 +69,8 @@ class CudaNative(Native):
         if inputs.x0.dtype not in (torch.float32, torch.float64):
             raise UnsupportedError(f"its kernels take float32 and float64, not {inputs.x0.dtype}")
         try:
+            if device.type == "cuda":
+                nvrtc.version()  # before tracing, which takes longer
             engine = cls(inputs, gradient)
         except NativeUnsupportedError as error:
             raise UnsupportedError(str(error)) from error
@@ -84,7 +86,7 @@ class CudaNative(Native):
             if gradient:
                 shared |= {"backward": self.layout.backward_bytes, "reduce": 0}
             with torch.cuda.device(device):
-                self.library = Kernels(source, torch.cuda.get_device_capability(device), shared)
+                self.library = nvrtc.Kernels(source, torch.cuda.get_device_capability(device), shared)
         else:
             # Compiling takes most of a test's time.
             head = f'#pragma GCC optimize("O0")\n#define REVERSED {int(self.reversed_threads)}\n'
