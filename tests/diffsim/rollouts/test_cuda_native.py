@@ -1,6 +1,8 @@
 """CUDA rollouts on a CPU that executes the threads of a block in turn: the same text as on a device, which has more."""
 
 import re
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -24,7 +26,9 @@ from torch import nn
 
 from diffsim.policy import MLP
 from diffsim.rollouts import Noise, Rollout, cuda_native
+from diffsim.rollouts import rollout as rollout_module
 from diffsim.rollouts.cuda_native import CudaNative
+from diffsim.rollouts.inputs import UnsupportedError
 from diffsim.rollouts.translation_cuda import laid_out
 from examples.cartpole import CartPole
 from solvers.compiler.trace import NativeUnsupportedError
@@ -88,9 +92,9 @@ def test_every_other_simulator(name, caplog):
     agrees(name, F64, 1e-9, caplog, steps=8, sizes=(1, 63, 64))
 
 
-@pytest.mark.parametrize("network", [Normalised, pytest.param(TwoHeads, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("network", [Normalised, TwoHeads])
 def test_layers(network, caplog):
-    """Norms with scale and shift, activations that are no tanh, several users of one buffer."""
+    """Norms with scale and shift, activations that are no tanh, several users of one buffer, a head nobody reads."""
     env = CartPole()
     compare(env, make_policy(env, network), 70, 3, F64, "cuda_native", 1e-10, caplog=caplog)
 
@@ -190,6 +194,44 @@ def test_a_policy_that_does_not_fit_runs_elsewhere_and_says_why(caplog):
     Rollout(env, policy, backend="cuda_native")(env.reset(2, torch.Generator().manual_seed(0), F64), 1)
     (record,) = caplog.records
     assert "shared memory" in record.getMessage()
+
+
+# Which back end is taken --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("expected", "first"), [(None, "cuda_native"), (10**9, "cuda_native"), (0, "eager")])
+def test_on_cuda_auto_takes_kernels_then_graphs(expected, first):
+    env = CartPole()
+    x = env.reset(4, torch.Generator().manual_seed(0), F64)
+    rollout = Rollout(env, make_policy(env), expected_steps=expected)
+    given = rollout._inputs(x, 2, None, None, None, None)
+    elsewhere = SimpleNamespace(**{**vars(given), "x0": OnCuda(x)})
+    with mock.patch("diffsim.rollouts.rollout.operations", return_value=100):
+        names = rollout._candidates(elsewhere)
+    assert names == (["eager"] if first == "eager" else ["cuda_native", "cuda_graph", "eager"])
+
+
+class OnCuda:
+    def __init__(self, tensor):
+        self.device, self._tensor = torch.device("cuda"), tensor
+
+    def __len__(self):
+        return len(self._tensor)
+
+
+def test_without_nvrtc_auto_says_so_once_and_goes_on(monkeypatch, caplog):
+    def prepare(inputs, gradient):
+        raise UnsupportedError("no NVRTC") from nvrtc.NoNvrtcError("no NVRTC")
+
+    monkeypatch.setattr(CudaNative, "prepare", staticmethod(prepare))
+    monkeypatch.setattr(Rollout, "_candidates", lambda self, inputs: ["cuda_native", "eager"])
+    rollout_module._say_no_nvrtc.cache_clear()
+    env = CartPole()
+    x = env.reset(2, torch.Generator().manual_seed(0), F64)
+    for _ in range(2):
+        Rollout(env, make_policy(env))(x, 1)
+    (record,) = caplog.records
+    assert "no NVRTC" in record.getMessage()
 
 
 # The compiler for devices -------------------------------------------------------------------------
