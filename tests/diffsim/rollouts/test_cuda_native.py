@@ -31,6 +31,7 @@ from diffsim.rollouts.cuda_native import CudaNative
 from diffsim.rollouts.inputs import UnsupportedError
 from diffsim.rollouts.translation_cuda import laid_out
 from examples.cartpole import CartPole
+from solvers.compiler.fixed_point import fixed_point
 from solvers.compiler.trace import NativeUnsupportedError
 from solvers.cuda import nvrtc
 from solvers.native import build
@@ -107,6 +108,25 @@ def test_widths(hidden, dtype, caplog):
     env = CartPole()
     policy = make_policy(env, lambda o, m: MLP(o, m, hidden), dtype=dtype)
     compare(env, policy, 70, 3, dtype, "cuda_native", 1e-4 if dtype == F32 else 1e-10, caplog=caplog)
+
+class Damped(Echo):
+    """A backward Euler step of dx/dt = u - x³, by Newton's method."""
+
+    def step(self, x, u, p):
+        def newton(q, given):
+            start, push = given[:, :6], given[:, 6:]
+            rest = q + 0.1 * q**3 - start - 0.1 * push
+            moved = q - rest / (1 + 0.3 * q**2)
+            return moved, torch.where(rest.abs().sum(-1) > 1e-12, 1.0, 0.0)
+
+        following = fixed_point(newton, x, torch.cat((x, u), -1), 20)
+        return following, following.square().sum(-1)
+
+
+def test_a_loop_until_it_settles(caplog):
+    """Every thread ends its loop by itself; a vector of a CPU ends it together."""
+    env = Damped()
+    compare(env, make_policy(env), 70, 3, F64, "cuda_native", 1e-10, caplog=caplog)
 
 
 def gradient(env, policy, batch, **arguments):
