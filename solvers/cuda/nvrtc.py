@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lazy_registry.installation import cache_folder
+from lazy_registry.installation import cache_folder, install_command
 from solvers.compiler.trace import NativeUnsupportedError
 
 logger = logging.getLogger("solvers")
@@ -57,7 +57,7 @@ def version() -> str:
         status, major, minor = nvrtc.nvrtcVersion()
     except Exception as error:  # what cannot be loaded has many classes
         raise NoNvrtcError(
-            "compiling for CUDA needs cuda-core and NVRTC: pip install 'diffsim-robotics[cuda]' "
+            f"compiling for CUDA needs cuda-core and NVRTC: {install_command('cuda')} "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         ) from error
     if int(status):
