@@ -5,9 +5,9 @@
 It needs no network, and of installed software torch, NumPy and what --requirements lists; missing distributions are
 installed from the folder --wheels, if it is there.  Without a CUDA device it says so and ends with status 0.
 
-Parts, in this order: solve, rollouts, graphs, training, synchronization, speed.  A check that fails does not stop the
-others; the status is then 1.  A check for which no time is left is reported as not run.  The results are written after
-every check, so an end before its time loses none.
+Parts, in this order: kernels, speed, graphs, training, synchronization, rollouts, solve.  A check that fails does not
+stop the others; the status is then 1.  A check for which no time is left is reported as not run.  The results are
+written after every check, so an end before its time loses none.
 
     python benchmarks/gpu.py --device cpu --quick     every part at small sizes, as a test of this script
     python benchmarks/gpu.py --requirements           what this Python lacks, and how to bring it here
@@ -39,12 +39,13 @@ from gpu_parts.report import OUT_OF_TIME, Report, write
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS: dict[str, tuple[str, float]] = {
-    "solve": ("gpu_parts.solves", 75.0),
-    "rollouts": ("gpu_parts.rollouts", 95.0),
-    "graphs": ("gpu_parts.graphs", 60.0),
-    "training": ("gpu_parts.training", 90.0),
-    "synchronization": ("gpu_parts.synchronization", 45.0),
-    "speed": ("gpu_parts.speed", 480.0),
+    "kernels": ("gpu_parts.kernels", 110.0),
+    "speed": ("gpu_parts.speed", 150.0),
+    "graphs": ("gpu_parts.graphs", 50.0),
+    "training": ("gpu_parts.training", 70.0),
+    "synchronization": ("gpu_parts.synchronization", 30.0),
+    "rollouts": ("gpu_parts.rollouts", 80.0),
+    "solve": ("gpu_parts.solves", 480.0),
 }
 """Module and most seconds of every part, unless --quick; the last one takes what is left."""
 
@@ -110,7 +111,7 @@ def machine(device: str) -> dict[str, Any]:
             "multiprocessors": found.multi_processor_count,
             "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         }
-    for name in ("triton", "jax", "jaxlib", "numpy", "torchdiffeq", "cma", "evotorch"):
+    for name in ("triton", "jax", "jaxlib", "numpy", "torchdiffeq", "cma", "evotorch", "cuda-core"):
         try:
             facts[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -189,7 +189,7 @@ class RunConfig(Settings):
     device: str = "cpu"
     """A device of torch, or ``"auto"``: a CUDA GPU where there is one, else the CPU."""
     dtype: Literal["float32", "float64"] = "float32"
-    backend: Literal["auto", "eager", "native", "cuda_graph", "inductor"] = "auto"
+    backend: Literal["auto", "eager", "native", "cuda_native", "cuda_graph", "inductor"] = "auto"
     """What simulates; see :class:`diffsim.rollouts.Rollout`. Back ends differ in the last bits."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of torch and of native rollouts. Part of the run because sums that torch splits over threads round

@@ -22,7 +22,11 @@ OF_THE_MACHINE = ("torch", "numpy")
 """Never carried unless named: they, and what they require, are the machine's own."""
 NOT_NEEDED = ("juliacall", "juliapkg")
 """Dependencies of the project that no check uses."""
-OPTIONAL = {"evotorch": "openai_es", "jax": "the comparison with lax.scan"}
+OPTIONAL = {
+    "cuda-core": "cuda_native, its kernels",
+    "evotorch": "openai_es",
+    "jax": "the comparison with lax.scan",
+}
 """What more cases need."""
 PLATFORMS = (*(f"manylinux_2_{n}_x86_64" for n in (28, 27, 17)), "manylinux2014_x86_64")
 """pip takes wheels of exactly these tags, so the older ones are named too."""

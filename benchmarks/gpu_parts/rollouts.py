@@ -56,14 +56,20 @@ def make(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Env, nn.M
     return env, policy.to(device, dtype), x0.to(device, dtype)
 
 
-def computed(name: str, backend: str, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """Trajectory and gradients by policy, initial states and physical parameters, one of these given per rollout."""
-    env, policy, x0 = make(name, device, dtype)
-    x0.requires_grad_()
+def physical(env: Env, x0: Tensor) -> dict[str, Tensor]:
+    """Physical parameters whose gradient is wanted, the first of them with a value for every rollout."""
     p = {k: v.detach().clone().requires_grad_() for k, v in env.params(x0).items()}
     if p:
         first = next(iter(p))
         p[first] = p[first].detach().expand(len(x0)).clone().requires_grad_()
+    return p
+
+
+def computed(name: str, backend: str, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Trajectory and gradients by policy, initial states and physical parameters, one of these given per rollout."""
+    env, policy, x0 = make(name, device, dtype)
+    x0.requires_grad_()
+    p = physical(env, x0)
     rollout = Rollout(env, policy, backend=backend)
     trajectory = rollout(x0, 6, p, noise=Noise(5, 0.1))
     assert trajectory.states is not None

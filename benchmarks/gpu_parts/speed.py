@@ -3,6 +3,7 @@
 The task is that of ``rollouts.py``: the gradient of the mean cost by the parameters of an MLP policy (64-64 tanh,
 tanh squash) in closed loop, float32, 200 control intervals.  Contestants:
 
+  cuda_native ``Rollout(backend="cuda_native")``
   eager       ``Rollout(backend="eager")``
   cuda_graph  ``Rollout(backend="cuda_graph")``
   loop        the plain loop under autograd, which keeps every step's graph
@@ -17,6 +18,7 @@ full float32 precision, which is torch's default.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -37,6 +39,7 @@ from torch import Tensor
 
 from diffsim.rollouts import Rollout
 from gpu_parts.report import OUT_OF_TIME, Report, SkippedError, relative_error
+from gpu_parts.rollouts import nothing_said
 from robotics_envs.base import Env
 
 ENVS = ("cartpole", "quadrotor")
@@ -87,11 +90,12 @@ def run(report: Report, device: torch.device, quick: bool) -> None:
     """Every case of the part, what matters most first; the host alone limits the plain loops, so few sizes do."""
     sizes = QUICK if quick else Sizes()
     for env_name in ENVS:
-        for contestant in ("cuda_graph", "eager"):
+        for contestant in ("cuda_native", "cuda_graph", "eager"):
             report.case(
                 f"{env_name} {contestant} agrees", lambda e=env_name, c=contestant: agrees(e, c, device)
             )
-        cases(report, env_name, "cuda_graph", sizes.batches, sizes, device)
+        for contestant in ("cuda_native", "cuda_graph"):
+            cases(report, env_name, contestant, sizes.batches, sizes, device)
         cases(report, env_name, "eager", sizes.batches[1::2], sizes, device)
         jax_cases(report, env_name, sizes, device, quick)
     for env_name in ENVS:
@@ -128,9 +132,13 @@ def with_rollout(backend: str, problem: Problem) -> Callable[[], Gradient]:
     """The project's own rollout."""
     rollout, parameters = Rollout(problem.env, problem.policy, backend=backend), problem.parameters()
     p = problem.env.params(problem.x0)
+    strict = backend == "cuda_native" and problem.x0.is_cuda
 
     def call() -> Gradient:
-        loss = rollout(problem.x0, problem.steps, p).costs.mean()
+        with (
+            nothing_said() if strict else contextlib.nullcontext()
+        ):  # another back end in its place is an error
+            loss = rollout(problem.x0, problem.steps, p).costs.mean()
         return loss.detach(), list(torch.autograd.grad(loss, parameters))
 
     return call
@@ -193,7 +201,7 @@ def _timed(
     _wait(device)
     first = time.perf_counter() - begun
     seconds = []
-    for _ in range(repeats if first < 5.0 or contestant in ("inductor", "cuda_graph") else 1):
+    for _ in range(repeats if first < 5.0 or contestant in ("inductor", "cuda_graph", "cuda_native") else 1):
         begun = time.perf_counter()
         loss, _ = run_it()
         _wait(device)

@@ -30,6 +30,8 @@ class Native(Engine):
     """A compiled rollout."""
 
     watched = True
+    library: Any
+    arguments_type: type[ctypes.Structure]
 
     @classmethod
     def prepare(cls, inputs: Inputs, gradient: bool) -> Native:
@@ -41,13 +43,13 @@ class Native(Engine):
             engine = cls(inputs, gradient)
         except NativeUnsupportedError as error:
             raise UnsupportedError(str(error)) from error
-        _compare(engine, inputs, gradient)
+        compare_with_eager(engine, inputs, gradient)
         return engine
 
     def __init__(self, inputs: Inputs, gradient: bool) -> None:
         # One eager run, so that cached tensors (bounds, tables) exist before the trace.
         Stepwise().forward(_few(inputs), keep_states=False)
-        translation = Translation(inputs, gradient)
+        translation = self._compile(inputs, gradient)
         self.slots = translation.slots.slots
         self.own_names = translation.own_names
         self.timed_sizes = translation.timed_sizes
@@ -56,13 +58,25 @@ class Native(Engine):
         self._shaped = [q for q in self._sources if not isinstance(q, str)]
         self._last: tuple[list[int], Any] | None = None
         """The addresses of shared tensors at the last call, and arguments that hold them."""
-        struct = arguments_struct(len(self.timed_sizes), len(self.own_names), len(self.slots))
+
+    def _compile(self, inputs: Inputs, gradient: bool) -> Translation:
+        """Trace, and set ``library`` and ``arguments_type``."""
+        translation = Translation(inputs, gradient)
+        sizes = len(translation.timed_sizes), len(translation.own_names), len(translation.slots.slots)
+        struct = arguments_struct(*sizes)
         self.arguments_type = struct.ctypes(inputs.x0.dtype)
         self.library = build.load(translation.source((STRIDED, struct)))
         if self.library.size_of_arguments() != ctypes.sizeof(self.arguments_type):
             raise NativeUnsupportedError(
                 "the compiler lays out the kernel's arguments in another way than ctypes"
             )
+        return translation
+
+    def _groups(self, inputs: Inputs) -> int:
+        return min(_GROUPS, -(-len(inputs.x0) // 64))
+
+    def _run(self, name: str, arguments: Any, x0: Tensor) -> None:
+        getattr(self.library, name)(ctypes.byref(arguments))
 
     def forward(self, inputs: Inputs, keep_states: bool) -> tuple[Outcome, Any]:
         x0 = inputs.x0.detach()
@@ -74,7 +88,7 @@ class Native(Engine):
         arguments = self._arguments(inputs, x0)
         arguments.states, arguments.last, arguments.costs = _p(states), _p(last), _p(costs)
         arguments.values = _p(values)
-        self.library.forward(ctypes.byref(arguments))
+        self._run("forward", arguments, x0)
         kept = None if states is None else states.transpose(1, 2)
         return Outcome(kept, last.t(), costs, values), arguments
 
@@ -107,7 +121,7 @@ class Native(Engine):
             room = x0.new_empty(arguments.groups + 1, slot.size)
             arguments.by_shared[k] = _p(room)
             rooms.append((slot, room))
-        self.library.backward(ctypes.byref(arguments))
+        self._run("backward", arguments, x0)
         for slot, room in rooms:
             if isinstance(slot.source, str):
                 gradients["p", slot.source] = room[-1, 0].clone()
@@ -119,7 +133,7 @@ class Native(Engine):
         a = self._with_shared(inputs, x0)
         batch = x0.shape[0]
         a.batch, a.steps, a.members = batch, inputs.steps, inputs.members
-        a.threads, a.groups = inputs.threads, min(_GROUPS, -(-batch // 64))
+        a.threads, a.groups = inputs.threads, self._groups(inputs)
         a.truncate, a.dt = inputs.truncate or 0, float(inputs.env.dt)
         a.costate_bound = inputs.costate_bound or 0.0
         a.x0 = _strided(x0, "bn")
@@ -156,8 +170,8 @@ class Native(Engine):
         for k, tensor in enumerate(sources):
             stacked = inputs.stacked.get(id(tensor))
             data = tensor if stacked is None else stacked
-            if data.dtype != x0.dtype or not data.is_contiguous():
-                data, plain = data.detach().to(x0.dtype).contiguous(), False
+            if data.dtype != x0.dtype or data.device != x0.device or not data.is_contiguous():
+                data, plain = data.detach().to(x0).contiguous(), False
             keep.append(data)
             a.shared[k], a.member[k] = _p(data), 0 if stacked is None else self.slots[k].size
         a.converted = keep
@@ -229,7 +243,7 @@ def _p(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _compare(engine: Native, inputs: Inputs, gradient: bool) -> None:
+def compare_with_eager(engine: Native, inputs: Inputs, gradient: bool) -> None:
     """Run a few rollouts for two control intervals on both back ends.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,7 @@ from lazy_registry.source_places import defined_at
 from robotics_envs.base import Costs, Env, EpisodeStates, Params, States
 from robotics_envs.divergence import check_rollouts
 from robotics_envs.user_code import UserCodeError, construct_env, describe_failure
+from solvers.cuda.nvrtc import NoNvrtcError
 from solvers.native import build
 from solvers.validation import whole_number
 
@@ -43,6 +45,7 @@ BACKENDS = Registry(
     {
         "eager": "diffsim.rollouts.stepwise:Stepwise",
         "cuda_graph": "diffsim.rollouts.cuda_graph:CudaGraph",
+        "cuda_native": "diffsim.rollouts.cuda_native:CudaNative",
         "inductor": "diffsim.rollouts.inductor:Inductor",
         "native": "diffsim.rollouts.native:Native",
     },
@@ -51,7 +54,7 @@ BACKENDS = Registry(
 _FEW = 256
 """The number of rollouts from which several threads are faster than one."""
 
-_COMPILING = {"native": 3.0, "cuda_graph": 1.0, "inductor": 30.0}
+_COMPILING = {"native": 3.0, "cuda_native": 10.0, "cuda_graph": 1.0, "inductor": 30.0}
 """Approximate seconds of compiling; docs/rollouts.md has measurements."""
 
 
@@ -119,8 +122,9 @@ class Rollout:
         policy: any module from observations ``[B, o]`` (and, where noise is given, noise ``[B, m]``) to actions
             ``[B, m]``; None for open-loop controls.
         terminal: a function of the final states, ``[B, n] -> [B]``.
-        backend: ``"eager"``, ``"inductor"``, ``"native"`` (CPU), ``"cuda_graph"`` (CUDA) or ``"auto"``: a compiled
-            one if it supports the rollout and ``expected_steps`` justifies the compile time, else eager.
+        backend: ``"eager"``, ``"inductor"``, ``"native"`` (CPU), ``"cuda_native"`` or ``"cuda_graph"`` (CUDA), or
+            ``"auto"``: a compiled one if it supports the rollout and ``expected_steps`` justifies the compile time,
+            else eager.
         threads: of the native back end; by default torch's, and one for fewer than 256 rollouts.
         expected_steps: how many control intervals will be simulated in all calls together, if known.
         parameter_gradients: False where no gradient by the parameters of policy and terminal value is wanted; the
@@ -589,7 +593,7 @@ class Rollout:
             return BACKENDS.load("eager").prepare(inputs, gradient)
         for name in self._candidates(inputs):
             try:
-                if name == "native" and findings.functions:
+                if name in ("native", "cuda_native") and findings.functions:
                     known = ", ".join(findings.functions)
                     raise UnsupportedError(
                         f"a trace does not see the gradient of torch.autograd.Function {known}"
@@ -598,6 +602,9 @@ class Rollout:
             except UnsupportedError as error:
                 if isinstance(error.__cause__, build.NoCompilerError):
                     continue  # logged once a process, where it is found
+                if self.backend == "auto" and isinstance(error.__cause__, NoNvrtcError):
+                    _say_no_nvrtc(str(error))
+                    continue
                 self._say(f"backend {name!r} cannot run this rollout, another one is used: {error}")
         raise AssertionError("eager can run every rollout")
 
@@ -611,12 +618,19 @@ class Rollout:
         if self.backend != "auto":
             return [self.backend, "eager"]
         kind = inputs.x0.device.type
-        fitting = {"cpu": ["native", "inductor"], "cuda": ["cuda_graph"]}.get(kind, ["inductor"])
+        fitting = {"cpu": ["native", "inductor"], "cuda": ["cuda_native", "cuda_graph"]}.get(
+            kind, ["inductor"]
+        )
         if self.expected_steps is None:
-            return [fitting[0], "eager"]
+            return [*(fitting if kind == "cuda" else fitting[:1]), "eager"]
         # By counting operations, not by timing, so that the same run always uses the same back end.
         eager = self.expected_steps * operations(inputs) * 3 * (4e-6 + 2e-9 * len(inputs.x0))
         return [*(name for name in fitting if eager > _COMPILING[name]), "eager"]
+
+
+@functools.cache
+def _say_no_nvrtc(message: str) -> None:
+    logger.warning("rollouts on CUDA take several times as long as they could: %s", message)
 
 
 @contextlib.contextmanager

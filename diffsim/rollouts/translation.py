@@ -27,7 +27,7 @@ from solvers.compiler.structs import Struct
 from solvers.compiler.trace import NativeUnsupportedError, Tracer
 from solvers.native import build
 
-_SPACES = {
+SPACES = {
     **LAYER_SPACES,
     # What functions read, of one vector of rollouts.
     "x": "in.x[{index}]",
@@ -263,7 +263,7 @@ class Translation:
         """The kernel's C++; ``arguments`` are the structs that it is passed."""
         offsets = self._offsets()
         gathered = self._gathered(offsets)
-        printer = Printer(self.graph, _SPACES)
+        printer = Printer(self.graph, SPACES)
         networks = [
             NetworkPrinter(network, printer, offsets, self.gradient) for network in (self.policy, self.value)
         ]
@@ -279,25 +279,8 @@ class Translation:
                         f"constexpr int GATHERED_{len(spread)} = GATHERED_{len(spread) - 1} + {network.room(op)};"
                     )
         at.append(f"constexpr int BY_SHARED = GATHERED_{len(spread)};")
-        by_x = [(Place("by_x", i), node) for i, node in enumerate(self.x)]
-        structs = []
-        for network in networks:
-            stored = [store.value for store in network.network.prologue()]
-            bars = network.network.cotangents()
-            pulled = self._pull(stored, bars, by_x, gathered, adds=True) if self.gradient else []
-            structs.append(network.to_cpp(pulled))
-        places = [*(Place("next", i) for i in range(self.n)), Place("cost")]
-        to_next = (("V*", "next"), ("V&", "cost"))
-        bodies: list[tuple[str, Parameters, list[Store]]] = [
-            ("step", to_next, list(map(Store, places, self.results))),
-            ("value", (("V&", "result"),), [Store(Place("value"), self.value_result or 0.0)]),
-        ]
-        if self.gradient:
-            given, back = (("const V*", "lambda"), ("V", "bar_cost")), (("V*", "by_x"), ("V*", "by_raw"))
-            bodies += [
-                ("step_vjp", (*given, *back, ("V*", "by_timed")), self._step_vjp(by_x, gathered)),
-                ("value_vjp", (("V", "bar_value"), *back), self._value_vjp(by_x, gathered)),
-            ]
+        structs = [network.to_cpp(self.pulled_prologue(network.network, gathered)) for network in networks]
+        bodies = self.bodies(gathered)
         parts = [
             *at,
             *printer.functions(store.value for _, _, stores in bodies for store in stores),
@@ -311,6 +294,33 @@ class Translation:
         text = _template().replace("// EMITTED", "\n".join(parts), 1)
         text = text.replace("// ARGUMENTS", "\n".join(struct.cpp() for struct in arguments), 1)
         return self._constants(offsets) + text
+
+    def pulled_prologue(self, network: Network, gathered: dict[Node, Place]) -> list[Store]:
+        """Stores of the gradient of what fills a network's inputs."""
+        if not self.gradient:
+            return []
+        stored = [store.value for store in network.prologue()]
+        return self._pull(stored, network.cotangents(), self._by_x(), gathered, adds=True)
+
+    def bodies(self, gathered: dict[Node, Place]) -> list[tuple[str, Parameters, list[Store]]]:
+        """Name, parameters and stores of the functions of one rollout."""
+        places = [*(Place("next", i) for i in range(self.n)), Place("cost")]
+        to_next = (("V*", "next"), ("V&", "cost"))
+        bodies: list[tuple[str, Parameters, list[Store]]] = [
+            ("step", to_next, list(map(Store, places, self.results))),
+            ("value", (("V&", "result"),), [Store(Place("value"), self.value_result or 0.0)]),
+        ]
+        if self.gradient:
+            by_x = self._by_x()
+            given, back = (("const V*", "lambda"), ("V", "bar_cost")), (("V*", "by_x"), ("V*", "by_raw"))
+            bodies += [
+                ("step_vjp", (*given, *back, ("V*", "by_timed")), self._step_vjp(by_x, gathered)),
+                ("value_vjp", (("V", "bar_value"), *back), self._value_vjp(by_x, gathered)),
+            ]
+        return bodies
+
+    def _by_x(self) -> list[tuple[Place, Node]]:
+        return [(Place("by_x", i), node) for i, node in enumerate(self.x)]
 
     def _step_vjp(self, by_x: list[tuple[Place, Node]], gathered: dict[Node, Place]) -> list[Store]:
         g = self.graph

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -33,6 +33,38 @@ long function take g++ most of its time."""
 
 
 @dataclass(frozen=True)
+class Dialect:
+    """What differs between the C++ of processors and that of CUDA.
+
+    Attributes:
+        called: begins the definition of a function that is called, and not to be copied to where it is.
+        unrolled: begins a loop of which four rounds become one.
+        spelled: operations that are written in another way than :data:`OPERATIONS` says, by name.
+    """
+
+    called: str = "static"
+    part: str = "static __attribute__((noinline))"
+    unrolled: str = '_Pragma("GCC unroll 4")'
+    spelled: Mapping[str, Callable[..., str]] = field(default_factory=dict)
+
+    def expression(self, op: str, args: Iterable[str]) -> str:
+        """The C++ of an operation."""
+        return (self.spelled.get(op) or OPERATIONS[op].cpp)(*args)
+
+
+CPP = Dialect()
+
+CUDA = Dialect(
+    called="static __noinline__",
+    part="static __noinline__",
+    unrolled="UNROLL_4",
+    # A mask is a bool there: ~ would turn it into a number.
+    spelled={"not": lambda a: f"!{a}"},
+)
+"""For ``solvers/cuda/scalars.h``."""
+
+
+@dataclass(frozen=True)
 class Printer:
     """Prints for one kernel.
 
@@ -41,12 +73,14 @@ class Printer:
         spaces: the C++ of a place by its space, with ``{index}`` and ``{slot}``.
         environment: type and name of what every function of the kernel is passed, which places are read from.
         variable: the name of the loop variable that an :class:`Affine` index refers to.
+        dialect: of C++.
     """
 
     graph: Graph
     spaces: Mapping[str, str]
     environment: tuple[str, str] = ("const In&", "in")
     variable: str = "j"
+    dialect: Dialect = CPP
 
     def place(self, place: Place) -> str:
         """The C++ of a place."""
@@ -84,7 +118,7 @@ class Printer:
         given = [self.environment, *parameters]
         if lines(nodes) > 3 * PART:
             return _Parts(self, name, given, nodes, stores, names).text()
-        head = f"static {'inline ' if inline else ''}void {name}({_declared(given)})"
+        head = f"{'static inline' if inline else self.dialect.called} void {name}({_declared(given)})"
         return f"{head} {{\n{self.statements(stores, known)}\n}}"
 
     def functions(self, roots: Iterable[Operand]) -> list[str]:
@@ -182,7 +216,7 @@ class _Parts:
                     before[node] = self._kept(node, at)
                     if node.op not in ("call", "loop"):
                         block.lines.append(f"s[{at}] = (V){block.names[node]};")
-            head = f"static __attribute__((noinline)) void {self.name}_part{k}({_declared(inner)})"
+            head = f"{self.printer.dialect.part} void {self.name}_part{k}({_declared(inner)})"
             functions.append(f"{head} {{\n{_indented(block.lines)}\n}}")
             arguments = ", ".join([*(name for _, name in self.given), "s"])
             calls.append(f"{self.name}_part{k}({arguments});")
@@ -263,9 +297,8 @@ class _Block:
                     f"V {sine}, {cosine}; v_sincos({self.text(node.args[0])}, {sine}, {cosine});"
                 )
             else:
-                self.lines.append(
-                    f"const auto {name} = {OPERATIONS[node.op].cpp(*map(self.text, node.args))};"
-                )
+                expression = self.printer.dialect.expression(node.op, map(self.text, node.args))
+                self.lines.append(f"const auto {name} = {expression};")
 
     def store(self, stores: Sequence[Store]) -> None:
         """Results of one loop that go to one array by a loop, all others by a statement each."""
@@ -347,7 +380,8 @@ class _Block:
         body.store(function.stores)
         body.lines += [f"{name}c{k} = {name}[{k * count} + {i}];" for k in range(carried)]
         self.lines.append(self._array(node, name))
-        self.lines.append(f'_Pragma("GCC unroll 4") for (int {i} = 0; {i} < {count}; {i}++) {{')
+        unrolled = self.printer.dialect.unrolled
+        self.lines.append(f"{unrolled} for (int {i} = 0; {i} < {count}; {i}++) {{")
         self.lines += ["  " + line for line in body.lines]
         self.lines.append("}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from solvers.compiler.differentiate import gradient
 from solvers.compiler.ir import Affine, Node, Place, Store
@@ -40,13 +41,24 @@ class NetworkPrinter:
     gradient: bool
     gathered: dict[int, str] = field(default_factory=dict)
 
+    heads: ClassVar[dict[str, str]] = {
+        "prologue": "inline void prologue(const In& in, V* act)",
+        "forward": "void forward(const T* const* shared, V* act, int nv)",
+        "results": "inline void results(const V* act, V* raw)",
+        "seed": "inline void seed(const V* by_raw, V* bar)",
+        "backward": "void backward(const T* const* shared, const V* act, V* bar, V* by_shared, int nv)",
+        "weights": "void weights(const V* act, const V* bar, int nv, V* turned, V* by_shared)",
+        "prologue_vjp": "inline void prologue_vjp(const In& in, const V* bar, V* by_x)",
+    }
+
     def to_cpp(self, prologue_vjp: Sequence[Store]) -> str:
         """The struct; ``prologue_vjp`` is what the prologue's gradient is stored to."""
         network, buffers = self.network, self.network.buffers
         written = {buffer for buffer, _ in network.raw}
         forward = [self._forward(op) for op in network.operations]
         backward = [self._backward(op, written) for op in reversed(network.operations)]
-        weights = [self._weights(op) for op in reversed(network.linears())]
+        # Of products whose result is used: the others have no cotangent.
+        weights = [self._weights(op) for op in reversed(network.linears()) if op.target in written]
         places = [buffers[b].offset + j for b, j in network.raw]
         numbers = {feature: k for k, feature in enumerate(network.raw)}
         seeds = [
@@ -56,23 +68,19 @@ class NetworkPrinter:
             for j in range(buffers[b].width)
         ]
         methods = {
-            "inline void prologue(const In& in, V* act)": [self.printer.statements(network.prologue())],
-            "void forward(const T* const* shared, V* act, int nv)": forward,
-            "inline void results(const V* act, V* raw)": [
-                f"    raw[{i}] = act[{place} * NV];" for i, place in enumerate(places)
-            ],
+            "prologue": [self.printer.statements(network.prologue())],
+            "forward": forward,
+            "results": [f"    raw[{i}] = act[{place} * NV];" for i, place in enumerate(places)],
         }
         if self.gradient:
             methods |= {
-                "inline void seed(const V* by_raw, V* bar)": seeds,
-                "void backward(const T* const* shared, const V* act, V* bar, V* by_shared, int nv)": backward,
-                "void weights(const V* act, const V* bar, int nv, V* turned, V* by_shared)": weights,
-                "inline void prologue_vjp(const In& in, const V* bar, V* by_x)": [
-                    self.printer.statements(prologue_vjp)
-                ],
+                "seed": seeds,
+                "backward": backward,
+                "weights": weights,
+                "prologue_vjp": [self.printer.statements(prologue_vjp)],
             }
         body = "\n".join(
-            f"  static {head} {{\n{chr(10).join(lines)}\n  }}" for head, lines in methods.items()
+            f"  static {self.heads[name]} {{\n{chr(10).join(lines)}\n  }}" for name, lines in methods.items()
         )
         return f"struct {network.name} {{\n  static constexpr int WIDTH = {network.width};\n{body}\n}};"
 

@@ -84,7 +84,7 @@ class Slots:
         """
         if not tensor.is_floating_point():
             self._compiled_in.append((tensor, -1 if tensor.is_inference() else tensor._version))
-            return tensor.detach().numpy().astype(object)
+            return tensor.detach().cpu().numpy().astype(object)
         wanted = tensor.requires_grad and id(tensor) not in self._not_wanted
         if wanted and id(tensor) not in self._trainable:
             raise NativeUnsupportedError(self.unknown)

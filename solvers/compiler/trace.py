@@ -167,7 +167,7 @@ class Tracer(TorchDispatchMode):
     def _constant(self, out: Any) -> Any:
         for tensor in tree_flatten(out)[0]:
             if isinstance(tensor, Tensor):
-                self.bind(tensor, tensor.detach().numpy().astype(object))
+                self.bind(tensor, tensor.detach().cpu().numpy().astype(object))
         return out
 
 
