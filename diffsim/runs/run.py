@@ -104,7 +104,7 @@ def train(
         Interrupted: Ctrl-C, SIGTERM or SIGHUP arrived; a checkpoint has been written.
     """
     values = settings if env is None else {**settings, "env": env}
-    return trained(values, out, resume, init, callback, log, trust, quiet, processes).file
+    return trained(values, out, resume, init, callback, log, trust, quiet, processes=processes).file
 
 
 def trained(

@@ -113,7 +113,7 @@ def read_row(folder: Path) -> Row:
     from diffsim.runs.runfile import RunFile
 
     journal = attempts(folder)
-    last = journal[-1] if journal else {"cause": "", "reason": ""}
+    last: dict[str, Any] = journal[-1] if journal else {"cause": "", "reason": ""}
     failed = last["cause"] == "run"
     file = RunFile(folder)
     if not file.exists():
