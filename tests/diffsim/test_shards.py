@@ -362,7 +362,7 @@ def test_a_signal_to_any_process_stops_all_at_the_same_update(tmp_path, in_backg
 
 def test_torchrun_trains_one_run_with_all_its_processes(tmp_path, short, in_background):
     (tmp_path / "pause").write_text("0")
-    launcher = ("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "diffsim")
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "diffsim")
     process = in_background(*launcher, updates=3)
     (tmp_path / "pause").write_text("0")
     printed, _ = process.communicate(timeout=900)

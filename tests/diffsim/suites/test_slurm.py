@@ -146,8 +146,10 @@ def test_a_job_that_reaches_its_time_limit_requeues_itself_with_a_checkpoint(clu
     change_pause(folder, 0.0)
     printed, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, printed
-    assert [entry["cause"] for entry in attempts(place)] == ["stopped", "done"]
-    assert (place / LOG).read_text().count("--- ") == 2
+    *before, last = [entry["cause"] for entry in attempts(place)]
+    assert set(before) == {"stopped"}  # more than once where the machine is slow
+    assert last == "done"
+    assert (place / LOG).read_text().count("--- ") == len(before) + 1
     assert "its job ended" not in printed  # it requeued itself
     assert same_parameters(place, undisturbed / "out" / "runs" / place.name)
 
