@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         DivergenceError,
         EvaluationError,
         Interrupted,
+        ProcessError,
         RunFileError,
         TrustError,
     )
@@ -83,6 +84,7 @@ __all__ = [
     "Objective",
     "Optimizer",
     "Policy",
+    "ProcessError",
     "Record",
     "Rollout",
     "RolloutError",
@@ -121,6 +123,7 @@ __getattr__, __dir__ = lazy_attributes(
             "DivergenceError",
             "EvaluationError",
             "Interrupted",
+            "ProcessError",
             "RunFileError",
             "TrustError",
         ),

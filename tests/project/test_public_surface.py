@@ -72,7 +72,7 @@ def functions(value):
     if inspect.isfunction(value):
         yield value
     elif inspect.isclass(value) and not typing.get_origin(value):
-        for name, member in vars(value).items():
+        for name, member in list(vars(value).items()):
             function = inspect.unwrap(
                 member.__func__ if isinstance(member, classmethod | staticmethod) else member
             )
