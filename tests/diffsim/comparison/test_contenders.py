@@ -58,7 +58,7 @@ def test_settings_of_the_zoo_reach_the_algorithm(algorithm, name, tmp_path):
     if isinstance(policy.get("net_arch"), dict) and "vf" in policy["net_arch"]:
         assert model.policy.net_arch == policy["net_arch"]
         assert model.policy.activation_fn is torch.nn.ReLU
-        assert float(model.policy.log_std[0].mean()) == policy["log_std_init"]
+        assert float(model.policy.log_std[0].detach().mean()) == policy["log_std_init"]
     if "noise_std" in settings:
         assert np.array_equal(model.action_noise._sigma, [settings["noise_std"]])
     assert model.seed == 3
