@@ -326,6 +326,8 @@ class Run:
                     record, asked = self._update(stop)
                     for callback in callbacks:
                         callback(self._row())
+                    if self.team.size == 1:
+                        asked = stop.signal  # which may have come during a callback
                     if self._dropped_in_a_row == MAX_DROPPED_IN_A_ROW:
                         reason = self._why_it_diverged(record)
                         self._save("diverged", reason, final=True)

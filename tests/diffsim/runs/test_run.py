@@ -60,8 +60,8 @@ def saves(monkeypatch):
         written.append(0)
         return create(self, *args)
 
-    def updating(self, sections):
-        update(self, sections)
+    def updating(self, sections, config=None):
+        update(self, sections, config)
         written.append(len(self.history()["update"]))
 
     monkeypatch.setattr(RunFile, "create", creating)
