@@ -184,6 +184,7 @@ def main(
         return
     from diffsim.runs.provenance import describe
     from robotics_envs import ENVIRONMENTS
+    from robotics_envs.environments import GYM_TASKS
 
     names = simulators.split(",") if simulators else list(ENVIRONMENTS)
     first, _, last = seeds.partition("-")
@@ -204,7 +205,9 @@ def main(
             runs = data["results"].setdefault(name, [])
             runs.append(run)
             runs.sort(key=lambda r: (r["variant"] != "default", r["variant"], r["seed"]))
-            data["results"] = {n: data["results"][n] for n in ENVIRONMENTS if n in data["results"]}
+            data["results"] = {
+                n: data["results"][n] for n in (*ENVIRONMENTS, *GYM_TASKS) if n in data["results"]
+            }
             temporary = out.with_suffix(".new")
             temporary.write_text(json.dumps(data, indent=1) + "\n")
             temporary.replace(out)
