@@ -283,7 +283,7 @@ def test_a_cancelled_run_is_asked_once(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(worker.os, "kill", lambda *request: asked.append(request))
     monkeypatch.setattr(worker, "PROGRESS_SECONDS", 0.0)
-    report = worker._Heartbeat(tmp_path, (tmp_path / CANCEL,))
+    report = worker.Heartbeat(tmp_path, (tmp_path / CANCEL,))
     with stop_on_signals():
         report({"update": 1, "return": float("nan")})
         assert json.loads((tmp_path / PROGRESS).read_text())["return"] is None
