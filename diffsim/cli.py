@@ -149,7 +149,7 @@ def train(
     from pathlib import Path
 
     from diffsim.config import merge, parse_assignment, read_toml
-    from diffsim.processes import launched
+    from diffsim.launcher import launched
     from diffsim.runs.progress import Progress
     from diffsim.values import shown
 

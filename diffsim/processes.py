@@ -29,6 +29,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffsim.errors import ConfigError, ProcessError
+from diffsim.launcher import launched
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others, which may compile or measure meanwhile."""
@@ -167,14 +168,6 @@ _current: ContextVar[Team | None] = ContextVar("team", default=None)
 def current() -> Team:
     """The team that this process works in."""
     return _current.get() or Team()
-
-
-def launched() -> tuple[int, int]:
-    """Rank and number of the processes that a launcher such as torchrun started; (0, 1) if there is none."""
-    try:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    except (KeyError, ValueError):
-        return 0, 1
 
 
 def team_for(processes: int | None, shards: int) -> Team:

@@ -28,7 +28,8 @@ from diffsim.errors import (
     RunFileError,
 )
 from diffsim.isolation import torch_defaults
-from diffsim.processes import Team, launched, team_for
+from diffsim.launcher import launched
+from diffsim.processes import Team, team_for
 from diffsim.runs import provenance, user_code
 from diffsim.runs.evaluation import successes_of
 from diffsim.runs.log_writers import check_writers, make_writers

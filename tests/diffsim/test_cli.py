@@ -152,7 +152,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(tmp_path, straight, n
         (["train"], "env is missing"),
         (
             ["trian"],
-            "unknown command 'trian'; did you mean 'train'? known: check, envs, evaluate, julia, optimizers, plot,",
+            "unknown command 'trian'; did you mean 'train'? known: check, compare, envs, evaluate, julia,",
         ),
         (["check", "pendulm"], "did you mean 'pendulum'?"),
         (["check", "no_file.py:MyEnv"], "there is no file"),

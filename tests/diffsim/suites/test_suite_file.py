@@ -186,8 +186,9 @@ def test_options_of_the_base_are_for_every_class_of_the_matrix(tmp_path):
 def test_the_example_and_the_files_of_the_page_are_suites(tmp_path):
     example = resolve(read_suite(ROOT / "examples" / "suite.toml", str(tmp_path / "out")))
     assert len(example.runs) == 2 * 2 * 3 - 3 + 1
-    first, slurm = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "suites.md").read_text(), re.S)
-    assert len(plan_of(tmp_path / "page", first + slurm).runs) == 10
+    first, *sections = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "suites.md").read_text(), re.S)
+    assert len(plan_of(tmp_path / "page", "".join((first, *sections))).runs) == 10
+    assert [re.match(r"\[(\w+)", s)[1] for s in sections[:2]] == ["slurm", "ray"]
 
 
 def test_the_seed_of_the_base_counts_where_the_matrix_has_none(tmp_path):
