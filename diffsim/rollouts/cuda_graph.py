@@ -37,7 +37,7 @@ class CudaGraph(Stepwise):
                 f"CUDA graphs run on CUDA devices, and this rollout is on {inputs.x0.device}"
             )
         engine = cls(gradient)
-        if inputs.members == 1:
+        if not inputs.stacked:
             engine._recording(inputs)
         return engine
 

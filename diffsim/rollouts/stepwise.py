@@ -39,7 +39,7 @@ class Stepwise(Engine):
             return _gradients(moved, [*self.step(moved, 0, moved.x0)], [by_next, by_cost])
 
     def forward(self, inputs: Inputs, keep_states: bool) -> tuple[Outcome, None]:
-        if inputs.members > 1:
+        if inputs.stacked:
             return _members(inputs, keep_states), None
         with torch.no_grad():
             return self._forward(inputs, keep_states), None
@@ -277,7 +277,7 @@ def _add(total: dict[Any, Tensor], terms: dict[Any, Tensor]) -> None:
 def _members(inputs: Inputs, keep_states: bool) -> Outcome:
     """A population's rollouts as one batch, or, if vmap does not support the policy, policy by policy."""
     assert inputs.act_together is not None
-    together = replace(inputs, act=inputs.act_together, members=1)
+    together = replace(inputs, act=inputs.act_together, members=1, stacked={})
     with torch.no_grad():
         try:
             inputs.act_together(inputs.x0, inputs.noise_at(0))
@@ -309,7 +309,7 @@ def _one_after_the_other(inputs: Inputs, keep_states: bool) -> Outcome:
                 own[key].detach().copy_(stack[k])
             p = {name: v[part] if v.ndim else v for name, v in inputs.p.items()}
             noise = inputs.noise[:, part] if isinstance(inputs.noise, Tensor) else inputs.noise
-            one = replace(inputs, x0=inputs.x0[part], p=p, noise=noise, members=1)
+            one = replace(inputs, x0=inputs.x0[part], p=p, noise=noise, members=1, stacked={})
             outcomes.append(Stepwise().forward(one, keep_states)[0])
     finally:
         for key, q in own.items():

@@ -337,6 +337,11 @@ def test_a_population_is_its_policies_one_by_one(backend):
         assert torch.allclose(got[k], costs, rtol=1e-12)
     shared = Rollout(env, policy, backend=backend).population(stacked, starts[0], 6)
     assert torch.allclose(shared[0], Rollout(env, policy, backend=backend).population(stacked, starts, 6)[0])
+    # A population of one is that one, and not the rollout's own policy.
+    for k in range(3):
+        one = {name: v[k : k + 1] for name, v in stacked.items()}
+        alone = Rollout(env, policy, backend=backend).population(one, starts[0], 6)
+        assert torch.allclose(alone[0], shared[k], rtol=1e-12)
 
 
 def test_noise_is_the_same_everywhere_and_follows_its_seed():
