@@ -146,23 +146,28 @@ def _own(text: str) -> tuple[str, Entry]:
     return f"{OURS} {label}", ours_with(settings)
 
 
+MOST_SEEDS = 10_000
+
+
 def seeds_of(text: str) -> tuple[int, ...]:
     first, dots, last = text.partition("..")
     try:
         if dots:
-            seeds = tuple(range(int(first), int(last) + 1))
+            seeds: Sequence[int] = range(int(first), int(last) + 1)
         elif "," in text:
             seeds = tuple(int(part) for part in text.split(","))
         else:
-            seeds = tuple(range(int(text)))
+            seeds = range(int(text))
     except ValueError:
         seeds = ()
+    if len(seeds) > MOST_SEEDS:
+        raise ConfigError(f"seeds {text!r}: are {len(seeds):,}; at most {MOST_SEEDS:,} can be compared")
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**31 or len(set(seeds)) < len(seeds):
         raise ConfigError(
             f"seeds {text!r}: needs a number of them such as 10, a range such as 10..19, or a list such as 3,5,8, "
             "each once and below 2^31"
         )
-    return seeds
+    return tuple(seeds)
 
 
 def planned(root: Path, asked: Request, command: str = "", revision: str = "") -> Plan:

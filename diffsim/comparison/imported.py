@@ -20,6 +20,7 @@ import numpy as np
 
 from diffsim.comparison.records import CURVE, Contender, Curve, Protocol, Record, Task
 from diffsim.errors import ConfigError
+from diffsim.settings import whole_number
 from diffsim.values import folder as absolute
 from diffsim.values import shown
 from lazy_registry.installation import install_command
@@ -71,15 +72,15 @@ def read_csv(
         ConfigError: the file cannot be read, has no column of scores, or a cell that is no number.
     """
     place = absolute(path)
-    text = _text(place)
-    rows = list(csv.DictReader(io.StringIO(text)))
-    heads = list(rows[0]) if rows else []
+    heads, rows = _table(_text(place), place)
     found = _columns(heads, columns or {}, place)
     runs: dict[tuple[str, str, int], list[Mapping[str, str]]] = {}
     for row in rows:
         if (row.get(found["score"]) or "").strip():
             key = (row.get("task") or task, row.get("contender") or contender)
-            runs.setdefault((*key, int(float(row.get("seed") or seed))), []).append(row)
+            runs.setdefault((*key, _whole("seed", row.get("seed") or seed, 0, place)), []).append(row)
+    if not runs:
+        raise ConfigError(f"{shown(place)} has no score in its column {found['score']}")
     told = protocol or _protocol(found["score"])
     records = []
     for (where, who, number), lines in runs.items():
@@ -175,6 +176,7 @@ def read_monitor(
     Raises:
         ConfigError: no episode, or a file that is not of this kind.
     """
+    window = _whole("window", window, 1)
     if isinstance(source, str | os.PathLike):
         place = absolute(source)
         files = sorted(place.glob("*monitor.csv")) if place.is_dir() else [place]
@@ -182,7 +184,7 @@ def read_monitor(
         seconds = np.array([end for _, _, end in episodes])
     else:
         place = Path("info['episode']")
-        episodes = [(_scalar(e["r"]), _scalar(e["l"]), _scalar(e["t"])) for e in source]
+        episodes = [_episode(number, e) for number, e in enumerate(source)]
         seconds = np.cumsum([duration for _, _, duration in episodes])
     if not episodes:
         raise ConfigError(f"no episode in {place}")
@@ -207,10 +209,12 @@ def _monitored(path: Path) -> list[tuple[float, float, float]]:
     start = re.search(r'"t_start":\s*([0-9.eE+-]+)', head)
     if not head.startswith("#") or start is None:
         raise ConfigError(f"{shown(path)} is no file of Monitor: its first line has no t_start")
-    rows = list(csv.DictReader(io.StringIO(body)))
-    missing = {"r", "l", "t"} - set(rows[0] if rows else "rlt")
+    heads, rows = _table(body, path)
+    missing = {"r", "l", "t"} - set(heads)
     if missing:
         raise ConfigError(f"{shown(path)} has no column {', '.join(sorted(missing))}")
+    if rows and None in rows[-1].values():
+        rows.pop()  # the writer is at work, or was killed
     arrays = [_numbers(rows, name, path) for name in ("r", "l", "t")]
     return list(zip(*(array.tolist() for array in arrays), strict=True))
 
@@ -280,6 +284,41 @@ def _seeds(places: Sequence[Path]) -> list[int]:
     numbers = [re.findall(r"\d+", place.name) for place in places]
     seeds = [int(found[-1]) for found in numbers if found]
     return seeds if len(set(seeds)) == len(places) else list(range(len(places)))
+
+
+def _table(text: str, place: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The heads of a CSV file and its rows."""
+    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    try:
+        heads = [head.strip() for head in reader.fieldnames or ()]
+        reader.fieldnames = heads
+        rows = list(reader)
+    except csv.Error as error:
+        raise ConfigError(f"{shown(place)} is no CSV file: {error}") from None
+    for number, row in enumerate(rows, 1):
+        if None in row:
+            raise ConfigError(
+                f"{shown(place)}: row {number} has more than the {len(heads)} cells of the first line"
+            )
+    return heads, rows
+
+
+def _whole(name: str, value: Any, least: int, place: Path | None = None) -> int:
+    try:
+        return whole_number(value, least)
+    except ValueError as error:
+        raise ConfigError(
+            f"{'' if place is None else f'{shown(place)}: '}{name} = {value!r}: {error}"
+        ) from None
+
+
+def _episode(number: int, told: Mapping[str, Any]) -> tuple[float, float, float]:
+    missing = [key for key in ("r", "l", "t") if key not in told]
+    if missing:
+        raise ConfigError(
+            f"episode {number} has no {', '.join(missing)}; Gymnasium's info['episode'] has r, l and t"
+        )
+    return _scalar(told["r"]), _scalar(told["l"]), _scalar(told["t"])
 
 
 def _scalar(value: Any) -> float:

@@ -362,7 +362,7 @@ class Run:
         measured = [pair for pair in pairs if not any(map(math.isnan, pair))]
         if not measured or (share := max(measured)[1]) >= criterion.share:
             return ""
-        return f"the best policy succeeds from {share:.1%} of held-out starts of {criterion.share:.1%}"
+        return f"the best policy succeeds from {share:.1%} of held-out starts, {criterion.share:.1%} are asked for"
 
     def _double(self, why: str) -> None:
         """The next checkpoint writes the new length together with the state that goes on with it."""

@@ -144,11 +144,15 @@ def cancel(folder: str, run: str | None) -> None:
 @_FOLDER
 def prune(folder: str) -> None:
     """Keep of finished runs of the suite in FOLDER the policies and histories; they cannot be lengthened then."""
+    from diffsim.errors import ConfigError
     from diffsim.runs.runfile import RunFile
     from diffsim.suites.index import rows
 
     plan = _plan(folder)
-    files = [RunFile(plan.root / "runs" / row.folder) for row in rows(plan) if row.state == "finished"]
+    finished = [RunFile(plan.root / "runs" / row.folder) for row in rows(plan) if row.state == "finished"]
+    files = [file for file in finished if file.exists()]
+    if finished and not files:
+        raise ConfigError(f"{folder} holds a comparison, whose records have nothing to prune")
     before = sum(file.path.stat().st_size for file in files)
     for file in files:
         file.prune()

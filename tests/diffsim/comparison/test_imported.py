@@ -130,3 +130,40 @@ def test_statistics_of_gymnasium():
     assert record.curve.environment_steps.tolist() == [5, 10, 15]
     assert (np.diff(record.curve.wall_seconds) >= 0).all()
     assert math.isnan(record.curve.cpu_seconds[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("seed,score\n0.5,1\n0.7,2\n", r"theirs\.csv: seed = '0\.5': must be a whole number"),
+        ("seed,score\nabc,1\n", r"theirs\.csv: seed = 'abc': must be a whole number"),
+        ("seed,score\ninf,1\n", r"theirs\.csv: seed = 'inf': must be a whole number"),
+        ("score\n1,2\n", r"theirs\.csv: row 1 has more than the 1 cells of the first line"),
+        ("score\n" + "9" * 200_000 + "\n", r"theirs\.csv is no CSV file: field larger"),
+        ("score,environment_steps\n,1\n", r"theirs\.csv has no score in its column score"),
+        ("score\n", r"theirs\.csv has no score in its column score"),
+    ],
+)
+def test_a_file_that_is_not_understood_is_refused(tmp_path, text, complaint):
+    path = tmp_path / "theirs.csv"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        read_csv(path, task="pendulum", contender="theirs")
+
+
+def test_spaces_around_names_do_not_hide_a_column(tmp_path):
+    path = tmp_path / "theirs.csv"
+    path.write_text("score, environment_steps\n1, 10\n2, 20\n")
+    (record,) = read_csv(path, task="pendulum", contender="theirs")
+    assert record.curve.environment_steps.tolist() == [10.0, 20.0]
+
+
+def test_a_monitor_that_is_still_written_is_read_to_its_last_whole_line(tmp_path):
+    path = tmp_path / "monitor.csv"
+    path.write_text('#{"t_start": 5.0}\nr,l,t\n1,10,0.5\n3,10,1.0\n2,2')
+    (record,) = read_monitor(path, task="pendulum", contender="theirs")
+    assert record.curve.score.tolist() == [1.0, 2.0]
+    with pytest.raises(ConfigError, match="window = 0: must be a whole number of at least 1"):
+        read_monitor(path, task="pendulum", contender="theirs", window=0)
+    with pytest.raises(ConfigError, match=r"episode 0 has no l, t"):
+        read_monitor([{"r": 1.0}], task="pendulum", contender="theirs")
