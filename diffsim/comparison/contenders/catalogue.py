@@ -40,8 +40,8 @@ def _same(settings: Settings) -> Callable[[str], Settings]:
 # -- training through the simulator, and gradient-free search on the same policy ------------------------
 
 _DEFAULTS_TUNED = (
-    "defaults fixed before the comparison; chosen by this project by hand over its simulators, on other seeds, over "
-    "several months without a count of trials"
+    "defaults fixed before the comparison; chosen by hand while looking at some of this project's simulators, "
+    "mostly with seeds 0 and 1, without a count of trials"
 )
 
 
