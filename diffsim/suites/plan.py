@@ -158,8 +158,10 @@ def _identifying(config: RunConfig) -> tuple[dict[str, Any], list[list[str]]]:
     from diffsim.runs import user_code
 
     values: dict[str, Any] = json.loads(config.model_dump_json())
-    if config.shards == 1:
-        del values["shards"]  # runs of versions without this setting keep their identity
+    # Runs of versions without these settings keep their identity.
+    for name, without in (("shards", 1), ("doublings", 0)):
+        if values[name] == without:
+            del values[name]
     texts = []
     for source in sorted(user_code.sources(config), key=lambda source: source.section):
         section = values
