@@ -87,7 +87,10 @@ def median(data: Times, confidence: float = CONFIDENCE) -> Estimate:
 
 
 def logrank(x: Times, y: Times) -> float:
-    """P value of the hypothesis that both reach the threshold equally fast (Mantel, 1966); NaN if nobody reaches it."""
+    """P value of the logrank test (Mantel, 1966) that both reach the threshold at the same rate.
+
+    NaN if no run reaches it.
+    """
     from scipy import stats
 
     if not (x.reached.any() or y.reached.any()):
