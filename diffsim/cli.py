@@ -280,18 +280,24 @@ def render(run: str, **options: Any) -> None:
 @main.command()
 @click.argument("folder", type=Run())
 @click.option("--out", type=Run(), help="Folder of the report.  [default: report in FOLDER]")
-def report(folder: str, out: str | None) -> None:
-    """Write the report of the comparison in FOLDER: one HTML page, Markdown, CSV tables and figures for papers."""
+@click.option(
+    "--figures/--no-figures",
+    default=True,
+    show_default=True,
+    help="Draw figures for papers: most of the time.",
+)
+def report(folder: str, out: str | None, figures: bool) -> None:
+    """Write the report of the comparison or suite in FOLDER: an HTML page, Markdown, CSV tables, figures for papers."""
     from diffsim.comparison.paper import available
     from diffsim.comparison.report import report as write
     from diffsim.values import shown
     from lazy_registry.installation import install_command
 
-    page, *others = write(folder, out)
+    page, *others = write(folder, out, figures=figures)
     click.echo(
         f"wrote {shown(page)} ({page.stat().st_size / 1000:,.0f} kB) and {len(others)} files beside it"
     )
-    if not available():
+    if figures and not available():
         click.echo(f"no figures for papers, which need matplotlib: {install_command('plot')}")
 
 

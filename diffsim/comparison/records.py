@@ -162,7 +162,8 @@ class Protocol:
     """``simulator``, or another program as ``gymnasium:Hopper-v5``."""
     episodes: int
     """Number of fixed starts."""
-    seed: int
+    seed: int | None
+    """Of the starts; None where each run has starts of its own."""
     starts: str = ""
     """What the starts are drawn from."""
     deterministic: bool = True

@@ -17,7 +17,8 @@ from typing import Any
 
 from diffsim._version import __version__
 from diffsim.comparison import facts
-from diffsim.comparison.records import AXES, Comparison, read_comparison
+from diffsim.comparison.from_suite import comparison_in
+from diffsim.comparison.records import AXES, Comparison
 from diffsim.comparison.scores import Rules, axes_known
 from diffsim.comparison.tables import AxisView, Table, contender_views
 from diffsim.comparison.verdicts import what_would_change
@@ -33,14 +34,18 @@ TEMPLATES = "diffsim.comparison.templates"
 
 
 def report(
-    folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, rules: Rules | None = None
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    rules: Rules | None = None,
+    figures: bool = True,
 ) -> list[Path]:
     """Write the report of the comparison in ``folder``.
 
     Args:
-        folder: of the comparison; see :func:`diffsim.comparison.records.read_comparison`.
+        folder: of the comparison, see :func:`diffsim.comparison.records.read_comparison`, or of a suite of trainings.
         out: where to write; ``report`` in the comparison's folder if not given.
         rules: how records are read; the axis of the verdict is the first of the budget if not given.
+        figures: whether figures for papers are drawn, which takes most of the time.
 
     Returns:
         The files: ``report.html``, ``report.md``, the CSV tables in ``tables``, and, with matplotlib, SVG and PDF in
@@ -53,10 +58,10 @@ def report(
     root = absolute(folder)
     target = root / "report" if out is None else absolute(out)
     environment = _jinja()
-    comparison = read_comparison(root)
+    comparison = comparison_in(root)
     page = content(comparison, rules)
-    figures = _paper(comparison, page["axes"], target / "figures")
-    page |= {"figures": [path.relative_to(target).as_posix() for path in figures]}
+    drawn = _paper(comparison, page["axes"], target / "figures") if figures else []
+    page |= {"figures": [path.relative_to(target).as_posix() for path in drawn]}
     tables = dict(_csv_tables(comparison, page))
     page |= {"csv": [f"tables/{name}.csv" for name in tables]}
     written = [
@@ -64,7 +69,7 @@ def report(
         _write(target / "report.md", environment.get_template("report.md.j2").render(page)),
         *(_write(target / "tables" / f"{name}.csv", text) for name, text in tables.items()),
     ]
-    return [*written, *figures]
+    return [*written, *drawn]
 
 
 def content(comparison: Comparison, rules: Rules | None = None) -> dict[str, Any]:

@@ -201,7 +201,8 @@ def _protocol(record: Record) -> str:
     p = record.protocol
     how = "without exploration noise" if p.deterministic else "with exploration noise"
     starts = f" from {p.starts}" if p.starts else ""
-    return f"{p.judge}, {p.episodes} fixed starts{starts}, seed {p.seed}, {how}"
+    seed = "other ones for each run" if p.seed is None else f"seed {p.seed}"
+    return f"{p.judge}, {p.episodes} fixed starts{starts}, {seed}, {how}"
 
 
 def _early(data: TaskData, name: str) -> int:

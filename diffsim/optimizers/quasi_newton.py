@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-import scipy.optimize
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -251,11 +250,14 @@ class LBFGSB(QuasiNewton):
         if not bool((low < high).all()):
             raise ValueError("bounds: every low must be below its high")
         bounded = bool((low.isfinite() | high.isfinite()).any())
-        self.bounds = scipy.optimize.Bounds(low.numpy(), high.numpy()) if bounded else None
+        self.bounds = (low.numpy(), high.numpy()) if bounded else None
         inside = self.point.detach().cpu().clamp(low.double(), high.double())
         self._land(inside.to(self.point.device))
 
     def _step(self, objective: Objective, remaining: float) -> tuple[float, float, bool]:
+        # Half a second, which making the optimizer need not wait for.
+        from scipy.optimize import Bounds, minimize
+
         seen: list[Seen] = []
         s = self.settings
 
@@ -273,12 +275,12 @@ class LBFGSB(QuasiNewton):
             "maxfun": s.max_eval or 15000,
         }
         try:
-            result = scipy.optimize.minimize(
+            result = minimize(
                 function,
                 self.point.detach().cpu().numpy(),
                 jac=True,
                 method="L-BFGS-B",
-                bounds=self.bounds,
+                bounds=None if self.bounds is None else Bounds(*self.bounds),
                 options=options,
             )
             landed, finite = torch.from_numpy(result.x).to(self.point.device), True

@@ -70,6 +70,9 @@ COLUMNS: dict[str, type] = {
 checkpoints and compile_seconds; env_steps are those that training used, evaluation_steps those that
 only measured."""
 
+CURVE = ("env_steps", "wall_seconds", "gradient_evaluations", "return", "success")
+"""What a summary says of each evaluation."""
+
 Writer = Callable[[h5py.Group], None]
 
 
@@ -324,7 +327,8 @@ class RunFile:
 
         Names, seed and length from its configuration; state and reason as they are stored, where ``"running"`` is also
         a run that was killed; the last row of the history as ``done``, ``env_steps``, ..., the last measured ``return``
-        and ``success``, and the ``best`` return.  Numbers that there are not are None.
+        and ``success``, and the ``best`` return.  Numbers that there are not are None.  ``curve`` holds a list of
+        :data:`CURVE` for each evaluation.
         """
         with self._reading() as file:
             config, history = json.loads(file.attrs["config"]), file["history"]
@@ -339,15 +343,17 @@ class RunFile:
             )
             for name in ("env_steps", "gradient_evaluations", "wall_seconds", "compile_seconds"):
                 values[name] = history[name][-1] if done else None
+            columns = [
+                history[name][()][measured].tolist() if name in history else [None] * len(measured)
+                for name in CURVE
+            ]
             return {
                 **{key: config[key]["name"] for key in ("env", "algorithm", "optimizer")},
                 **{key: config[key] for key in ("seed", "updates")},
                 **{key: str(status[key]) for key in ("state", "reason")},
-                **{
-                    key: None if value is None or value != value else value.item()
-                    for key, value in values.items()
-                },
+                **{key: None if value is None else _known(value.item()) for key, value in values.items()},
                 "done": done,
+                "curve": [list(map(_known, point)) for point in zip(*columns, strict=True)],
             }
 
     def _is_training(self) -> bool:
@@ -398,6 +404,10 @@ class RunFile:
                 {**{k: _python(v) for k, v in group.attrs.items()}, "returns": group["returns"][()]}
                 for _, group in sorted(file.get("evaluations", {}).items())
             ]
+
+
+def _known(value: float | None) -> float | None:
+    return None if value != value else value
 
 
 _ADDED = ("success", "left_out")

@@ -5,6 +5,7 @@ The index holds nothing that the files do not: it may be deleted at any time, an
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -48,8 +49,12 @@ class Row:
     gradient_evaluations: int | None = None
     wall_seconds: float | None = None
     compile_seconds: float | None = None
+    curve: str = "[]"
+    """The evaluations as JSON: a list of :data:`diffsim.runs.runfile.CURVE` for each."""
 
 
+_VERSION = 2
+"""Of the columns; an index of another version is made anew."""
 _COLUMNS = [field.name for field in fields(Row)]
 _SCHEMA = f"CREATE TABLE IF NOT EXISTS runs ({', '.join(_COLUMNS)}, stamp, PRIMARY KEY (folder))"
 _INSERT = f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * (len(_COLUMNS) + 1))})"
@@ -75,6 +80,9 @@ def read_rows(root: Path) -> dict[str, Row]:
 def _refreshed(root: Path, place: Path | str) -> dict[str, Row]:
     with closing(sqlite3.connect(place, timeout=5)) as base:
         with base:
+            if base.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                base.execute("DROP TABLE IF EXISTS runs")
+                base.execute(f"PRAGMA user_version = {_VERSION}")
             base.execute(_SCHEMA)
             known = dict(base.execute("SELECT folder, stamp FROM runs"))
             stamps = dict(_stamps(root / RUNS))
@@ -135,7 +143,8 @@ def read_row(folder: Path) -> Row:
 
 def _row_values(summary: Mapping[str, Any]) -> dict[str, Any]:
     renamed = {"return": "last"}
-    return {renamed.get(k, k): v for k, v in summary.items() if k not in ("state", "reason")}
+    row = {renamed.get(k, k): v for k, v in summary.items() if k not in ("state", "reason")}
+    return {**row, "curve": json.dumps(row["curve"])}
 
 
 def _live(root: Path, row: Row) -> Row:
