@@ -75,7 +75,8 @@ def constraints(model: RobotModel, motions: Motions, q: Vec, v: Vec) -> list[Con
     found = [_friction(model, k, v) for k, dof in enumerate(model.dofs) if dof.friction > 0]
     found += [_limit(model, joint, side, q, v) for joint in model.limits for side in (1.0, -1.0)]
     for pair in model.pairs:
-        found += [_contact(model, pair, touch, motions, v) for touch in touches(pair, motions)]
+        contacts = [_contact(model, pair, touch, motions, v) for touch in touches(pair, motions)]
+        found += [contact for contact in contacts if contact.edges]
     return found
 
 
@@ -108,9 +109,9 @@ def _contact(model: RobotModel, pair: Pair, touch: Touch, motions: Motions, v: V
         weights = [(1.0,)]  # type: ignore[list-item]
     gap = sub(touch.distance, pair.margin)
     stiffness, pull, damping = _soft(model, pair.softness, gap, weight, touch.present)
-    # A direction in which nothing can move, as across a planar robot, leaves equal rows.
+    # A direction in which nothing can move, as across a planar robot, leaves equal rows, and rows that move nothing.
     used = [tuple(w if row else 0.0 for w, row in zip(edge, basis, strict=True)) for edge in weights]
-    edges = list(Counter(used).items())
+    edges = [(edge, many) for edge, many in Counter(used).items() if any(edge)]
     return Constraint(basis, [speed(row, v) for row in basis], stiffness, pull, damping, edges)
 
 
@@ -169,7 +170,8 @@ def _soft(
     """Stiffness, pull and damping of a constraint that begins at a gap of zero."""
     spring, damping = _spring_damper(model, softness)
     impedance = _impedance(softness.solimp, gap)
-    stiffness = impedance / ((1.0 - impedance) * weight)
+    # mjMINVAL; a body that turns about its middle has no weight of its own.
+    stiffness = impedance / ((1.0 - impedance) * max(weight, 1e-15))
     near = both(present, gap < 0)
     return (
         where(near, stiffness, 0.0, like=gap),
@@ -270,7 +272,8 @@ def _add_row(hessian: Matrix, right: list[Scalar], row: Constraint, sides: list[
     for (weights, many), side in zip(row.edges, sides, strict=True):
         is_active = side if row.bound is None else side == 0
         reference = sub(row.pull, mul(row.damping, dot(weights, row.velocity)))
-        stiffness = where(is_active, mul(float(many), row.stiffness), 0.0, like=row.velocity[0])
+        like = next(speed for speed in row.velocity if isinstance(speed, Tensor))
+        stiffness = where(is_active, mul(float(many), row.stiffness), 0.0, like=like)
         push = mul(stiffness, reference)
         if row.bound is not None:
             push = where(is_active, push, mul(row.bound, side))

@@ -40,6 +40,17 @@ TOUCHING = {
     "margin and gap": on_the_floor(
         'type="sphere" size=".1" margin=".03" gap=".01"', FLOOR.replace("/>", ' margin=".02"/>')
     ),
+    "a cart above the floor": model(
+        f'{FLOOR}<body pos="0 0 .6"><joint name="m" type="slide" axis="1 0 0"/><geom type="capsule" size=".05 .15"/>'
+        '<body><joint type="hinge" axis="0 1 0"/><geom type="capsule" fromto="0 0 0 0 0 .4" size=".04"/></body></body>'
+    ),
+    "a sledge in the floor": model(
+        f'{FLOOR}<body pos="0 0 .045"><joint name="m" type="slide" axis="1 0 0"/><geom type="sphere" size=".05"/></body>'
+    ),
+    "a wheel on a sledge": model(
+        '<body pos="0 0 1"><joint name="m" type="slide" axis="0 1 0"/><geom type="sphere" size=".1"/></body>'
+        f'{FLOOR}<body pos=".15 0 1"><joint axis="1 0 0"/><geom type="sphere" size=".1"/></body>'
+    ),
     "two trees": model(
         f'{FLOOR}<geom name="post" type="capsule" fromto="1 0 0 1 0 1" size=".05"/>'
         '<body pos="0 0 .4"><freejoint/><geom type="sphere" size=".1"/>'
