@@ -23,6 +23,7 @@ from robotics_envs.conformance.stated import names_match_shapes, shapes_on
 from robotics_envs.environments import ENVIRONMENTS, JULIA
 from robotics_envs.julia.installation import JuliaError
 from robotics_envs.user_code import describe_failure
+from solvers.compiler.structure import structure_only
 
 
 def assemble(config: RunConfig) -> Assembly:
@@ -185,7 +186,8 @@ def _made_env(config: RunConfig) -> Env:
         raise ConfigError(f"environment {name!r} is no subclass of robotics_envs.base.Env: {env_class!r}")
     try:
         env = env_class(**config.env.options)
-        complaints = [*names_match_shapes(env), *shapes_on(env, getattr(torch, config.dtype), "cpu")]
+        with structure_only():
+            complaints = [*names_match_shapes(env), *shapes_on(env, getattr(torch, config.dtype), "cpu")]
     except Exception as error:
         line = describe_failure(error, env_class, config.env.options)
         if line is None and not isinstance(error, (ValueError, TypeError, JuliaError)):

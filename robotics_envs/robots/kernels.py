@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from solvers.compiler.structure import is_structure_only
 from solvers.compiler.trace import NativeUnsupportedError, active_tracer
 from solvers.native.build import NoCompilerError
 from solvers.native.function import FunctionKernel
@@ -36,6 +37,8 @@ def evaluate(key: tuple[str, str], function: Callable[[Tensor], Tensor], x: Tens
 
 def _kernel(key: tuple[str, str], function: Callable[[Tensor], Tensor], x: Tensor) -> FunctionKernel | None:
     if active_tracer() is not None or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return None
+    if is_structure_only():
         return None
     if x.dtype not in (torch.float32, torch.float64) or type(x) not in (Tensor, torch.nn.Parameter):
         return None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from solvers.compiler.ir import Function
 from solvers.compiler.slots import array_of
+from solvers.compiler.structure import is_structure_only
 from solvers.compiler.trace import NativeUnsupportedError, Tracer, active_tracer
 
 Step = Callable[[Tensor, Tensor], "tuple[Tensor, Tensor]"]
@@ -34,10 +35,10 @@ def fixed_point(
     tracer = active_tracer()
     if tracer is not None:
         return _traced(tracer, step, start, given, most)
+    if start.is_meta or is_structure_only():
+        return step(start.detach(), given)[0]
     with torch.no_grad():
         x = start.detach()
-        if x.is_meta:
-            return step(x, given)[0]
         for _ in range(most):
             x, moving = step(x, given.detach())
             if not bool((moving != 0).any()):

@@ -1,11 +1,15 @@
 """Robots in compiled rollouts, and kernels of their fields."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from small_robots import JOINTS, TOUCHING
 
+from diffsim.assembly import assemble
+from diffsim.config import load_config
 from diffsim.rollouts.rollout import Rollout
-from robotics_envs.robots import from_mjcf
+from robotics_envs.robots import from_mjcf, kernels
 
 
 @pytest.mark.parametrize("xml", [JOINTS["dry friction"], TOUCHING["sphere"]], ids=["dry friction", "contact"])
@@ -27,3 +31,10 @@ def test_a_compiled_rollout_is_the_stepped_one(xml, caplog):
     assert not caplog.records
     for a, b in zip(*results.values(), strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_the_check_of_a_simulator_compiles_nothing(monkeypatch):
+    monkeypatch.setattr(kernels, "FunctionKernel", lambda *_: pytest.fail("a kernel was made for one call"))
+    monkeypatch.setattr(kernels, "_kernels", OrderedDict())
+    assembly = assemble(load_config({"env": "gym:HalfCheetah-v5", "policy": {"hidden": [4]}}))
+    assert assembly.env.name == "gym:HalfCheetah-v5"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from solvers.compiler.fixed_point import fixed_point
+from solvers.compiler.structure import structure_only
 from solvers.native.function import FunctionKernel
 
 MOST = 40
@@ -94,3 +95,19 @@ def test_autograd_knows_of_no_second_derivative(kernel, packed):
     x = packed.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(kernel(x).sum(), x, create_graph=True)
     assert not gradient.requires_grad
+
+
+def test_where_only_structure_matters_one_step_is_made():
+    steps = []
+
+    def step(x, given):
+        steps.append(len(steps))
+        return 0.5 * (x + given / x), torch.ones(len(x))  # never settled
+
+    given = torch.tensor([[4.0]], requires_grad=True)
+    with structure_only():
+        found = fixed_point(step, torch.ones(1, 1), given, 30)
+    assert len(steps) == 1
+    assert torch.autograd.grad(found.sum(), given)[0].item() == 0.5
+    fixed_point(step, torch.ones(1, 1), given, 30)
+    assert len(steps) > 30
