@@ -29,8 +29,14 @@ _AGAINST = "ppo,ppo_wide,sac,cma_es"
     help="CPU seconds as 60s or environment steps as 100000steps; of one contender as sac:20000steps; repeatable.",
 )
 @click.option("--out", default="runs/comparison", show_default=True, help="Folder of the comparison.")
-@click.option("--workers", type=click.IntRange(1), help="Runs at a time on this machine.")
-@click.option("--on", type=click.Choice(["local", "slurm"]), default="local", show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Runs at a time on this machine, or on Ray.")
+@click.option(
+    "--on",
+    type=click.Choice(["local", "slurm", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where runs run.",
+)
 @click.option(
     "--tune",
     "trials",

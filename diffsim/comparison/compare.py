@@ -85,23 +85,35 @@ def request(
     entries = {OURS: contender(OURS)}
     for text in ours:
         name, entry = _own(text)
+        if name in entries:
+            raise ConfigError(f"two contenders are named {name!r}; give --ours {text!r} another name")
         entries[name] = entry
     for name in against:
         entries[name] = contender(name)
     for name, entry in entries.items():
         _check_packages(name, entry, tasks)
-    general, single = DEFAULT_BUDGET, {}
-    for text in budgets:
-        name, colon, amount = text.rpartition(":")
-        if not colon:
-            general = amount
-        elif name in entries:
-            single[name] = Budget.parse(amount)
-        else:
-            raise ConfigError(unknown("contender", name, entries))
+    general, single = _budgets(budgets, entries)
     # A simulator in a file is found from wherever a run starts.
     tasks = tuple(dict.fromkeys(map(absolute_name, tasks)))
-    return Request(tasks, entries, seeds_of(seeds), Budget.parse(general), single)
+    return Request(tasks, entries, seeds_of(seeds), general, single)
+
+
+def _budgets(texts: Sequence[str], contenders: Iterable[str]) -> tuple[Budget, dict[str, Budget]]:
+    """The budget of all contenders, and those of single ones by name."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, amount = (part.strip() for part in text.rpartition(":"))
+        if name and name not in contenders:
+            raise ConfigError(unknown("contender", name, contenders))
+        if name in found:
+            whose = f"of {name} " if name else ""
+            raise ConfigError(
+                f"two budgets {whose}are given, {found[name]!r} and {amount!r}: give one; two limits, of which the "
+                "first that is reached counts, are one budget as 60s+100000steps"
+            )
+        found[name] = amount
+    general = Budget.parse(found.pop("", DEFAULT_BUDGET))
+    return general, {name: Budget.parse(amount) for name, amount in found.items()}
 
 
 def _check_task(name: str) -> None:
@@ -259,7 +271,10 @@ def comparison_of(plan: Plan, budget: Budget, command: str = "", notes: Sequence
     contenders = {
         run.settings["contender"]: records.Contender(**run.settings["about_contender"]) for run in plan.runs
     }
-    pairs = {(run.settings["task"], run.settings["contender"]) for run in plan.runs}
+    pairs: dict[tuple[str, str], list[int]] = {}
+    for run in plan.runs:
+        pairs.setdefault((run.settings["task"], run.settings["contender"]), []).append(run.seed)
+    seeds = sorted({run.seed for run in plan.runs})
     others = {
         run.settings["contender"]: Budget(**run.settings["budget"])
         for run in plan.runs
@@ -268,9 +283,10 @@ def comparison_of(plan: Plan, budget: Budget, command: str = "", notes: Sequence
     return Comparison(
         tasks,
         contenders,
-        sorted({run.seed for run in plan.runs}),
+        seeds,
         budget.limits,
         {f"{t}/{c}": "not asked for" for t in tasks for c in contenders if (t, c) not in pairs},
+        {f"{t}/{c}": sorted(some) for (t, c), some in pairs.items() if sorted(some) != seeds},
         title=f"Comparison {plan.name}",
         command=command,
         notes=[*notes, *(f"{name} has a budget of its own: {other}" for name, other in others.items())],

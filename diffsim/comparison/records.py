@@ -14,10 +14,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,8 @@ class Comparison:
     """Where scores are compared, by axis (:data:`AXES`), such as ``{"cpu_seconds": 60}``."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Pairs that are not run, as ``"task/contender"``, each with the reason."""
+    seeds_of: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The seeds of pairs that are not run with all of ``seeds``, by ``"task/contender"``."""
     title: str = "Comparison"
     command: str = ""
     created: str = ""
@@ -296,9 +299,13 @@ class Comparison:
             (task, contender, seed)
             for task in self.tasks
             for contender in self.contenders
-            if f"{task}/{contender}" not in self.skipped
-            for seed in self.seeds
+            if self.plans(task, contender)
+            for seed in self.seeds_of.get(f"{task}/{contender}", self.seeds)
         ]
+
+    def plans(self, task: str, contender: str) -> bool:
+        """Whether runs of a pair are to be made."""
+        return f"{task}/{contender}" not in self.skipped
 
     def of(self, task: str, contender: str) -> list[Record]:
         """The records of a pair by seed."""
@@ -395,7 +402,8 @@ def write_comparison(folder: str | os.PathLike[str], comparison: Comparison) -> 
     Raises:
         RunFileError: it cannot be written.
     """
-    left_out = ("records", "unreadable")
+    # Without seeds_of where there are none, which earlier versions do not know.
+    left_out = ("records", "unreadable", *([] if comparison.seeds_of else ["seeds_of"]))
     facts = {
         f.name: getattr(comparison, f.name) for f in dataclasses.fields(Comparison) if f.name not in left_out
     }
@@ -406,9 +414,9 @@ def write_comparison(folder: str | os.PathLike[str], comparison: Comparison) -> 
 def read_comparison(folder: str | os.PathLike[str]) -> Comparison:
     """The plan of a comparison and all its records.
 
-    Without ``comparison.json`` the plan is what the records say of their tasks, contenders and seeds.  Records that
-    are not in the plan are left in: a contender may have been added later.  Files that cannot be read are named in
-    ``unreadable``.
+    Without ``comparison.json`` the plan is what the records say of their tasks, contenders and seeds; pairs and seeds
+    without a record are then taken for not planned.  Records that are not in the plan are left in: a contender may
+    have been added later.  Files that cannot be read are named in ``unreadable``.
 
     Raises:
         RunFileError: neither a plan nor a record there, or a plan that cannot be read.
@@ -433,17 +441,37 @@ def read_comparison(folder: str | os.PathLike[str]) -> Comparison:
     if plan is None and not records and not unreadable:
         raise RunFileError(f"no comparison in {shown(root)}: it has neither {PLAN} nor {RECORDS}/*/*/*.h5")
     budget = next((record.budget for record in records.values()), {})
+    whole = plan is not None
     plan = plan or {"tasks": {}, "contenders": {}, "seeds": [], "budget": budget}
     for record in records.values():
         plan["tasks"].setdefault(record.task, record.about_task)
         plan["contenders"].setdefault(record.contender, record.about_contender)
     seeds = sorted({*plan["seeds"], *(seed for _, _, seed in records)})
+    if not whole:
+        plan |= _pairs_of(plan["tasks"], plan["contenders"], seeds, records)
     try:
         return Comparison(
             **{**plan, "seeds": seeds, "records": tuple(records.values()), "unreadable": unreadable}
         )
     except (ConfigError, TypeError) as error:
         raise RunFileError(f"{shown(root)} holds no valid comparison: {error}") from None
+
+
+def _pairs_of(
+    tasks: Iterable[str],
+    contenders: Iterable[str],
+    seeds: Sequence[int],
+    keys: Iterable[tuple[str, str, int]],
+) -> dict[str, Any]:
+    """``skipped`` and ``seeds_of`` of a plan that holds the runs ``keys`` and no others."""
+    found: dict[str, list[int]] = {}
+    for task, contender, seed in sorted(keys):
+        found.setdefault(f"{task}/{contender}", []).append(seed)
+    pairs = [f"{task}/{contender}" for task, contender in itertools.product(tasks, list(contenders))]
+    return {
+        "skipped": {pair: "no record" for pair in pairs if pair not in found},
+        "seeds_of": {pair: some for pair, some in found.items() if some != list(seeds)},
+    }
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:

@@ -56,7 +56,9 @@ class TaskViews:
             task,
             [(name, text) for name, text in facts if text],
             words.verdict(found, self.comparison, task) if found else "",
-            words.strongest(found, task) if found else "",
+            " ".join(filter(None, [words.strongest(found, task), words.not_compared(found, task)]))
+            if found
+            else "",
             found.outcome(task) if found else "missing",
             shown,
             [self._task_table(task, data)],
@@ -201,7 +203,9 @@ def _protocol(record: Record) -> str:
     p = record.protocol
     how = "without exploration noise" if p.deterministic else "with exploration noise"
     starts = f" from {p.starts}" if p.starts else ""
-    return f"{p.judge}, {p.episodes} fixed starts{starts}, seed {p.seed}, {how}"
+    if not p.episodes:
+        return f"{p.judge}; starts: {p.starts or 'not said'}; {how}"
+    return f"{p.judge}, {words.counted(p.episodes, 'fixed start')}{starts}, seed {p.seed}, {how}"
 
 
 def _early(data: TaskData, name: str) -> int:

@@ -60,11 +60,23 @@ class Verdicts:
     """The contenders that enter verdicts."""
     ends: Mapping[str, float] = field(default_factory=dict)
     """Of each task the amount at which scores are compared."""
+    left_out: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Tasks and contenders that cannot be compared, whatever runs are still to come: ``not run``, or ``not measured``
+    along the axis."""
+
+    def against(self, task: str | None = None) -> list[str]:
+        """The opponents of a verdict: on a task those that are not left out there, over all those left somewhere."""
+        tasks = self.tasks if task is None else (task,)
+        return [name for name in self.opponents if any((t, name) not in self.left_out for t in tasks)]
+
+    def pooled(self, name: str) -> list[str]:
+        """The tasks that the verdict over all tasks against ``name`` pools: those that both have ended runs on."""
+        return [task for task, pairs in self.tasks.items() if name in pairs]
 
     def outcome(self, task: str | None = None) -> str:
         """The outcome of the reference on a task, or over all, against all opponents together."""
         pairs = self.overall if task is None else self.tasks[task]
-        return together([pairs[name].outcome for name in self.opponents if name in pairs])
+        return together([pairs[n].outcome if n in pairs else MISSING for n in self.against(task)])
 
 
 def decided(probability: Estimate, times: Estimate) -> str:
@@ -107,9 +119,22 @@ def verdicts(comparison: Comparison, rules: Rules, theirs: Rules | None = None) 
         if shared:
             overall[name] = _overall([(ours[task], other[task]) for task in shared], reference, name)
     opponents = [name for name in contenders if comparison.contenders[name].kind in OPPONENTS]
-    return Verdicts(
-        rules, reference, tasks, overall, opponents, {task: data.end() for task, data in ours.items()}
-    )
+    ends = {task: data.end() for task, data in ours.items()}
+    left_out = {
+        (task, name): reason
+        for task in tasks
+        for name in contenders
+        if (reason := _left_out(comparison, task, name, rules.axis))
+    }
+    return Verdicts(rules, reference, tasks, overall, opponents, ends, left_out)
+
+
+def _left_out(comparison: Comparison, task: str, name: str, axis: str) -> str:
+    records = comparison.of(task, name)
+    if not records:
+        return "" if comparison.plans(task, name) else "not run"
+    measured = any(not len(record.curve) or record.curve.knows(axis) for record in records)
+    return "" if measured else "not measured"
 
 
 def _pair(ours: TaskData, theirs: TaskData, reference: str, name: str) -> Pair | None:

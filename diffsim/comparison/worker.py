@@ -60,11 +60,16 @@ _PACKAGES = (
 
 def recorded(plan: Plan, run: PlannedRun) -> Record | None:
     """The record of a run that came to its end; None if there is none that can be read."""
+    record = found_record(plan, run)
+    return record if record is not None and record.status in ("finished", "diverged") else None
+
+
+def found_record(plan: Plan, run: PlannedRun) -> Record | None:
+    """The record of a run, also of one that crashed; None if there is none that can be read."""
     try:
-        record = records.read_record(record_path(plan.root, run))
+        return records.read_record(record_path(plan.root, run))
     except RunFileError:
         return None
-    return record if record.status in ("finished", "diverged") else None
 
 
 def record_path(root: Path, run: PlannedRun) -> Path:
