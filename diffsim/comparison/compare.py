@@ -30,6 +30,7 @@ from diffsim.comparison.contenders.catalogue import (
 from diffsim.comparison.records import Comparison, Limits, Task, Threshold
 from diffsim.config import absolute_name, merge, parse_assignment
 from diffsim.errors import ConfigError, RunFileError
+from diffsim.runs.log_writers import make_writers
 from diffsim.suites.plan import PLAN, Plan, PlannedRun, read_plan
 from diffsim.suites.suite_file import LocalConfig, SlurmConfig
 from diffsim.values import shown
@@ -54,6 +55,8 @@ class Request:
     budget: Budget
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     """Budgets of single contenders."""
+    log: tuple[str, ...] = ()
+    """Writers of :data:`diffsim.runs.log_writers.WRITERS` for the curves of runs."""
 
     def budget_of(self, name: str) -> Budget:
         return self.budgets.get(name, self.budget)
@@ -65,6 +68,7 @@ def request(
     ours: Sequence[str] = (),
     seeds: str = "10",
     budgets: Sequence[str] = (DEFAULT_BUDGET,),
+    log: Sequence[str] = (),
 ) -> Request:
     """Check what ``diffsim compare`` was told.
 
@@ -74,10 +78,12 @@ def request(
         ours: other settings of our own, ``"KEY=VALUE,…"`` or ``"LABEL:KEY=VALUE,…"``.
         seeds: a number of them, or ``"10..19"``, or a list with commas.
         budgets: ``"60s"``, and those of single contenders as ``"sac:20000steps"``.
+        log: names of writers of curves, ``"csv"`` and ``"tensorboard"``.
 
     Raises:
         ConfigError: an unknown name or an impossible value.
     """
+    make_writers(log, ".")  # which writes nothing yet
     if not tasks:
         raise ConfigError("compare needs at least one simulator, such as: diffsim compare pendulum")
     for task in tasks:
@@ -95,7 +101,7 @@ def request(
     general, single = _budgets(budgets, entries)
     # A simulator in a file is found from wherever a run starts.
     tasks = tuple(dict.fromkeys(map(absolute_name, tasks)))
-    return Request(tasks, entries, seeds_of(seeds), general, single)
+    return Request(tasks, entries, seeds_of(seeds), general, single, tuple(dict.fromkeys(log)))
 
 
 def _budgets(texts: Sequence[str], contenders: Iterable[str]) -> tuple[Budget, dict[str, Budget]]:
@@ -212,6 +218,7 @@ def planned(root: Path, asked: Request, command: str = "", revision: str = "") -
                 "env": {"name": task},
                 "threads": 1,
                 "device": "cpu",
+                **({"log": asked.log} if asked.log else {}),
             }
             facts = json.loads(json.dumps(facts))
             new += [_run(facts, seed) for seed in asked.seeds]
@@ -220,6 +227,9 @@ def planned(root: Path, asked: Request, command: str = "", revision: str = "") -
         before = runs.get(_key(run))
         if before is not None:
             _check_same(root, before, run)
+            if asked.log:
+                settings = {**before.settings, "log": run.settings["log"]}
+                runs[_key(run)] = dataclasses.replace(before, settings=settings)
         else:
             runs[_key(run)] = run
     # Seed by seed, so that a part of the results covers everything.

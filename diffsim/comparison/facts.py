@@ -19,6 +19,8 @@ from diffsim.comparison.words import OUTCOME_WORDS, counted
 
 _SETTINGS = 80
 """Settings of a contender that the page lists; the records hold all."""
+_RUNS, _FAILURES, _WHY = 1000, 100, 3000
+"""Rows of the page's tables of runs and of failures, and characters of a reason; the CSV tables hold all."""
 _OVERHEADS = (
     ("import_seconds", "import"),
     ("start_seconds", "start"),
@@ -94,13 +96,13 @@ def runs_table(comparison: Comparison) -> Table:
             short3(last[1]),
             *(short(v) if not math.isnan(v) else "–" for v in last[2:]),
         ]
-        rows.append([task, contender, str(seed), record.status, *shown, record.error])
+        rows.append([task, contender, str(seed), record.status, *shown, _last_line(record.error)])
         numbers.append([task, contender, seed, record.status, *last, record.error])
     return Table(
         "runs",
         "Every run",
         head,
-        rows,
+        _first_rows(rows, _RUNS, "runs"),
         numbers,
         ["task", "contender", "seed", "status", "score", "success", "cpu_seconds", "wall_seconds",
          "environment_steps", "gradient_evaluations", "error"],
@@ -130,8 +132,26 @@ def failures_table(comparison: Comparison) -> Table | None:
     failed = [record for record in comparison.records if record.status != "finished"]
     if not failed:
         return None
-    rows = [[r.task, r.contender, str(r.seed), r.status, r.error or "not said"] for r in failed]
-    return Table("failures", "Runs that did not finish", ["task", "contender", "seed", "status", "why"], rows)
+    order = [list(comparison.tasks), list(comparison.contenders)]
+    failed.sort(key=lambda r: (order[0].index(r.task), order[1].index(r.contender), r.seed))
+    numbers = [[r.task, r.contender, str(r.seed), r.status, r.error or "not said"] for r in failed]
+    rows = [[*row[:-1], row[-1] if len(row[-1]) <= _WHY else f"…{row[-1][-_WHY:]}"] for row in numbers]
+    head = ["task", "contender", "seed", "status", "why"]
+    shown = _first_rows(rows, _FAILURES, "failures")
+    return Table("failures", "Runs that did not finish", head, shown, numbers, head)
+
+
+def _first_rows(rows: list[list[str]], most: int, name: str) -> list[list[str]]:
+    if len(rows) <= most:
+        return rows
+    rest = f"{len(rows) - most:,} more in tables/{name}.csv"
+    return [*rows[:most], ["…", rest, *[""] * (len(rows[0]) - 2)]]
+
+
+def _last_line(text: str) -> str:
+    """Of a traceback the error."""
+    line = text.strip().rpartition("\n")[2].strip()
+    return line if len(line) <= 200 else f"{line[:199]}…"
 
 
 def overheads_table(comparison: Comparison) -> Table:

@@ -171,6 +171,14 @@ def _known_ratio(theirs: Frozen, ours: Frozen, *options: Any) -> Estimate:
     return ratio(Times(*map(np.array, theirs)), Times(*map(np.array, ours)), *options)
 
 
+@functools.lru_cache(maxsize=4096)
+def _known_overall_ratio(
+    pairs: Sequence[tuple[Frozen, Frozen, float]], *options: Any
+) -> tuple[Estimate, str]:
+    whole = [(Times(*map(np.array, y)), Times(*map(np.array, x)), end) for y, x, end in pairs]
+    return overall_ratio(whole, *options)
+
+
 def _frozen(arrays: Sequence[Any]) -> Frozen:
     return tuple(tuple(array.tolist()) for array in arrays)
 
@@ -189,7 +197,8 @@ def _overall(data: Sequence[tuple[TaskData, TaskData]], reference: str, name: st
         for ours, theirs in data
         if (first := ours.times(reference)) is not None and (second := theirs.times(name)) is not None
     ]
-    times, sign = overall_ratio(pairs, rules.seed, rules.confidence, rules.resamples, rules.widen)
+    frozen = [(_frozen((y.times, y.reached)), _frozen((x.times, x.reached)), end) for y, x, end in pairs]
+    times, sign = _known_overall_ratio(tuple(frozen), *_options(rules))
     runs = sum(map(len, x)), sum(map(len, y))
     # Where medians are not reached the ratio is a bound, which can decide in one direction only.
     bounds = {">=": (times.low, math.inf), "<=": (0.0, times.high), "~": (math.nan, math.nan)}

@@ -49,12 +49,12 @@ def times_as_much(pair: Pair, axis: str) -> str:
     if math.isnan(value):
         return "neither reaches the threshold in half of its runs"
     if math.isinf(value):
-        return f"half of its runs do not reach the threshold, the ratio is above {short3(pair.ratio.low)}"
+        least = f", the ratio is above {short3(pair.ratio.low)}" if pair.ratio.low > 0 else ""
+        return f"half of its runs do not reach the threshold{least}"
     if value == 0:
-        return (
-            "half of its runs reach the threshold and half of the reference's do not, so it takes less than "
-            f"{short3(pair.ratio.high)} times as many {AXIS_WORDS[axis]}"
-        )
+        less = f", so it takes less than {short3(pair.ratio.high)} times as many {AXIS_WORDS[axis]}"
+        bounded = pair.ratio.high < math.inf
+        return f"half of its runs reach the threshold and half of the reference's do not{less * bounded}"
     times = f"{_SIGNS[pair.sign]}{short3(value)}{interval(pair.ratio)}"
     return f"it takes {times} times as many {AXIS_WORDS[axis]} to the threshold"
 
@@ -65,9 +65,10 @@ def ratio_cell(pair: Pair) -> str:
     if math.isnan(value):
         return "–"
     if math.isinf(value):
-        return f"> {short3(pair.ratio.low)}× (not reached)"
+        return f"> {short3(pair.ratio.low)}× (not reached)" if pair.ratio.low > 0 else "not reached"
     if value == 0:
-        return f"< {short3(pair.ratio.high)}× (reference: not reached)"
+        bound = f"< {short3(pair.ratio.high)}× (" if pair.ratio.high < math.inf else ""
+        return f"{bound}reference: not reached{')' * bool(bound)}"
     sign = {"=": "", ">=": "≥ ", "<=": "≤ ", "~": "≈ "}[pair.sign]
     return f"{sign}{short3(value)}×{interval(pair.ratio)}"
 

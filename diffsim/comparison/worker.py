@@ -25,6 +25,7 @@ from diffsim.comparison.clock import Budget, Meter, Point
 from diffsim.comparison.contenders.catalogue import STABLE_BASELINES, WHITE_BOX
 from diffsim.comparison.records import Contender, Curve, Limits, Overheads, Record, Task, Threshold
 from diffsim.errors import DivergenceError, Interrupted, RunFileError
+from diffsim.runs.log_writers import make_writers
 from diffsim.runs.signals import stop_on_signals
 from diffsim.suites.plan import Plan, PlannedRun
 from diffsim.suites.worker import (
@@ -99,6 +100,7 @@ class _Work:
         self.protocol: Any = None
         self.heartbeat = Heartbeat(self.folder, (self.folder / CANCEL, plan.root / CANCEL))
         self.load = os.getloadavg()[0]
+        self.writers = make_writers(self.settings.get("log", ()), self.folder)
 
     def do(self) -> int:
         for name in (CURVE, PROGRESS):  # of an attempt before
@@ -118,6 +120,9 @@ class _Work:
             return 128 + interruption.signal
         except Exception as error:
             return self._failed(error)
+        finally:
+            for writer in self.writers:
+                writer.close()
 
     def _failed(self, error: Exception) -> int:
         traceback.print_exc()
@@ -156,8 +161,11 @@ class _Work:
             "env_steps": point.environment_steps,
         }
         self.heartbeat(self.row)
+        values = dataclasses.asdict(point)
         with suppress(OSError), open(self.folder / CURVE, "a") as lines:
-            lines.write(json.dumps(dataclasses.asdict(point)) + "\n")
+            lines.write(json.dumps(values) + "\n")
+        for writer in self.writers:
+            writer({"update": len(self.points), **values})
 
     def _recorded(self, status: str, error: str, cause: str, reason: str = "") -> int:
         seconds = self.meter.seconds if self.meter else {"compile": float("nan"), "evaluation": float("nan")}

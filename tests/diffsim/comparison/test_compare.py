@@ -34,6 +34,7 @@ WRONG = {
         ["pendulum", "--against", "sac", "--budget", "sac:5s", "--budget", "sac : 9steps"],
         "two budgets of sac are given, '5s' and '9steps'",
     ),
+    "log": (["pendulum", "--log", "csv,tensorbord"], "did you mean 'tensorboard'"),
     "a name twice": (["pendulum", "--ours", "a:updates=1", "--ours", "a:updates=2"], "named 'ours a'"),
     "seeds": (["pendulum", "--seeds", "many"], "seeds 'many'"),
     "no seed": (["pendulum", "--seeds", "0"], "seeds '0'"),
