@@ -108,7 +108,11 @@ def _budgets(texts: Sequence[str], contenders: Iterable[str]) -> tuple[Budget, d
     """The budget of all contenders, and those of single ones by name."""
     found: dict[str, str] = {}
     for text in texts:
-        name, _, amount = (part.strip() for part in text.rpartition(":"))
+        name, colon, amount = (part.strip() for part in text.rpartition(":"))
+        if colon and not (name and amount):
+            raise ConfigError(
+                f"budget {text!r}: needs a contender's name and an amount, such as sac:20000steps"
+            )
         if name and name not in contenders:
             raise ConfigError(unknown("contender", name, contenders))
         if name in found:

@@ -414,9 +414,9 @@ def write_comparison(folder: str | os.PathLike[str], comparison: Comparison) -> 
 def read_comparison(folder: str | os.PathLike[str]) -> Comparison:
     """The plan of a comparison and all its records.
 
-    Without ``comparison.json`` the plan is what the records say of their tasks, contenders and seeds; pairs and seeds
-    without a record are then taken for not planned.  Records that are not in the plan are left in: a contender may
-    have been added later.  Files that cannot be read are named in ``unreadable``.
+    Records that are not in the plan are left in: a contender may have been added later.  Of its tasks and seeds only
+    those are taken for planned that it has records of.  Without ``comparison.json`` that holds for all: the plan is
+    what the records say.  Files that cannot be read are named in ``unreadable``.
 
     Raises:
         RunFileError: neither a plan nor a record there, or a plan that cannot be read.
@@ -441,14 +441,13 @@ def read_comparison(folder: str | os.PathLike[str]) -> Comparison:
     if plan is None and not records and not unreadable:
         raise RunFileError(f"no comparison in {shown(root)}: it has neither {PLAN} nor {RECORDS}/*/*/*.h5")
     budget = next((record.budget for record in records.values()), {})
-    whole = plan is not None
-    plan = plan or {"tasks": {}, "contenders": {}, "seeds": [], "budget": budget}
+    plan = {"tasks": {}, "contenders": {}, "seeds": [], "budget": budget} if plan is None else plan
+    pairs = {f"{task}/{contender}" for task in plan["tasks"] for contender in plan["contenders"]}
     for record in records.values():
         plan["tasks"].setdefault(record.task, record.about_task)
         plan["contenders"].setdefault(record.contender, record.about_contender)
     seeds = sorted({*plan["seeds"], *(seed for _, _, seed in records)})
-    if not whole:
-        plan |= _pairs_of(plan["tasks"], plan["contenders"], seeds, records)
+    plan |= _pairs_of(plan, pairs, seeds, records)
     try:
         return Comparison(
             **{**plan, "seeds": seeds, "records": tuple(records.values()), "unreadable": unreadable}
@@ -458,20 +457,26 @@ def read_comparison(folder: str | os.PathLike[str]) -> Comparison:
 
 
 def _pairs_of(
-    tasks: Iterable[str],
-    contenders: Iterable[str],
-    seeds: Sequence[int],
-    keys: Iterable[tuple[str, str, int]],
+    plan: Mapping[str, Any], planned: set[str], seeds: Sequence[int], keys: Iterable[tuple[str, str, int]]
 ) -> dict[str, Any]:
-    """``skipped`` and ``seeds_of`` of a plan that holds the runs ``keys`` and no others."""
+    """``skipped`` and ``seeds_of`` of a plan to which records have added: ``planned`` are its own pairs."""
+    skipped, seeds_of = dict(plan.get("skipped", {})), {}
     found: dict[str, list[int]] = {}
-    for task, contender, seed in sorted(keys):
+    for task, contender, seed in keys:
         found.setdefault(f"{task}/{contender}", []).append(seed)
-    pairs = [f"{task}/{contender}" for task, contender in itertools.product(tasks, list(contenders))]
-    return {
-        "skipped": {pair: "no record" for pair in pairs if pair not in found},
-        "seeds_of": {pair: some for pair, some in found.items() if some != list(seeds)},
-    }
+    for task, contender in itertools.product(plan["tasks"], plan["contenders"]):
+        pair = f"{task}/{contender}"
+        wanted = set(found.get(pair, ()))
+        if pair in planned and pair not in skipped:
+            wanted |= set(plan.get("seeds_of", {}).get(pair, plan["seeds"]))
+        elif wanted:
+            skipped.pop(pair, None)
+        else:
+            skipped.setdefault(pair, "no record")
+            continue
+        if sorted(wanted) != list(seeds):
+            seeds_of[pair] = sorted(wanted)
+    return {"skipped": skipped, "seeds_of": seeds_of}
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:

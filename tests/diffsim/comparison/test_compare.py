@@ -34,6 +34,11 @@ WRONG = {
         ["pendulum", "--against", "sac", "--budget", "sac:5s", "--budget", "sac : 9steps"],
         "two budgets of sac are given, '5s' and '9steps'",
     ),
+    "budget of nobody": (["pendulum", "--budget", ":5s"], "budget ':5s': needs a contender's name"),
+    "budget of nothing": (
+        ["pendulum", "--against", "sac", "--budget", "sac:"],
+        "budget 'sac:': needs a contender's",
+    ),
     "log": (["pendulum", "--log", "csv,tensorbord"], "did you mean 'tensorboard'"),
     "a name twice": (["pendulum", "--ours", "a:updates=1", "--ours", "a:updates=2"], "named 'ours a'"),
     "seeds": (["pendulum", "--seeds", "many"], "seeds 'many'"),

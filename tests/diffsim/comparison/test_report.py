@@ -553,7 +553,8 @@ def test_it_can_be_read_without_javascript(view):
 def test_it_prints(view):
     page = view()
     page.emulate_media(media="print")
-    assert not page.is_visible(".controls")
+    assert visible(page, ".controls input") == visible(page, ".controls legend:first-child") - 1 == 0
+    assert visible(page, ".controls .swatch") == 3  # the legend of all figures
     assert page.is_visible(".headline")
     pdf = page.pdf(format="A4")
     assert pdf.startswith(b"%PDF")
