@@ -301,7 +301,7 @@ def comparison_of(plan: Plan, budget: Budget, command: str = "", notes: Sequence
         budget.limits,
         {f"{t}/{c}": "not asked for" for t in tasks for c in contenders if (t, c) not in pairs},
         {f"{t}/{c}": sorted(some) for (t, c), some in pairs.items() if sorted(some) != seeds},
-        title=f"Comparison {plan.name}",
+        title="Comparison" if plan.name == "comparison" else f"Comparison {plan.name}",
         command=command,
         notes=[*notes, *(f"{name} has a budget of its own: {other}" for name, other in others.items())],
     )

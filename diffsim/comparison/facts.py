@@ -40,10 +40,9 @@ def missing(comparison: Comparison) -> list[str]:
         by = Counter((task, contender) for task, contender, _ in absent)
         some = "; ".join(f"{task}, {contender}: {count}" for (task, contender), count in by.most_common(12))
         more = f"; and {len(by) - 12} more pairs" if len(by) > 12 else ""
-        count, total = len(absent), len(comparison.planned())
+        have = "has" if len(absent) == 1 else "have"
         sentences.append(
-            f"{count} of {counted(total, 'planned run')} {'has' if count == 1 else 'have'} no record yet "
-            f"({some}{more})."
+            f"{len(absent)} of {counted(len(comparison.planned()), 'planned run')} {have} no record yet ({some}{more})."
         )
     if unfinished:
         total = counted(len(comparison.records), "record")

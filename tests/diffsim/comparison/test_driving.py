@@ -87,17 +87,21 @@ def test_a_comparison_that_was_killed_goes_on_and_repeats_nothing(tmp_path):
     task = short(tmp_path, "Paced")
     call = (task, *ARGUMENTS, "--seeds", "2", "--workers", "1")
     root = tmp_path / "out"
-    driver = start(*call, cwd=tmp_path, pause=0.1)
-    while not records_of(root) and driver.poll() is None:
-        time.sleep(0.1)
-    while len(processes_of(root)) == 0 and driver.poll() is None:
-        time.sleep(0.05)
-    kill(driver.pid)
-    for pid in processes_of(root):
-        kill(pid)
-    driver.communicate()
-    done = records_of(root)
-    assert 1 <= len(done) < 4
+    done = {}
+    for number in (1, 2, 3):
+        driver = start(*call, cwd=tmp_path, pause=0.1)
+        while len(records_of(root)) < number and driver.poll() is None:
+            time.sleep(0.05)
+        while len(processes_of(root)) == 0 and driver.poll() is None:
+            time.sleep(0.05)
+        kill(driver.pid)
+        for pid in processes_of(root):
+            kill(pid)
+        driver.communicate()
+        now = records_of(root)
+        assert {path: now[path] for path in done} == done
+        done = now
+        assert number <= len(done) <= 4
     driver = start(*call, cwd=tmp_path)
     printed, _ = driver.communicate(timeout=900)
     assert driver.returncode == 0, printed
