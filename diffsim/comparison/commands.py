@@ -29,8 +29,14 @@ _AGAINST = "ppo,ppo_wide,sac,cma_es"
     help="CPU seconds as 60s or environment steps as 100000steps; of one contender as sac:20000steps; repeatable.",
 )
 @click.option("--out", default="runs/comparison", show_default=True, help="Folder of the comparison.")
-@click.option("--workers", type=click.IntRange(1), help="Runs at a time on this machine.")
-@click.option("--on", type=click.Choice(["local", "slurm"]), default="local", show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Runs at a time on this machine, or on Ray.")
+@click.option(
+    "--on",
+    type=click.Choice(["local", "slurm", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where runs run.",
+)
 @click.option(
     "--tune",
     "trials",
@@ -44,6 +50,7 @@ _AGAINST = "ppo,ppo_wide,sac,cma_es"
     show_default=True,
     help="Seeds of --tune, none of them of --seeds.",
 )
+@click.option("--log", default="", metavar="csv,tensorboard", help="Also write the curve of each run so.")
 @click.option("--retry-failed", is_flag=True, help="Also run again what crashed.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print what would start, start nothing.")
 @click.option("--list", "listing", is_flag=True, help="List the contenders and stop.")
@@ -60,6 +67,7 @@ def compare(
     on: str,
     trials: int | None,
     tuning_seeds: str,
+    log: str,
     retry_failed: bool,
     dry_run: bool,
     listing: bool,
@@ -74,8 +82,7 @@ def compare(
     if listing:
         click.echo(_list())
         return
-    names = [name.strip() for name in against.split(",") if name.strip()]
-    asked = request(simulators, names, ours, seeds, budgets)
+    asked = request(simulators, _names(against), ours, seeds, budgets, _names(log))
     from diffsim.comparison.driving import Session
     from diffsim.values import folder
 
@@ -86,6 +93,10 @@ def compare(
         click.echo(session.would_start())
     elif not session.run():
         ctx.exit(1)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _list() -> str:

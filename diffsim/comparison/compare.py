@@ -30,6 +30,7 @@ from diffsim.comparison.contenders.catalogue import (
 from diffsim.comparison.records import Comparison, Limits, Task, Threshold
 from diffsim.config import absolute_name, merge, parse_assignment
 from diffsim.errors import ConfigError, RunFileError
+from diffsim.runs.log_writers import make_writers
 from diffsim.suites.plan import PLAN, Plan, PlannedRun, read_plan
 from diffsim.suites.suite_file import LocalConfig, SlurmConfig
 from diffsim.values import shown
@@ -54,6 +55,8 @@ class Request:
     budget: Budget
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     """Budgets of single contenders."""
+    log: tuple[str, ...] = ()
+    """Writers of :data:`diffsim.runs.log_writers.WRITERS` for the curves of runs."""
 
     def budget_of(self, name: str) -> Budget:
         return self.budgets.get(name, self.budget)
@@ -65,6 +68,7 @@ def request(
     ours: Sequence[str] = (),
     seeds: str = "10",
     budgets: Sequence[str] = (DEFAULT_BUDGET,),
+    log: Sequence[str] = (),
 ) -> Request:
     """Check what ``diffsim compare`` was told.
 
@@ -74,10 +78,12 @@ def request(
         ours: other settings of our own, ``"KEY=VALUE,…"`` or ``"LABEL:KEY=VALUE,…"``.
         seeds: a number of them, or ``"10..19"``, or a list with commas.
         budgets: ``"60s"``, and those of single contenders as ``"sac:20000steps"``.
+        log: names of writers of curves, ``"csv"`` and ``"tensorboard"``.
 
     Raises:
         ConfigError: an unknown name or an impossible value.
     """
+    make_writers(log, ".")  # which writes nothing yet
     if not tasks:
         raise ConfigError("compare needs at least one simulator, such as: diffsim compare pendulum")
     for task in tasks:
@@ -85,23 +91,39 @@ def request(
     entries = {OURS: contender(OURS)}
     for text in ours:
         name, entry = _own(text)
+        if name in entries:
+            raise ConfigError(f"two contenders are named {name!r}; give --ours {text!r} another name")
         entries[name] = entry
     for name in against:
         entries[name] = contender(name)
     for name, entry in entries.items():
         _check_packages(name, entry, tasks)
-    general, single = DEFAULT_BUDGET, {}
-    for text in budgets:
-        name, colon, amount = text.rpartition(":")
-        if not colon:
-            general = amount
-        elif name in entries:
-            single[name] = Budget.parse(amount)
-        else:
-            raise ConfigError(unknown("contender", name, entries))
+    general, single = _budgets(budgets, entries)
     # A simulator in a file is found from wherever a run starts.
     tasks = tuple(dict.fromkeys(map(absolute_name, tasks)))
-    return Request(tasks, entries, seeds_of(seeds), Budget.parse(general), single)
+    return Request(tasks, entries, seeds_of(seeds), general, single, tuple(dict.fromkeys(log)))
+
+
+def _budgets(texts: Sequence[str], contenders: Iterable[str]) -> tuple[Budget, dict[str, Budget]]:
+    """The budget of all contenders, and those of single ones by name."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, colon, amount = (part.strip() for part in text.rpartition(":"))
+        if colon and not (name and amount):
+            raise ConfigError(
+                f"budget {text!r}: needs a contender's name and an amount, such as sac:20000steps"
+            )
+        if name and name not in contenders:
+            raise ConfigError(unknown("contender", name, contenders))
+        if name in found:
+            whose = f"of {name} " if name else ""
+            raise ConfigError(
+                f"two budgets {whose}are given, {found[name]!r} and {amount!r}: give one; two limits, of which the "
+                "first that is reached counts, are one budget as 60s+100000steps"
+            )
+        found[name] = amount
+    general = Budget.parse(found.pop("", DEFAULT_BUDGET))
+    return general, {name: Budget.parse(amount) for name, amount in found.items()}
 
 
 def _check_task(name: str) -> None:
@@ -200,6 +222,7 @@ def planned(root: Path, asked: Request, command: str = "", revision: str = "") -
                 "env": {"name": task},
                 "threads": 1,
                 "device": "cpu",
+                **({"log": asked.log} if asked.log else {}),
             }
             facts = json.loads(json.dumps(facts))
             new += [_run(facts, seed) for seed in asked.seeds]
@@ -208,6 +231,9 @@ def planned(root: Path, asked: Request, command: str = "", revision: str = "") -
         before = runs.get(_key(run))
         if before is not None:
             _check_same(root, before, run)
+            if asked.log:
+                settings = {**before.settings, "log": run.settings["log"]}
+                runs[_key(run)] = dataclasses.replace(before, settings=settings)
         else:
             runs[_key(run)] = run
     # Seed by seed, so that a part of the results covers everything.
@@ -259,7 +285,10 @@ def comparison_of(plan: Plan, budget: Budget, command: str = "", notes: Sequence
     contenders = {
         run.settings["contender"]: records.Contender(**run.settings["about_contender"]) for run in plan.runs
     }
-    pairs = {(run.settings["task"], run.settings["contender"]) for run in plan.runs}
+    pairs: dict[tuple[str, str], list[int]] = {}
+    for run in plan.runs:
+        pairs.setdefault((run.settings["task"], run.settings["contender"]), []).append(run.seed)
+    seeds = sorted({run.seed for run in plan.runs})
     others = {
         run.settings["contender"]: Budget(**run.settings["budget"])
         for run in plan.runs
@@ -268,10 +297,11 @@ def comparison_of(plan: Plan, budget: Budget, command: str = "", notes: Sequence
     return Comparison(
         tasks,
         contenders,
-        sorted({run.seed for run in plan.runs}),
+        seeds,
         budget.limits,
         {f"{t}/{c}": "not asked for" for t in tasks for c in contenders if (t, c) not in pairs},
-        title=f"Comparison {plan.name}",
+        {f"{t}/{c}": sorted(some) for (t, c), some in pairs.items() if sorted(some) != seeds},
+        title="Comparison" if plan.name == "comparison" else f"Comparison {plan.name}",
         command=command,
         notes=[*notes, *(f"{name} has a budget of its own: {other}" for name, other in others.items())],
     )

@@ -20,7 +20,8 @@ from rich.text import Text
 from diffsim.comparison import records
 from diffsim.comparison.clock import Budget
 from diffsim.comparison.compare import SEEDS_FOR_INTERVALS, Request, comparison_of, planned
-from diffsim.comparison.worker import record_of_the_dead, recorded
+from diffsim.comparison.words import counted
+from diffsim.comparison.worker import found_record, record_of_the_dead, recorded
 from diffsim.errors import Interrupted
 from diffsim.runs.progress import short
 from diffsim.runs.provenance import git_revision
@@ -40,8 +41,8 @@ class Session:
     Args:
         root: folder of the comparison.
         asked: what to run.
-        on: ``local`` or ``slurm``.
-        workers: runs at a time on this machine.
+        on: ``local``, ``slurm`` or ``ray``.
+        workers: runs at a time on this machine, or on Ray.
         retry_failed: also run again what crashed.
     """
 
@@ -81,9 +82,9 @@ class Session:
         for run in runs:
             counts[run.group] = counts.get(run.group, 0) + 1
         return [
-            f"{len(plan.runs)} runs, {len(runs)} to do in {shown(plan.root)}, {estimate(runs)}",
+            f"{counted(len(plan.runs), 'run')}, {len(runs)} to do in {shown(plan.root)}, {estimate(runs)}",
             *(
-                f"  {group:40s} {count} seeds, {Budget(**_settings_of(plan, group)['budget'])}"
+                f"  {group:40s} {counted(count, 'seed')}, {Budget(**_settings_of(plan, group)['budget'])}"
                 for group, count in counts.items()
             ),
         ]
@@ -106,7 +107,8 @@ class Session:
     def _run(self, root: Path, asked: Request, notes: Sequence[str]) -> bool:
         if len(asked.seeds) < SEEDS_FOR_INTERVALS:
             self.console.print(
-                f"{len(asked.seeds)} seeds: intervals from fewer than {SEEDS_FOR_INTERVALS} cover less than they say"
+                f"{counted(len(asked.seeds), 'seed')}: intervals from fewer than {SEEDS_FOR_INTERVALS} cover less than "
+                "they say"
             )
         check_folder(root, len(asked.tasks) * len(asked.contenders) * len(asked.seeds))
         with driving(root) as lock:
@@ -121,11 +123,22 @@ class Session:
                     from diffsim.suites.slurm import drive
 
                     drive(plan, todo, False, self._say)
+                elif todo and self.on == "ray":
+                    from diffsim.suites.ray_tasks import drive as drive_tasks
+
+                    self._say_what_is_to_do(plan, todo)
+                    drive_tasks(plan, lock, todo, self.workers, False, self._say)
                 elif todo:
                     self._drive(plan, todo, lock)
                 else:
                     self._say("every run is at its end")
             except Interrupted as stop:
+                if self.on == "slurm":
+                    raise Interrupted(
+                        "no longer watching; the jobs go on. Watch again with:\n  "
+                        f"{self.command}\nstop them with: diffsim suite cancel {shlex.quote(shown(root))}",
+                        stop.signal,
+                    ) from None
                 raise Interrupted(
                     "stopped. What is finished is kept, what was running begins again. Go on with:\n  "
                     f"{self.command}",
@@ -138,11 +151,15 @@ class Session:
     def _say(self, line: str) -> None:
         self.console.print(Text(printable(line)))
 
-    def _drive(self, plan: Plan, todo: list[PlannedRun], lock: int) -> None:
-        begun = [run for run in todo if attempts(plan.folder(run))]
+    def _say_what_is_to_do(self, plan: Plan, todo: Sequence[PlannedRun]) -> None:
+        begun = sum(bool(attempts(plan.folder(run))) for run in todo)
         self._say(estimate(todo))
         if begun:
-            self._say(f"{len(begun)} runs were stopped before their end and begin again")
+            verbs = ("was", "begins") if begun == 1 else ("were", "begin")
+            self._say(f"{counted(begun, 'run')} {verbs[0]} stopped before the end and {verbs[1]} again")
+
+    def _drive(self, plan: Plan, todo: list[PlannedRun], lock: int) -> None:
+        self._say_what_is_to_do(plan, todo)
         with ExitStack() as stack:
             if self.console.is_terminal:
                 # Runs are new processes: the thread that draws does not matter to them.
@@ -166,11 +183,11 @@ def _settings_of(plan: Plan, group: str) -> Mapping[str, Any]:
 
 
 def _forget_lost(plan: Plan) -> None:
-    """Forget that runs are done whose records have gone."""
+    """Forget that runs came to their end whose records have gone, or cannot be read."""
     for run in plan.runs:
         journal = plan.folder(run) / JOURNAL
         last = attempts(plan.folder(run))[-1:]
-        if last and last[0]["cause"] == "done" and recorded(plan, run) is None:
+        if last and last[0]["cause"] in ("done", "run") and found_record(plan, run) is None:
             journal.unlink(missing_ok=True)
 
 
@@ -183,7 +200,7 @@ def estimate(runs: Sequence[PlannedRun]) -> str:
     if unknown == len(runs):
         return "limited by steps, not by time"
     return f"at most about {hours if seconds >= 3600 else minutes}" + (
-        f", and {unknown} runs limited by steps" if unknown else ""
+        f", and {counted(unknown, 'run')} limited by steps" if unknown else ""
     )
 
 
@@ -208,7 +225,7 @@ class _View:
                 self._add(table, run, folder)
             elif read_row(folder).state in ("finished", "diverged", "failed"):
                 self._ended.add(run.folder)
-        return Group(Text(f"{len(self._ended)} of {len(self.plan.runs)} runs ended"), table)
+        return Group(Text(f"{len(self._ended)} of {counted(len(self.plan.runs), 'run')} ended"), table)
 
     def _add(self, table: Table, run: PlannedRun, folder: Path) -> None:
         progress: dict[str, Any] = {}

@@ -15,10 +15,12 @@ from diffsim.comparison.figures import short, short3
 from diffsim.comparison.records import STATUSES, Comparison, Record
 from diffsim.comparison.tables import ContenderView, Table, contender_views
 from diffsim.comparison.verdicts import Question
-from diffsim.comparison.words import OUTCOME_WORDS
+from diffsim.comparison.words import OUTCOME_WORDS, counted
 
 _SETTINGS = 80
 """Settings of a contender that the page lists; the records hold all."""
+_RUNS, _FAILURES, _WHY = 1000, 100, 3000
+"""Rows of the page's tables of runs and of failures, and characters of a reason; the CSV tables hold all."""
 _OVERHEADS = (
     ("import_seconds", "import"),
     ("start_seconds", "start"),
@@ -38,15 +40,16 @@ def missing(comparison: Comparison) -> list[str]:
         by = Counter((task, contender) for task, contender, _ in absent)
         some = "; ".join(f"{task}, {contender}: {count}" for (task, contender), count in by.most_common(12))
         more = f"; and {len(by) - 12} more pairs" if len(by) > 12 else ""
+        have = "has" if len(absent) == 1 else "have"
         sentences.append(
-            f"{len(absent)} of {len(comparison.planned())} planned runs have no record yet ({some}{more})."
+            f"{len(absent)} of {counted(len(comparison.planned()), 'planned run')} {have} no record yet ({some}{more})."
         )
     if unfinished:
-        count = f"{len(unfinished)} of {len(comparison.records)} records"
-        sentences.append(f"Not at their end, and in no statistic: {count}.")
+        total = counted(len(comparison.records), "record")
+        sentences.append(f"Not at their end, and in no statistic: {len(unfinished)} of {total}.")
     if comparison.unreadable:
         some = "; ".join(f"{name}: {why}" for name, why in list(comparison.unreadable.items())[:6])
-        count = f"{len(comparison.unreadable)} file{'s' if len(comparison.unreadable) > 1 else ''}"
+        count = counted(len(comparison.unreadable), "file")
         sentences.append(f"Cannot be read: {count} ({some}).")
     return sentences
 
@@ -92,13 +95,13 @@ def runs_table(comparison: Comparison) -> Table:
             short3(last[1]),
             *(short(v) if not math.isnan(v) else "–" for v in last[2:]),
         ]
-        rows.append([task, contender, str(seed), record.status, *shown, record.error])
+        rows.append([task, contender, str(seed), record.status, *shown, _last_line(record.error)])
         numbers.append([task, contender, seed, record.status, *last, record.error])
     return Table(
         "runs",
         "Every run",
         head,
-        rows,
+        _first_rows(rows, _RUNS, "runs"),
         numbers,
         ["task", "contender", "seed", "status", "score", "success", "cpu_seconds", "wall_seconds",
          "environment_steps", "gradient_evaluations", "error"],
@@ -128,8 +131,26 @@ def failures_table(comparison: Comparison) -> Table | None:
     failed = [record for record in comparison.records if record.status != "finished"]
     if not failed:
         return None
-    rows = [[r.task, r.contender, str(r.seed), r.status, r.error or "not said"] for r in failed]
-    return Table("failures", "Runs that did not finish", ["task", "contender", "seed", "status", "why"], rows)
+    order = [list(comparison.tasks), list(comparison.contenders)]
+    failed.sort(key=lambda r: (order[0].index(r.task), order[1].index(r.contender), r.seed))
+    numbers = [[r.task, r.contender, str(r.seed), r.status, r.error or "not said"] for r in failed]
+    rows = [[*row[:-1], row[-1] if len(row[-1]) <= _WHY else f"…{row[-1][-_WHY:]}"] for row in numbers]
+    head = ["task", "contender", "seed", "status", "why"]
+    shown = _first_rows(rows, _FAILURES, "failures")
+    return Table("failures", "Runs that did not finish", head, shown, numbers, head)
+
+
+def _first_rows(rows: list[list[str]], most: int, name: str) -> list[list[str]]:
+    if len(rows) <= most:
+        return rows
+    rest = f"{len(rows) - most:,} more in tables/{name}.csv"
+    return [*rows[:most], ["…", rest, *[""] * (len(rows[0]) - 2)]]
+
+
+def _last_line(text: str) -> str:
+    """Of a traceback the error."""
+    line = text.strip().rpartition("\n")[2].strip()
+    return line if len(line) <= 200 else f"{line[:199]}…"
 
 
 def overheads_table(comparison: Comparison) -> Table:
@@ -174,16 +195,23 @@ def certainty(comparison: Comparison) -> list[str]:
     if not sizes:
         return ["No run has come to its end."]
     least, most = min(sizes), max(sizes)
-    runs = f"{least}" if least == most else f"{least} to {most}"
-    sentences = [f"Each contender has {runs} ended runs on a task. Every one is drawn."]
+    runs = counted(least, "ended run") if least == most else f"{least} to {most} ended runs"
+    sentences = [f"Each contender has {runs} on a task. Every one is drawn."]
     if least < 10:
+        by = {name: min(_ended_counts(comparison, name), default=10) for name in comparison.contenders}
+        few = ", ".join(f"{name} ({count})" for name, count in by.items() if count < 10)
         sentences.append(
-            "Fewer than 10: intervals are too narrow, see below; add seeds before you rely on them."
+            f"Fewer than 10 on some task: {few}. Intervals are too narrow then, see below; add seeds before you rely "
+            "on them."
         )
+    sentences += _partial(comparison)
     sentences.append(_coverage_sentence(least))
+    range_of = (
+        f"With 95% confidence the range of {least} runs holds {statistics.tolerance_share(least):.0%} of all runs or "
+        "more (Wilks, 1941)."
+    )
     sentences.append(
-        f"Intervals are those of the statistic, not of a single run. With 95% confidence the range of {least} runs "
-        f"holds {statistics.tolerance_share(least):.0%} of all runs or more (Wilks, 1941)."
+        f"Intervals are those of the statistic, not of a single run. {range_of if least > 1 else ''}".strip()
     )
     sentences.append(
         "Every interval holds with 95% by itself. None is adjusted for the number of comparisons; what an adjustment "
@@ -197,14 +225,38 @@ def certainty(comparison: Comparison) -> list[str]:
     return sentences
 
 
+def _ended_counts(comparison: Comparison, name: str) -> list[int]:
+    """How many runs of a contender have ended, on each task that it has such runs of."""
+    counts = [
+        sum(record.status != "unfinished" for record in comparison.of(task, name))
+        for task in comparison.tasks
+    ]
+    return [count for count in counts if count]
+
+
+def _partial(comparison: Comparison) -> list[str]:
+    """Which contenders were not to run on every task, or with fewer seeds than others."""
+    total, seeds = len(comparison.tasks), len(comparison.seeds)
+    tasks, fewer = [], []
+    for name in comparison.contenders:
+        planned = [task for task in comparison.tasks if comparison.plans(task, name)]
+        if len(planned) < total:
+            tasks.append(f"{name} on {len(planned)} of {total} ({', '.join(planned) or 'none'})")
+        counts = sorted({len(comparison.seeds_of.get(f"{t}/{name}", comparison.seeds)) for t in planned})
+        if counts and counts[0] < seeds:
+            fewer.append(f"{name} {counts[0] if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'}")
+    sentences = [f"Not run on every task: {'; '.join(tasks)}."] if tasks else []
+    return sentences + ([f"Run with fewer than the {seeds} seeds: {', '.join(fewer)}."] if fewer else [])
+
+
 def _coverage_sentence(runs: int) -> str:
     measured = statistics.measured_coverage()
     known = sorted({row["seeds"] for row in measured["rows"]})
     chosen = max((seeds for seeds in known if seeds <= runs), default=None)
     if chosen is None:
         return (
-            f"How often 95% intervals hold the true value was not measured for {runs} runs; for {known[0]} runs, "
-            f"which is better, it is {_shares(measured, known[0])}."
+            f"How often 95% intervals hold the true value was not measured for {counted(runs, 'run')}; for {known[0]} "
+            f"runs, which is better, it is {_shares(measured, known[0])}."
         )
     return (
         f"In {measured['experiments']:,} synthetic experiments with {chosen} runs a task, 1 and 6 tasks, and normal, "

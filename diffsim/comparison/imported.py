@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from diffsim.comparison.records import CURVE, Contender, Curve, Protocol, Record, Task
+from diffsim.comparison.records import AXES, CURVE, Contender, Curve, Protocol, Record, Task
 from diffsim.errors import ConfigError
 from diffsim.settings import whole_number
 from diffsim.values import folder as absolute
@@ -53,7 +53,9 @@ def read_csv(
     about_task: Task | None = None,
     about_contender: Contender = IMPORTED,
 ) -> list[Record]:
-    """The runs in a CSV file with a header; rows without a score are left out.
+    """The runs in a CSV file with a header; rows without a score, empty or NaN, are left out.
+
+    Cells are separated by commas, or by semicolons or tabs where the header has no comma.
 
     Where the file has columns ``task``, ``contender`` or ``seed``, their values are those of the row, and each
     combination is a run.
@@ -69,24 +71,51 @@ def read_csv(
         about_contender: what is said of the contender.
 
     Raises:
-        ConfigError: the file cannot be read, has no column of scores, or a cell that is no number.
+        ConfigError: the file cannot be read, has no column of scores, a cell that is no number, or a run that ends
+            with scores that are NaN or infinite: whether it diverged must be said.
     """
     place = absolute(path)
     heads, rows = _table(_text(place), place)
     found = _columns(heads, columns or {}, place)
     runs: dict[tuple[str, str, int], list[Mapping[str, str]]] = {}
     for row in rows:
-        if (row.get(found["score"]) or "").strip():
-            key = (row.get("task") or task, row.get("contender") or contender)
-            runs.setdefault((*key, _whole("seed", row.get("seed") or seed, 0, place)), []).append(row)
-    if not runs:
-        raise ConfigError(f"{shown(place)} has no score in its column {found['score']}")
+        names = (row.get("task") or task, row.get("contender") or contender)
+        key = (*names, _whole("seed", row.get("seed") or seed, 0, place))
+        runs.setdefault(key, []).append(row)
     told = protocol or _protocol(found["score"])
     records = []
-    for (where, who, number), lines in runs.items():
-        arrays = {name: _numbers(lines, column, place) for name, column in found.items()}
-        records.append(_record(where, who, number, arrays, told, about_task, about_contender, place))
+    for key, lines in runs.items():
+        arrays = _arrays(lines, found, place, ", ".join(map(str, key)))
+        if len(arrays["score"]):
+            records.append(_record(*key, arrays, told, about_task, about_contender, place))
+    if not records:
+        raise ConfigError(f"{shown(place)} has no score in its column {found['score']}")
     return records
+
+
+def _arrays(
+    lines: Sequence[Mapping[str, str]], columns: Mapping[str, str], place: Path, whose: str
+) -> dict[str, np.ndarray]:
+    """The columns of a curve at the rows that have a score.
+
+    Programs leave cells empty of what they did not measure just then: of an axis the value of the rows above holds, and
+    an axis whose first value comes after the first score is not known.
+    """
+    arrays = {name: _numbers(lines, column, place) for name, column in columns.items()}
+    scored = np.flatnonzero(~np.isnan(arrays["score"]))
+    written = [number for number, row in enumerate(lines) if (row[columns["score"]] or "").strip()]
+    if written and written[-1] not in scored:
+        raise ConfigError(
+            f"{shown(place)}: the scores of {whose} end with NaN; if it diverged, leave these rows out and give its "
+            "record the status 'diverged' and an error by dataclasses.replace, else leave the cells empty"
+        )
+    for name in set(AXES) & set(arrays):
+        known = ~np.isnan(arrays[name])
+        above = np.maximum.accumulate(np.where(known, np.arange(len(known)), -1))
+        arrays[name] = np.where(above >= 0, arrays[name][above], np.nan)
+        if np.isnan(arrays[name][scored]).any():
+            arrays[name] = np.full(len(lines), np.nan)
+    return {name: array[scored] for name, array in arrays.items()}
 
 
 def read_tensorboard(
@@ -254,6 +283,7 @@ def _columns(heads: Sequence[str], given: Mapping[str, str], place: Path) -> dic
             raise ConfigError(
                 f"columns: {name} = {column!r}; {shown(place)} has {', '.join(heads) or 'no columns'}"
             )
+    twice = {head for head in heads if heads.count(head) > 1}
     found = dict(given)
     for name, known in COLUMNS.items():
         if name not in found and (first := next((k for k in known if k in heads), None)) is not None:
@@ -263,14 +293,23 @@ def _columns(heads: Sequence[str], given: Mapping[str, str], place: Path) -> dic
             f"{shown(place)} has no column of scores: it has {', '.join(heads) or 'none'}; name it, such as "
             "columns={'score': 'reward'}"
         )
+    for column in found.values():
+        if column in twice:
+            raise ConfigError(f"{shown(place)} has two columns {column!r}; rename the one that is not meant")
     return found
 
 
 def _numbers(rows: Sequence[Mapping[str, str]], column: str, place: Path) -> np.ndarray:
     try:
-        return np.array([float(row[column]) if (row[column] or "").strip() else math.nan for row in rows])
+        return np.array([_number(row[column] or "") for row in rows])
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{shown(place)}, column {column}: {error}") from None
+
+
+def _number(cell: str) -> float:
+    text = cell.strip()
+    truths = {"": math.nan, "true": 1.0, "false": 0.0}  # as pandas writes truth values
+    return truths[text.lower()] if text.lower() in truths else float(text)
 
 
 def _protocol(column: str) -> Protocol:
@@ -288,7 +327,9 @@ def _seeds(places: Sequence[Path]) -> list[int]:
 
 def _table(text: str, place: Path) -> tuple[list[str], list[dict[str, str]]]:
     """The heads of a CSV file and its rows."""
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    head = text.partition("\n")[0]
+    separator = next((mark for mark in ",;\t" if mark in head), ",")
+    reader = csv.DictReader(io.StringIO(text), delimiter=separator, skipinitialspace=separator != "\t")
     try:
         heads = [head.strip() for head in reader.fieldnames or ()]
         reader.fieldnames = heads

@@ -14,10 +14,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,8 @@ class Comparison:
     """Where scores are compared, by axis (:data:`AXES`), such as ``{"cpu_seconds": 60}``."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Pairs that are not run, as ``"task/contender"``, each with the reason."""
+    seeds_of: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The seeds of pairs that are not run with all of ``seeds``, by ``"task/contender"``."""
     title: str = "Comparison"
     command: str = ""
     created: str = ""
@@ -297,9 +300,13 @@ class Comparison:
             (task, contender, seed)
             for task in self.tasks
             for contender in self.contenders
-            if f"{task}/{contender}" not in self.skipped
-            for seed in self.seeds
+            if self.plans(task, contender)
+            for seed in self.seeds_of.get(f"{task}/{contender}", self.seeds)
         ]
+
+    def plans(self, task: str, contender: str) -> bool:
+        """Whether runs of a pair are to be made."""
+        return f"{task}/{contender}" not in self.skipped
 
     def of(self, task: str, contender: str) -> list[Record]:
         """The records of a pair by seed."""
@@ -396,7 +403,8 @@ def write_comparison(folder: str | os.PathLike[str], comparison: Comparison) -> 
     Raises:
         RunFileError: it cannot be written.
     """
-    left_out = ("records", "unreadable")
+    # Without seeds_of where there are none, which earlier versions do not know.
+    left_out = ("records", "unreadable", *([] if comparison.seeds_of else ["seeds_of"]))
     facts = {
         f.name: getattr(comparison, f.name) for f in dataclasses.fields(Comparison) if f.name not in left_out
     }
@@ -407,9 +415,9 @@ def write_comparison(folder: str | os.PathLike[str], comparison: Comparison) -> 
 def read_comparison(folder: str | os.PathLike[str]) -> Comparison:
     """The plan of a comparison and all its records.
 
-    Without ``comparison.json`` the plan is what the records say of their tasks, contenders and seeds.  Records that
-    are not in the plan are left in: a contender may have been added later.  Files that cannot be read are named in
-    ``unreadable``.
+    Records that are not in the plan are left in: a contender may have been added later.  Of its tasks and seeds only
+    those are taken for planned that it has records of.  Without ``comparison.json`` that holds for all: the plan is
+    what the records say.  Files that cannot be read are named in ``unreadable``.
 
     Raises:
         RunFileError: neither a plan nor a record there, or a plan that cannot be read.
@@ -434,17 +442,42 @@ def read_comparison(folder: str | os.PathLike[str]) -> Comparison:
     if plan is None and not records and not unreadable:
         raise RunFileError(f"no comparison in {shown(root)}: it has neither {PLAN} nor {RECORDS}/*/*/*.h5")
     budget = next((record.budget for record in records.values()), {})
-    plan = plan or {"tasks": {}, "contenders": {}, "seeds": [], "budget": budget}
+    plan = {"tasks": {}, "contenders": {}, "seeds": [], "budget": budget} if plan is None else plan
+    pairs = {f"{task}/{contender}" for task in plan["tasks"] for contender in plan["contenders"]}
     for record in records.values():
         plan["tasks"].setdefault(record.task, record.about_task)
         plan["contenders"].setdefault(record.contender, record.about_contender)
     seeds = sorted({*plan["seeds"], *(seed for _, _, seed in records)})
+    plan |= _pairs_of(plan, pairs, seeds, records)
     try:
         return Comparison(
             **{**plan, "seeds": seeds, "records": tuple(records.values()), "unreadable": unreadable}
         )
     except (ConfigError, TypeError) as error:
         raise RunFileError(f"{shown(root)} holds no valid comparison: {error}") from None
+
+
+def _pairs_of(
+    plan: Mapping[str, Any], planned: set[str], seeds: Sequence[int], keys: Iterable[tuple[str, str, int]]
+) -> dict[str, Any]:
+    """``skipped`` and ``seeds_of`` of a plan to which records have added: ``planned`` are its own pairs."""
+    skipped, seeds_of = dict(plan.get("skipped", {})), {}
+    found: dict[str, list[int]] = {}
+    for task, contender, seed in keys:
+        found.setdefault(f"{task}/{contender}", []).append(seed)
+    for task, contender in itertools.product(plan["tasks"], plan["contenders"]):
+        pair = f"{task}/{contender}"
+        wanted = set(found.get(pair, ()))
+        if pair in planned and pair not in skipped:
+            wanted |= set(plan.get("seeds_of", {}).get(pair, plan["seeds"]))
+        elif wanted:
+            skipped.pop(pair, None)
+        else:
+            skipped.setdefault(pair, "no record")
+            continue
+        if sorted(wanted) != list(seeds):
+            seeds_of[pair] = sorted(wanted)
+    return {"skipped": skipped, "seeds_of": seeds_of}
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from typing import Any
 from diffsim._version import __version__
 from diffsim.comparison import facts
 from diffsim.comparison.from_suite import comparison_in
+from diffsim.comparison.logs import logs_of
 from diffsim.comparison.records import AXES, Comparison
 from diffsim.comparison.scores import Rules, axes_known
 from diffsim.comparison.tables import AxisView, Table, contender_views
@@ -63,7 +64,7 @@ def report(
     drawn = _paper(comparison, page["axes"], target / "figures") if figures else []
     page |= {"figures": [path.relative_to(target).as_posix() for path in drawn]}
     tables = dict(_csv_tables(comparison, page))
-    page |= {"csv": [f"tables/{name}.csv" for name in tables]}
+    page |= {"csv": [f"tables/{name}.csv" for name in tables], "logs": logs_of(root, target)}
     written = [
         _write(target / "report.html", environment.get_template("report.html.j2").render(page)),
         _write(target / "report.md", environment.get_template("report.md.j2").render(page)),

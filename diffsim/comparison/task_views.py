@@ -20,7 +20,9 @@ GRID = 101
 """Points of a contender's line."""
 _TABLE_POINTS = 11
 _PAGE_BYTES = 1_600_000
-"""What runs may take in a page that may have 3 MB, all axes together."""
+"""What the lines of runs may take in a page that may have 3 MB, all axes together."""
+_RUN_BYTES, _POINT_BYTES, _LEAST_POINTS = 110, 11, 6
+"""Of a line without its points (element and title), and of a point."""
 
 
 class TaskViews:
@@ -32,8 +34,7 @@ class TaskViews:
         self.data = {task: TaskData(comparison, task, rules) for task in comparison.tasks}
         self.found = verdicts(comparison, rules)
         self.label = words.AXIS_WORDS[rules.axis]
-        runs = max(1, len(comparison.records) * len(axes_known(comparison)))
-        self.most_points = int(np.clip(_PAGE_BYTES / (11 * runs), 6, 60))
+        self.most_points, self.stride = line_sizes(len(comparison.records) * len(axes_known(comparison)))
         self.estimate = partial(
             statistics.estimate, seed=rules.seed, confidence=rules.confidence, resamples=rules.resamples
         )
@@ -56,7 +57,9 @@ class TaskViews:
             task,
             [(name, text) for name, text in facts if text],
             words.verdict(found, self.comparison, task) if found else "",
-            words.strongest(found, task) if found else "",
+            " ".join(filter(None, [words.strongest(found, task), words.not_compared(found, task)]))
+            if found
+            else "",
             found.outcome(task) if found else "missing",
             shown,
             [self._task_table(task, data)],
@@ -73,7 +76,7 @@ class TaskViews:
             lines = [
                 Line(f"seed {r.seed}{'' if r.status == 'finished' else ', ' + r.status}", data.along(r),
                      r.curve.score, r.failed)
-                for r in drawn
+                for r in drawn[:: self.stride]
             ]  # fmt: skip
             x, y = data.middle(c.name, grid)
             series.append(Series(c.number, c.name, lines, x, y))
@@ -106,8 +109,11 @@ class TaskViews:
             "threshold",
             self.most_points,
         )
+        thin = "every run"
+        if self.stride > 1:
+            thin = f"one run of {self.stride}, to keep the page small; all are in tables/curves.csv"
         caption = (
-            "Thin: every run. Thick: interquartile mean over runs, from the first evaluation of all to the end of the "
+            f"Thin: {thin}. Thick: interquartile mean over runs, from the first evaluation of all to the end of the "
             "shortest run. A cross marks where a run crashed or diverged; from there on it counts as the middle "
             "actions, or its last score if that is less."
         )
@@ -191,6 +197,13 @@ class TaskViews:
         return Table(f"task_{task}_{self.rules.axis}", caption, head, rows, numbers, columns, classes)
 
 
+def line_sizes(lines: int) -> tuple[int, int]:
+    """Points of each line of a run, and of how many runs one is drawn, so that ``lines`` fit into the page."""
+    each = _PAGE_BYTES / max(1, lines)
+    points = int(np.clip((each - _RUN_BYTES) / _POINT_BYTES, _LEAST_POINTS, 60))
+    return points, max(1, math.ceil((_RUN_BYTES + _POINT_BYTES * _LEAST_POINTS) / each))
+
+
 def _time(value: Estimate) -> str:
     if math.isinf(value.value):
         return f"not reached (> {short3(value.low)})" if value.low > 0 else "not reached"
@@ -201,8 +214,10 @@ def _protocol(record: Record) -> str:
     p = record.protocol
     how = "without exploration noise" if p.deterministic else "with exploration noise"
     starts = f" from {p.starts}" if p.starts else ""
+    if not p.episodes:
+        return f"{p.judge}; starts: {p.starts or 'not said'}; {how}"
     seed = "other ones for each run" if p.seed is None else f"seed {p.seed}"
-    return f"{p.judge}, {p.episodes} fixed starts{starts}, {seed}, {how}"
+    return f"{p.judge}, {words.counted(p.episodes, 'fixed start')}{starts}, {seed}, {how}"
 
 
 def _early(data: TaskData, name: str) -> int:

@@ -60,11 +60,23 @@ class Verdicts:
     """The contenders that enter verdicts."""
     ends: Mapping[str, float] = field(default_factory=dict)
     """Of each task the amount at which scores are compared."""
+    left_out: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Tasks and contenders that cannot be compared, whatever runs are still to come: ``not run``, or ``not measured``
+    along the axis."""
+
+    def against(self, task: str | None = None) -> list[str]:
+        """The opponents of a verdict: on a task those that are not left out there, over all those left somewhere."""
+        tasks = self.tasks if task is None else (task,)
+        return [name for name in self.opponents if any((t, name) not in self.left_out for t in tasks)]
+
+    def pooled(self, name: str) -> list[str]:
+        """The tasks that the verdict over all tasks against ``name`` pools: those that both have ended runs on."""
+        return [task for task, pairs in self.tasks.items() if name in pairs]
 
     def outcome(self, task: str | None = None) -> str:
         """The outcome of the reference on a task, or over all, against all opponents together."""
         pairs = self.overall if task is None else self.tasks[task]
-        return together([pairs[name].outcome for name in self.opponents if name in pairs])
+        return together([pairs[n].outcome if n in pairs else MISSING for n in self.against(task)])
 
 
 def decided(probability: Estimate, times: Estimate) -> str:
@@ -107,9 +119,22 @@ def verdicts(comparison: Comparison, rules: Rules, theirs: Rules | None = None) 
         if shared:
             overall[name] = _overall([(ours[task], other[task]) for task in shared], reference, name)
     opponents = [name for name in contenders if comparison.contenders[name].kind in OPPONENTS]
-    return Verdicts(
-        rules, reference, tasks, overall, opponents, {task: data.end() for task, data in ours.items()}
-    )
+    ends = {task: data.end() for task, data in ours.items()}
+    left_out = {
+        (task, name): reason
+        for task in tasks
+        for name in contenders
+        if (reason := _left_out(comparison, task, name, rules.axis))
+    }
+    return Verdicts(rules, reference, tasks, overall, opponents, ends, left_out)
+
+
+def _left_out(comparison: Comparison, task: str, name: str, axis: str) -> str:
+    records = comparison.of(task, name)
+    if not records:
+        return "" if comparison.plans(task, name) else "not run"
+    measured = any(not len(record.curve) or record.curve.knows(axis) for record in records)
+    return "" if measured else "not measured"
 
 
 def _pair(ours: TaskData, theirs: TaskData, reference: str, name: str) -> Pair | None:
@@ -146,6 +171,14 @@ def _known_ratio(theirs: Frozen, ours: Frozen, *options: Any) -> Estimate:
     return ratio(Times(*map(np.array, theirs)), Times(*map(np.array, ours)), *options)
 
 
+@functools.lru_cache(maxsize=4096)
+def _known_overall_ratio(
+    pairs: Sequence[tuple[Frozen, Frozen, float]], *options: Any
+) -> tuple[Estimate, str]:
+    whole = [(Times(*map(np.array, y)), Times(*map(np.array, x)), end) for y, x, end in pairs]
+    return overall_ratio(whole, *options)
+
+
 def _frozen(arrays: Sequence[Any]) -> Frozen:
     return tuple(tuple(array.tolist()) for array in arrays)
 
@@ -164,7 +197,8 @@ def _overall(data: Sequence[tuple[TaskData, TaskData]], reference: str, name: st
         for ours, theirs in data
         if (first := ours.times(reference)) is not None and (second := theirs.times(name)) is not None
     ]
-    times, sign = overall_ratio(pairs, rules.seed, rules.confidence, rules.resamples, rules.widen)
+    frozen = [(_frozen((y.times, y.reached)), _frozen((x.times, x.reached)), end) for y, x, end in pairs]
+    times, sign = _known_overall_ratio(tuple(frozen), *_options(rules))
     runs = sum(map(len, x)), sum(map(len, y))
     # Where medians are not reached the ratio is a bound, which can decide in one direction only.
     bounds = {">=": (times.low, math.inf), "<=": (0.0, times.high), "~": (math.nan, math.nan)}

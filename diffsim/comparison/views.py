@@ -13,7 +13,7 @@ from diffsim.comparison.figures import Row, Series, short3
 from diffsim.comparison.scores import pooled
 from diffsim.comparison.tables import AxisView, Figure, Table, spoken, three
 from diffsim.comparison.task_views import TaskViews
-from diffsim.comparison.verdicts import Pair, Verdicts
+from diffsim.comparison.verdicts import MISSING, Pair, Verdicts
 
 _TABLE_POINTS = 11
 
@@ -29,7 +29,7 @@ class AxisViews(TaskViews):
             words.verdict(found, self.comparison)
             if found
             else "No contender is the reference: there is no verdict.",
-            words.strongest(found) if found else "",
+            " ".join(filter(None, [words.strongest(found), words.pooling(found)])) if found else "",
             found.outcome() if found else "missing",
             self._board(found) if found else [],
             found.opponents if found else [],
@@ -49,47 +49,50 @@ class AxisViews(TaskViews):
                 {
                     "name": "All tasks" if task is None else task,
                     "outcome": found.outcome(task),
-                    "cells": [_board_cell(pairs.get(name)) for name in found.opponents],
+                    "cells": [_board_cell(found, task, name, pairs.get(name)) for name in found.opponents],
                 }
             )
         return rows
 
     def _overall_figures(self) -> list[Figure]:
         made = []
-        if self.found and self.found.overall:
-            made.append(self._improvement(self.found.overall))
+        known = {n: p for n, p in self.found.overall.items() if p.outcome != MISSING} if self.found else {}
+        if self.found and known:
+            made.append(self._improvement(self.found, known))
         scores = {c.name: pooled(list(self.data.values()), c.name) for c in self.contenders}
         scores = {name: found for name, found in scores.items() if found}
         if scores:
             made += [self._aggregates(scores), self._profiles(scores)]
         return made
 
-    def _improvement(self, overall: Mapping[str, Pair]) -> Figure:
+    def _improvement(self, found: Verdicts, overall: Mapping[str, Pair]) -> Figure:
         rows = [
             Row(c.number, c.name, overall[c.name].probability) for c in self.contenders if c.name in overall
         ]
+        tasks = {name: len(found.pooled(name)) for name in overall}
         reference = self.comparison.reference
         title = f"Probability that a run of {reference} scores higher"
         table = Table(
             f"improvement_{self.rules.axis}",
             title,
-            ["against", "probability", "times as much to the threshold", "outcome"],
+            ["against", "probability", "times as much to the threshold", "tasks", "outcome"],
             [
-                [row.name, words.probability(row.value), words.ratio_cell(overall[row.name]),
+                [row.name, words.probability(row.value), words.ratio_cell(overall[row.name]), str(tasks[row.name]),
                  words.OUTCOME_WORDS[overall[row.name].outcome]]
                 for row in rows
             ],
             [
                 [row.name, *three(row.value), *three(overall[row.name].ratio), overall[row.name].sign,
-                 overall[row.name].outcome]
+                 overall[row.name].outcome, tasks[row.name]]
                 for row in rows
             ],
-            ["contender", "probability", "low", "high", "ratio", "ratio_low", "ratio_high", "ratio_reads", "outcome"],
+            ["contender", "probability", "low", "high", "ratio", "ratio_low", "ratio_high", "ratio_reads", "outcome",
+             "tasks"],
             [f"c c{row.number}" for row in rows],
         )  # fmt: skip
         caption = (
             f"Mean over tasks, at equal {self.label}, with 95% intervals. Right of ½ the reference is ahead; "
-            "an interval that holds ½ decides nothing."
+            f"an interval that holds ½ decides nothing.{_partial(tasks, len(found.tasks))}"
         )
         label = f"probability that {reference} scores higher"
         svg = figures.intervals(rows, label, f"{title}. {spoken(table)}", (0, 1), (0.5,))
@@ -129,7 +132,7 @@ class AxisViews(TaskViews):
         )
         caption = (
             f"At equal {self.label}. 0 is the score of the middle actions, 1 the best known; nothing is clipped in the "
-            "numbers, and values below −1 are outside of the figure."
+            f"numbers, and values below −1 are outside of the figure.{self._fewer_tasks(scores)}"
         )
         return Figure("aggregates", title, caption, svg, table)
 
@@ -166,8 +169,15 @@ class AxisViews(TaskViews):
             (low, high),
             (0, 1.02),
         )
-        caption = "The higher the better, at every score: runs of all tasks, each task with the same weight."
+        caption = (
+            "The higher the better, at every score: runs of all tasks, each task with the same weight."
+            f"{self._fewer_tasks(scores)}"
+        )
         return Figure("profiles", title, caption, svg, table)
+
+    def _fewer_tasks(self, scores: Mapping[str, Sequence[Any]]) -> str:
+        total = sum(data.limits is not None for data in self.data.values())
+        return _partial({name: len(found) for name, found in scores.items()}, total)
 
     def _overall_tables(self) -> list[Table]:
         names = [c.name for c in self.contenders]
@@ -190,7 +200,8 @@ class AxisViews(TaskViews):
                 ["contender", "mean rank", *tasks],
                 [
                     [name, short3(mean_rank[row]),
-                     *(f"{short3(s)} ({short3(r)})" for s, r in zip(scores[row], place[row], strict=True))]
+                     *(f"{short3(s)} ({short3(r)})" if math.isfinite(s) else "–"
+                       for s, r in zip(scores[row], place[row], strict=True))]
                     for row, name in enumerate(names)
                 ],
                 [
@@ -228,16 +239,29 @@ class AxisViews(TaskViews):
         caption = (
             "Transfer: the contender that is best on all other tasks, used on this one; regret is the normalised score "
             "that it falls short of the best there. The best is found from the same runs, so regrets are a little too "
-            "large."
+            f"large.{_without(names, kept)}"
         )
         return [Table(f"transfer_{self.rules.axis}", caption, head, rows, numbers, columns)]
 
 
-def _board_cell(pair: Pair | None) -> dict[str, str]:
-    if pair is None:
-        return {"outcome": "missing", "probability": "", "ratio": ""}
-    return {
-        "outcome": pair.outcome,
-        "probability": f"P {words.probability(pair.probability)}",
-        "ratio": words.ratio_cell(pair),
-    }
+def _board_cell(found: Verdicts, task: str | None, name: str, pair: Pair | None) -> dict[str, Any]:
+    reason = found.left_out.get((task, name)) if task is not None else None
+    if pair is None or pair.outcome == MISSING:
+        return {"outcome": MISSING, "text": reason or words.OUTCOME_WORDS[MISSING], "lines": []}
+    lines = [f"P {words.probability(pair.probability)}", words.ratio_cell(pair)]
+    if task is None and len(pooled := found.pooled(name)) < len(found.tasks):
+        lines.append(f"{len(pooled)} of {len(found.tasks)} tasks")
+    return {"outcome": pair.outcome, "text": words.OUTCOME_WORDS[pair.outcome], "lines": lines}
+
+
+def _without(names: Sequence[str], kept: Sequence[str]) -> str:
+    dropped = [name for name in names if name not in kept]
+    return f" Left out, having no score on some task: {words.listed(dropped)}." if dropped else ""
+
+
+def _partial(counts: Mapping[str, int], total: int) -> str:
+    """A sentence about contenders with fewer tasks than others; empty if there are none."""
+    fewer = [f"{name} has {count} of {total}" for name, count in counts.items() if count < total]
+    if not fewer:
+        return ""
+    return f" Not comparable with the others, for it is the mean over fewer tasks: {'; '.join(fewer)}."

@@ -49,12 +49,12 @@ def times_as_much(pair: Pair, axis: str) -> str:
     if math.isnan(value):
         return "neither reaches the threshold in half of its runs"
     if math.isinf(value):
-        return f"half of its runs do not reach the threshold, the ratio is above {short3(pair.ratio.low)}"
+        least = f", the ratio is above {short3(pair.ratio.low)}" if pair.ratio.low > 0 else ""
+        return f"half of its runs do not reach the threshold{least}"
     if value == 0:
-        return (
-            "half of its runs reach the threshold and half of the reference's do not, so it takes less than "
-            f"{short3(pair.ratio.high)} times as many {AXIS_WORDS[axis]}"
-        )
+        less = f", so it takes less than {short3(pair.ratio.high)} times as many {AXIS_WORDS[axis]}"
+        bounded = pair.ratio.high < math.inf
+        return f"half of its runs reach the threshold and half of the reference's do not{less * bounded}"
     times = f"{_SIGNS[pair.sign]}{short3(value)}{interval(pair.ratio)}"
     return f"it takes {times} times as many {AXIS_WORDS[axis]} to the threshold"
 
@@ -65,11 +65,17 @@ def ratio_cell(pair: Pair) -> str:
     if math.isnan(value):
         return "–"
     if math.isinf(value):
-        return f"> {short3(pair.ratio.low)}× (not reached)"
+        return f"> {short3(pair.ratio.low)}× (not reached)" if pair.ratio.low > 0 else "not reached"
     if value == 0:
-        return f"< {short3(pair.ratio.high)}× (reference: not reached)"
+        bound = f"< {short3(pair.ratio.high)}× (" if pair.ratio.high < math.inf else ""
+        return f"{bound}reference: not reached{')' * bool(bound)}"
     sign = {"=": "", ">=": "≥ ", "<=": "≤ ", "~": "≈ "}[pair.sign]
     return f"{sign}{short3(value)}×{interval(pair.ratio)}"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 run``, ``2,000 runs``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -81,18 +87,22 @@ def verdict(found: Verdicts, comparison: Comparison, task: str | None = None) ->
     """One sentence: who won, against whom."""
     pairs = found.overall if task is None else found.tasks[task]
     by: dict[str, list[str]] = {}
-    for name in found.opponents:
+    against = found.against(task)
+    for name in against:
         outcome = pairs[name].outcome if name in pairs else MISSING
         by.setdefault(outcome, []).append(name)
     ours = found.reference
-    over = f" over {len(found.tasks)} tasks" if task is None and len(found.tasks) > 1 else ""
-    total = len(found.opponents)
+    over = _over(found) if task is None else ""
+    total = len(against)
     if not total:
-        return f"No opponent to compare {ours} with."
+        where = "" if task is None else " on this task"
+        return f"No opponent to compare {ours} with{where}."
     if len(by.get(MISSING, ())) == total:
         return "No verdict yet: too few runs have come to their end."
-    if len(by.get(WON, ())) == total:
-        text = f"{ours} won against {'every opponent' if total > 1 else by[WON][0]}{over}"
+    judged = total - len(by.get(MISSING, ()))
+    if len(by.get(WON, ())) == judged:
+        every = total > 1 and judged == total
+        text = f"{ours} won against {'every opponent' if every else listed(by[WON])}{over}"
     elif LOST in by:
         kinds = {comparison.contenders[name].kind for name in by[LOST]}
         who = "The black box won" if kinds & {"black box", "imported"} else "The gradient-free search won"
@@ -108,18 +118,51 @@ def verdict(found: Verdicts, comparison: Comparison, task: str | None = None) ->
             (MIXED, "mixed against"),
             (UNDECIDED, "undecided against"),
         )
-        if kind in by and not (kind == WON and len(by[WON]) == total) and listed(by[kind]) not in text
+        if kind in by and not (kind == WON and len(by[WON]) == judged) and listed(by[kind]) not in text
     ]
     if MISSING in by:
-        rest.append(f"too few runs of {listed(by[MISSING])}")
+        rest.append(f"no verdict yet against {listed(by[MISSING])}: too few runs")
     rest = [part.replace("it won", f"{ours} won") for part in rest]
     return "; ".join([text, *rest]) + "."
+
+
+def _over(found: Verdicts) -> str:
+    """`` over 6 tasks``, `` over 3 to 6 tasks``; nothing where there is one task."""
+    sizes = sorted({len(found.pooled(name)) for name in found.against() if name in found.overall})
+    if len(found.tasks) < 2 or not sizes:
+        return ""
+    least, most = sizes[0], sizes[-1]
+    return f" over {counted(least, 'task')}" if least == most else f" over {least} to {most} tasks"
+
+
+def pooling(found: Verdicts) -> str:
+    """Which opponents are compared on fewer tasks than there are, and on which; empty if none is."""
+    total = len(found.tasks)
+    parts = [
+        f"{name} on {len(tasks)} of {total} ({', '.join(tasks)})"
+        for name in found.against()
+        if 0 < len(tasks := found.pooled(name)) < total
+    ]
+    if not parts:
+        return ""
+    return f"Over tasks, only those are pooled that both sides have runs of: {'; '.join(parts)}."
+
+
+def not_compared(found: Verdicts, task: str) -> str:
+    """The opponents that are left out on a task, and why; empty if none is."""
+    by: dict[str, list[str]] = {}
+    for name in found.opponents:
+        if reason := found.left_out.get((task, name)):
+            by.setdefault(reason, []).append(name)
+    along = f"not measured along {AXIS_WORDS[found.rules.axis]}"
+    reasons = {"not run": "not run on this task", "not measured": along}
+    return " ".join(f"{listed(names)}: {reasons[reason]}." for reason, names in by.items())
 
 
 def strongest(found: Verdicts, task: str | None = None) -> str:
     """The opponents that came nearest, by score and by time, with their intervals."""
     pairs = found.overall if task is None else found.tasks[task]
-    known = {name: pairs[name] for name in found.opponents if name in pairs}
+    known = {n: pairs[n] for n in found.opponents if n in pairs and pairs[n].outcome != MISSING}
     if not known:
         return ""
     where = f"at {amount(found.ends[task], found.rules.axis)}" if task else "at the budget"

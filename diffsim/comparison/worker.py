@@ -25,6 +25,7 @@ from diffsim.comparison.clock import Budget, Meter, Point
 from diffsim.comparison.contenders.catalogue import STABLE_BASELINES, WHITE_BOX
 from diffsim.comparison.records import Contender, Curve, Limits, Overheads, Record, Task, Threshold
 from diffsim.errors import DivergenceError, Interrupted, RunFileError
+from diffsim.runs.log_writers import make_writers
 from diffsim.runs.signals import stop_on_signals
 from diffsim.suites.plan import Plan, PlannedRun
 from diffsim.suites.worker import (
@@ -60,11 +61,16 @@ _PACKAGES = (
 
 def recorded(plan: Plan, run: PlannedRun) -> Record | None:
     """The record of a run that came to its end; None if there is none that can be read."""
+    record = found_record(plan, run)
+    return record if record is not None and record.status in ("finished", "diverged") else None
+
+
+def found_record(plan: Plan, run: PlannedRun) -> Record | None:
+    """The record of a run, also of one that crashed; None if there is none that can be read."""
     try:
-        record = records.read_record(record_path(plan.root, run))
+        return records.read_record(record_path(plan.root, run))
     except RunFileError:
         return None
-    return record if record.status in ("finished", "diverged") else None
 
 
 def record_path(root: Path, run: PlannedRun) -> Path:
@@ -94,6 +100,7 @@ class _Work:
         self.protocol: Any = None
         self.heartbeat = Heartbeat(self.folder, (self.folder / CANCEL, plan.root / CANCEL))
         self.load = os.getloadavg()[0]
+        self.writers = make_writers(self.settings.get("log", ()), self.folder)
 
     def do(self) -> int:
         for name in (CURVE, PROGRESS):  # of an attempt before
@@ -113,6 +120,9 @@ class _Work:
             return 128 + interruption.signal
         except Exception as error:
             return self._failed(error)
+        finally:
+            for writer in self.writers:
+                writer.close()
 
     def _failed(self, error: Exception) -> int:
         traceback.print_exc()
@@ -151,8 +161,11 @@ class _Work:
             "env_steps": point.environment_steps,
         }
         self.heartbeat(self.row)
+        values = dataclasses.asdict(point)
         with suppress(OSError), open(self.folder / CURVE, "a") as lines:
-            lines.write(json.dumps(dataclasses.asdict(point)) + "\n")
+            lines.write(json.dumps(values) + "\n")
+        for writer in self.writers:
+            writer({"update": len(self.points), **values})
 
     def _recorded(self, status: str, error: str, cause: str, reason: str = "") -> int:
         seconds = self.meter.seconds if self.meter else {"compile": float("nan"), "evaluation": float("nan")}

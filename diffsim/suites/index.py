@@ -5,6 +5,7 @@ The index holds nothing that the files do not: it may be deleted at any time, an
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sqlite3
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from diffsim.errors import DiffsimError
-from diffsim.suites.plan import RUNS, Plan
-from diffsim.suites.worker import JOURNAL, attempts, is_working
+from diffsim.suites.plan import RUNS, Plan, PlannedRun
+from diffsim.suites.worker import JOURNAL, OTHER_WORK, attempts, is_working
 
 INDEX = "index.sqlite"
 RUN_FILE = (
@@ -63,7 +64,19 @@ _INSERT = f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * (len(_COLUMNS) 
 def rows(plan: Plan) -> list[Row]:
     """The present state of every run of the plan, in its order."""
     found = read_rows(plan.root)
-    return [_live(plan.root, found.get(run.folder) or Row(run.folder, "queued")) for run in plan.runs]
+    present = [
+        _with_result(plan, run, found.get(run.folder) or Row(run.folder, "queued")) for run in plan.runs
+    ]
+    return [_live(plan.root, row) for row in present]
+
+
+def _with_result(plan: Plan, run: PlannedRun, row: Row) -> Row:
+    """Work of another kind is at its end only as long as the file that it wrote is there."""
+    if "work" in run.settings and row.state in (*FINAL, *FAILED):
+        module = importlib.import_module(OTHER_WORK[run.settings["work"]])
+        if not module.record_path(plan.root, run).exists():
+            return Row(run.folder, "queued")
+    return row
 
 
 def read_rows(root: Path) -> dict[str, Row]:

@@ -48,3 +48,11 @@ def start(*args, cwd, pause=0.0, **options):
         cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PAUSE_OF_SHORT": str(pause), "COLUMNS": "80"}, **options,
     )  # fmt: skip
+
+
+def run_diffsim(*args, cwd):
+    """``diffsim ...`` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "diffsim", *map(str, args)], cwd=cwd, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"},
+    )  # fmt: skip

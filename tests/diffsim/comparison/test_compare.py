@@ -26,6 +26,21 @@ WRONG = {
     "unknown contender": (["pendulum", "--against", "ppo,sacc"], "did you mean 'sac'"),
     "budget without a unit": (["pendulum", "--budget", "60"], "60s"),
     "budget of an unknown contender": (["pendulum", "--against", "ppo", "--budget", "td3:5s"], "'td3'"),
+    "two budgets": (
+        ["pendulum", "--budget", "60s", "--budget", "5s"],
+        "two budgets are given, '60s' and '5s'",
+    ),
+    "two budgets of a contender": (
+        ["pendulum", "--against", "sac", "--budget", "sac:5s", "--budget", "sac : 9steps"],
+        "two budgets of sac are given, '5s' and '9steps'",
+    ),
+    "budget of nobody": (["pendulum", "--budget", ":5s"], "budget ':5s': needs a contender's name"),
+    "budget of nothing": (
+        ["pendulum", "--against", "sac", "--budget", "sac:"],
+        "budget 'sac:': needs a contender's",
+    ),
+    "log": (["pendulum", "--log", "csv,tensorbord"], "did you mean 'tensorboard'"),
+    "a name twice": (["pendulum", "--ours", "a:updates=1", "--ours", "a:updates=2"], "named 'ours a'"),
     "seeds": (["pendulum", "--seeds", "many"], "seeds 'many'"),
     "no seed": (["pendulum", "--seeds", "0"], "seeds '0'"),
     "seeds twice": (["pendulum", "--seeds", "1,1"], "each once"),
@@ -120,6 +135,22 @@ def test_more_may_be_asked_for_in_the_same_folder_but_nothing_else(tmp_path):
         plan_of(tmp_path, ["ppo"], budget="3000steps")
     with pytest.raises(ConfigError, match=r"another settings: .*batch"):
         plan_of(tmp_path, ours=["full:algorithm.name=full_horizon,algorithm.batch=5"])
+
+
+def test_pairs_and_seeds_that_nobody_asked_for_are_not_missing(tmp_path):
+    plan_of(tmp_path, ["ppo"], seeds="3")
+    plan = plan_of(tmp_path, ["cma_es"], seeds="1")
+    comparison = comparison_of(plan, Budget(steps=2000))
+    (task,) = comparison.tasks
+    assert comparison.seeds_of == {f"{task}/cma_es": [0]}
+    assert sorted(comparison.planned()) == sorted(
+        (run.settings["task"], run.settings["contender"], run.seed) for run in plan.runs
+    )
+    write_comparison(plan.root, comparison)
+    assert read_comparison(plan.root) == comparison
+    other = planned(plan.root, request(["pendulum"], ["ppo"], seeds="1", budgets=["2000steps"]))
+    skipped = comparison_of(other, Budget(steps=2000)).skipped
+    assert skipped == {"pendulum/ours full": "not asked for", "pendulum/cma_es": "not asked for"}
 
 
 def test_a_dry_run_starts_nothing_and_estimates(tmp_path):

@@ -37,6 +37,47 @@ def test_a_csv_of_many_runs_with_names_of_its_own(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("text", "steps", "scores"),
+    [
+        ("env_steps,score\n1,5\n2,nan\n3,NaN\n4,6\n", [1, 4], [5, 6]),  # as pandas writes what was not logged
+        ("env_steps,score\n1,5\n,6\n3,7\n", [1, 1, 3], [5, 6, 7]),
+        ("env_steps,score\n,5\n2,6\n", [math.nan] * 2, [5, 6]),
+        ("env_steps,score\n7,\n,6\n", [7], [6]),
+        ("env_steps,score\n1,5\n1,6\n1,7\n", [1, 1, 1], [5, 6, 7]),
+        ("env_steps;score\n1;5\n", [1], [5]),
+        ("env_steps\tscore\n1\t5\n2\t\n", [1], [5]),
+        ("\ufeffenv_steps , score \r\n 1 , 5 \r\n", [1], [5]),
+        (",env_steps,score\n0,1e3,5\n", [1000], [5]),
+    ],
+)
+def test_csvs_as_other_programs_write_them(tmp_path, text, steps, scores):
+    path = tmp_path / "x.csv"
+    path.write_text(text, newline="")
+    (record,) = read_csv(path, **WHO)
+    np.testing.assert_array_equal(record.curve.environment_steps, steps)
+    assert record.curve.score.tolist() == scores
+
+
+def test_truth_values_and_whole_seeds_of_pandas(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("seed,success,score\n0.0,True,1\n0.0,False,2\n3.0,true,1\n")
+    found = {record.seed: record.curve.success.tolist() for record in read_csv(path, **WHO)}
+    assert found == {0: [1, 0], 3: [1]}
+
+
+def test_a_log_of_stable_baselines_whose_first_rows_have_no_updates(tmp_path):
+    path = tmp_path / "progress.csv"
+    path.write_text(
+        "time/total_timesteps,eval/mean_reward,time/time_elapsed,train/n_updates\n"
+        "500,,1,\n1000,-900,,\n2000,,2.5,20\n3000,-300,,\n"
+    )
+    (record,) = read_csv(path, **WHO)
+    assert record.curve.environment_steps.tolist() == [1000, 3000]
+    assert record.curve.wall_seconds.tolist() == [1, 2.5]
+    assert np.isnan(record.curve.gradient_evaluations).all()
+
+
 def test_returns_of_training_episodes_are_called_so(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("timesteps,rollout/ep_rew_mean\n1,2\n")
@@ -54,6 +95,14 @@ def test_returns_of_training_episodes_are_called_so(tmp_path):
         ("score\n1\n", {"columns": {"score": "gain"}}, "'gain'"),
         ("score\n1\n", {"columns": {"colour": "score"}}, "colour"),
         ("", {}, "no column of scores"),
+        ("score,score\n1,2\n", {}, "two columns 'score'"),
+        ("score\n1\nnan\n", {}, "scores of pendulum, theirs, 0 end with NaN"),
+        ("score\nNaN\n", {}, "end with NaN"),
+        ("score\n1\ninf\n", {}, "finite"),
+        ("score,env_steps\n1,-5\n", {}, "not negative"),
+        ("score,success\n1,50\n", {}, r"within \[0, 1\]"),
+        ("env_steps,score\n5,\n", {}, "no score in its column"),
+        ("seed,score\nfirst,1\n", {}, "seed = 'first'"),
     ],
 )
 def test_a_csv_that_does_not_fit_says_why(tmp_path, text, options, words):

@@ -168,3 +168,22 @@ def test_what_is_no_comparison_says_so(tmp_path):
         Comparison({}, {"a": Contender("reference"), "b": Contender("reference")}, [])
     with pytest.raises(ConfigError, match="budget"):
         Comparison({}, {}, [], {"hours": 1})
+
+
+def test_what_records_add_to_a_plan_is_not_missing_elsewhere(tmp_path):
+    """Results of another program for one task, with a seed that nobody else has."""
+    tasks, contenders = {"a": Task(), "b": Task()}, {"ours": Contender("reference"), "ppo": Contender()}
+    plan = Comparison(tasks, contenders, [0, 1], skipped={"b/ppo": "not asked for"})
+    write_comparison(tmp_path, plan)
+    before = planned_in(tmp_path)
+    assert before == set(plan.planned())
+    added = [("a", "theirs", 57), ("c", "ours", 0)]
+    for key in [*added, ("a", "ours", 0)]:
+        write_record(record_path(tmp_path, *key), synthetic.run(*key, synthetic.rising(10, 1, 0, 1)))
+    assert planned_in(tmp_path) == before | set(added)
+    (tmp_path / "comparison.json").unlink()
+    assert planned_in(tmp_path) == {*added, ("a", "ours", 0)}
+
+
+def planned_in(folder):
+    return set(read_comparison(folder).planned())

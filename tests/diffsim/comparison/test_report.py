@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from diffsim.comparison import (
     Overheads,
     Task,
     Threshold,
+    facts,
     read_comparison,
     record_path,
     write_comparison,
@@ -29,6 +31,10 @@ from diffsim.comparison import (
 from diffsim.comparison import report as reporting
 from diffsim.comparison.figures import nice_ticks, score_range, short, short3, stepped, thinned
 from diffsim.comparison.scores import Rules
+from diffsim.comparison.task_views import line_sizes
+from diffsim.comparison.verdicts import verdicts
+from diffsim.suites.plan import Plan, PlannedRun
+from diffsim.suites.suite_file import LocalConfig, SlurmConfig
 
 EVIL = "<script>alert(1)</script>"
 HOSTILE = f"{EVIL}&\"'|`[x](javascript:alert(1))"
@@ -205,9 +211,136 @@ def test_the_command(tmp_path, no_figures):
     assert "no comparison in" in result.output
 
 
+def partial(runs=10):
+    """Three tasks; SAC was asked for on one of them, CMA-ES with fewer seeds, PPO is not yet there on the last."""
+    rates = {"ours": 0.4, "PPO": 0.05, "SAC": 0.1, "CMA-ES": 0.02}
+    kinds = {"ours": "reference", "CMA-ES": "gradient-free"}
+    contenders = {name: Contender(kinds.get(name, "black box")) for name in rates}
+    tasks = dict.fromkeys(("a", "b", "c"), Task(Threshold(0.9, "fixed"), Limits(0, 1, "made up")))
+    seeds_of = {f"{task}/CMA-ES": range(min(runs, 4)) for task in tasks}
+    plan = Comparison(
+        tasks, contenders, range(runs), {"cpu_seconds": 60.0}, {"b/SAC": "not asked for", "c/SAC": "not asked for"},
+        seeds_of,
+    )  # fmt: skip
+    rng = np.random.default_rng(3)
+    records = [
+        synthetic.run(
+            task, name, seed, synthetic.rising(60, 1, 0, rates[name] * (1 + 0.2 * rng.random()), 21),
+            about_task=tasks[task], about_contender=contenders[name], budget={"cpu_seconds": 60.0},
+        )
+        for task, name, seed in plan.planned() if (task, name) != ("c", "PPO")
+    ]  # fmt: skip
+    return dataclasses.replace(plan, records=records)
+
+
+def test_a_comparison_that_was_meant_to_be_partial_says_so(tmp_path, no_figures):
+    comparison = partial()
+    reporting.report(synthetic.write(tmp_path, comparison), rules=QUICK)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "10 of 82 planned runs have no record yet (c, PPO: 10)" in page
+    assert "ours won against every opponent over 1 to 3 tasks" in page
+    pooled = "Over tasks, only those are pooled that both sides have runs of: PPO on 2 of 3 (a, b); SAC on 1 of 3 (a)."
+    assert pooled in page
+    assert "Not run on every task: SAC on 1 of 3 (a)." in page
+    assert "Run with fewer than the 10 seeds: CMA-ES 4." in page
+    assert "Fewer than 10 on some task: CMA-ES (4)." in page
+    assert "SAC: not run on this task." in page
+    assert "SAC has 1 of 3" in page
+    assert "Left out, having no score on some task: PPO and SAC." in page
+    text = (tmp_path / "report" / "report.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| c | ")][:1]
+    assert row.split(" | ")[1:] == ["undecided", "too few runs", "not run", row.split(" | ")[4], ""]
+    assert "ours won against CMA\\-ES; no verdict yet against PPO" in text.replace("CMA-ES", "CMA\\-ES")
+    with open(tmp_path / "report" / "tables" / "improvement_cpu_seconds.csv", newline="") as file:
+        assert {row["contender"]: row["tasks"] for row in csv.DictReader(file)} == {
+            "PPO": "2", "SAC": "1", "CMA-ES": "3"
+        }  # fmt: skip
+
+
+def test_verdicts_over_tasks_pool_what_both_sides_have(tmp_path, no_figures):
+    """The same as of a comparison of these tasks alone."""
+    whole = partial()
+    found = verdicts(whole, QUICK)
+    for name, tasks in {"PPO": ("a", "b"), "SAC": ("a",)}.items():
+        alone = dataclasses.replace(
+            whole,
+            tasks={task: whole.tasks[task] for task in tasks},
+            contenders={n: whole.contenders[n] for n in ("ours", name)},
+            records=[r for r in whole.records if r.task in tasks and r.contender in ("ours", name)],
+        )
+        assert verdicts(alone, QUICK).overall[name] == found.overall[name]
+        assert found.pooled(name) == list(tasks)
+
+
+def test_from_records_alone_nothing_is_missing_that_may_never_have_been_planned(tmp_path, no_figures):
+    folder = synthetic.write(tmp_path, partial())
+    (folder / "comparison.json").unlink()
+    reporting.report(folder, rules=QUICK)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "not complete" not in page
+    assert "Run with fewer than the 10 seeds: CMA-ES 4." in page
+    assert "PPO and SAC: not run on this task." in page
+
+
+def test_no_probability_stands_beside_no_verdict(tmp_path, no_figures):
+    reporting.report(synthetic.write(tmp_path, partial(1)), rules=QUICK)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "No verdict yet: too few runs have come to their end." in page
+    assert "scores higher with probability" not in page
+    assert "P 1.00" not in page
+    assert "Each contender has 1 ended run on a task" in page
+
+
+def test_very_many_runs_fit_into_the_page():
+    """Lines, and tables of runs and failures."""
+    for records in (1, 360, 1440, 10_000, 100_000):
+        points, stride = line_sizes(4 * records)
+        assert 6 <= points <= 60
+        assert 4 * records / stride * (110 + 11 * points) <= 2.7e6 or records < 400
+        assert (stride == 1) == (records <= 2200)
+    failed = [
+        synthetic.run("a", "x", seed, Curve.of([]), "crashed", error=f"Traceback\n{'long ' * 900}\nValueError: {seed}")
+        for seed in range(1500)
+    ]  # fmt: skip
+    comparison = Comparison({"a": Task()}, {"x": Contender()}, range(1500), records=failed)
+    runs, failures = facts.runs_table(comparison), facts.failures_table(comparison)
+    assert len(runs.numbers) == len(failures.numbers) == 1500
+    assert runs.rows[-1][:2] == ["…", "500 more in tables/runs.csv"]
+    assert failures.rows[-1][:2] == ["…", "1,400 more in tables/failures.csv"]
+    assert runs.rows[7][-1] == "ValueError: 7"
+    assert sum(len(cell) for table in (runs, failures) for row in table.rows for cell in row) < 5e5
+
+
 def test_without_matplotlib_the_page_is_made_all_the_same(tmp_path, no_figures):
     synthetic.write(tmp_path, dataclasses.replace(small(2, axes=1), records=small(2, axes=1).records[:4]))
     assert not [path for path in reporting.report(tmp_path, rules=QUICK) if path.suffix == ".pdf"]
+
+
+def test_logs_of_single_runs_are_linked_where_they_are(tmp_path, no_figures):
+    """Relative to the report wherever it is, escaped, and none where there are none."""
+    comparison = small(2, axes=1)
+    folder = synthetic.write(tmp_path / "c", dataclasses.replace(comparison, records=comparison.records[:4]))
+    reporting.report(folder, rules=QUICK)
+    assert "Logs of single runs" not in (folder / "report" / "report.html").read_text()
+    name = "a b<i>-s0"
+    settings = [{"work": "comparison", "task": HOSTILE, "contender": HOSTILE}] * 3
+    runs = [PlannedRun(place, "", k, settings[k]) for k, place in enumerate((name, "no files", ".."))]
+    Plan(folder, "c", tuple(runs), LocalConfig(), SlurmConfig()).save()
+    (folder / "runs" / name / "tensorboard").mkdir(parents=True)
+    for file in ("log.txt", "history.csv", "secret"):
+        (folder / "runs" / name / file).touch()
+    (folder / "log.txt").touch()
+    for out, way in ((None, "../runs/"), (tmp_path / "else" / "where", "../../c/runs/")):
+        html, markdown = reporting.report(folder, out, rules=QUICK)[:2]
+        page = html.read_text()
+        quoted = f"{way}a%20b%3Ci%3E-s0"
+        found = re.findall(
+            r'<a href="([^"]*)">(?:log.txt|history.csv|tensorboard|curve.jsonl|secret)</a>', page
+        )
+        assert found == [f"{quoted}/{file}" for file in ("log.txt", "history.csv", "tensorboard")]
+        assert (html.parent / unquote(found[0])).exists()
+        assert EVIL not in page
+        assert f"[log.txt]({quoted}/log.txt)" in markdown.read_text()
 
 
 # -- parts of figures -------------------------------------------------------------------------------------------------
@@ -420,7 +553,8 @@ def test_it_can_be_read_without_javascript(view):
 def test_it_prints(view):
     page = view()
     page.emulate_media(media="print")
-    assert not page.is_visible(".controls")
+    assert visible(page, ".controls input") == visible(page, ".controls legend:first-child") - 1 == 0
+    assert visible(page, ".controls .swatch") == 3  # the legend of all figures
     assert page.is_visible(".headline")
     pdf = page.pdf(format="A4")
     assert pdf.startswith(b"%PDF")

@@ -5,15 +5,17 @@ import signal
 
 import numpy as np
 import pytest
-from short_comparison import plan_of, run_of
+from short_comparison import SMALL, plan_of, run_of
 
-from diffsim.comparison import judging, worker
+from diffsim.comparison import judging, read_csv, read_tensorboard, worker
+from diffsim.comparison.compare import planned, request
 from diffsim.comparison.contenders import white_box
 from diffsim.comparison.records import read_record
 from diffsim.comparison.worker import record_of_the_dead, record_path, recorded, work
 from diffsim.errors import DivergenceError
 from diffsim.suites.index import read_row
 from diffsim.suites.local import to_do
+from diffsim.suites.plan import read_plan
 from diffsim.suites.worker import CANCEL, DONE, RUN_FAILED, attempts
 from robotics_envs.divergence import DivergenceError as SimulatorDivergence
 
@@ -53,6 +55,31 @@ def test_a_record_holds_all_that_was_measured_and_set(name, tmp_path):
     assert "budget" in found.provenance["reason"]
     row = read_row(plan.folder(run))
     assert (row.state, row.last) == ("finished", pytest.approx(found.curve.score[-1]))
+
+
+def test_curves_are_also_written_for_other_programs(tmp_path, scripted):
+    """Point by point while the run trains, and anew by an attempt that begins again."""
+    plan = plan_of(tmp_path)
+    asked = request(
+        [f"{tmp_path}/short_env.py:Short"], [], [SMALL], "1", ["2000steps"], ["csv", "tensorboard"]
+    )
+    planned(plan.root, asked).save()
+    plan = read_plan(plan.root)
+    run = plan.runs[-1]
+    folder = plan.folder(run)
+    for _ in range(2):
+        assert work(plan, run) == DONE
+        curve = record(plan, run).curve
+        (of_csv,) = read_csv(folder / "history.csv", task="t", contender="c")
+        for column in ("environment_steps", "score", "cpu_seconds", "gradient_evaluations"):
+            assert getattr(of_csv.curve, column) == pytest.approx(getattr(curve, column)), column
+        record_path(plan.root, run).unlink()
+    assert len(list((folder / "tensorboard").glob("*tfevents*"))) == 2
+    (of_events,) = read_tensorboard(
+        folder / "tensorboard", task="t", contender="c", columns={"environment_steps": "environment_steps"}
+    )
+    assert of_events.curve.score == pytest.approx(curve.score)
+    assert of_events.curve.environment_steps == pytest.approx(curve.environment_steps)
 
 
 def test_equal_seeds_give_equal_curves_and_other_seeds_others(tmp_path):

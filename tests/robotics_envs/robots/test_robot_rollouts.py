@@ -37,4 +37,4 @@ def test_the_check_of_a_simulator_compiles_nothing(monkeypatch):
     monkeypatch.setattr(kernels, "FunctionKernel", lambda *_: pytest.fail("a kernel was made for one call"))
     monkeypatch.setattr(kernels, "_kernels", OrderedDict())
     assembly = assemble(load_config({"env": "gym:HalfCheetah-v5", "policy": {"hidden": [4]}}))
-    assert assembly.env.name == "gym:HalfCheetah-v5"
+    assert assembly.env.name == "half_cheetah_v5"
