@@ -122,7 +122,7 @@ def test_the_command_writes_a_page_of_a_suite(tmp_path):
     page = (plan.root / "report" / "report.md").read_text()
     assert "Suite suite" in page
     assert "sgd" in page
-    assert "1 of 4 planned runs have no record yet" in page
+    assert "1 of 4 planned runs has no record yet" in page
     assert not (plan.root / "report" / "figures").exists()
     with pytest.raises(RunFileError, match="no comparison in"):
         comparison_in(tmp_path)
