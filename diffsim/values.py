@@ -52,3 +52,8 @@ def shown(path: Path) -> str:
 def printable(text: str) -> str:
     """Text of unknown origin with control characters spelled out, which a terminal would obey; lines stay lines."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 run``, ``2,000 runs``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

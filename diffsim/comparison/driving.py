@@ -20,7 +20,6 @@ from rich.text import Text
 from diffsim.comparison import records
 from diffsim.comparison.clock import Budget
 from diffsim.comparison.compare import SEEDS_FOR_INTERVALS, Request, comparison_of, planned
-from diffsim.comparison.words import counted
 from diffsim.comparison.worker import found_record, record_of_the_dead, recorded
 from diffsim.errors import Interrupted
 from diffsim.runs.progress import short
@@ -29,7 +28,7 @@ from diffsim.suites.index import Row, read_row, rows
 from diffsim.suites.local import Driver, check_folder, driving, take_back_cancel, to_do
 from diffsim.suites.plan import Plan, PlannedRun
 from diffsim.suites.worker import JOURNAL, PROGRESS, attempts, is_working
-from diffsim.values import printable, shown
+from diffsim.values import counted, printable, shown
 
 OVERHEAD_SECONDS = 15.0
 """CPU seconds of a run beside its budget, for estimates: import, compiling, evaluations (measured: 8 to 30)."""

@@ -28,6 +28,7 @@ _OVERHEADS = (
     ("evaluation_seconds", "evaluation"),
     ("total_seconds", "whole process"),
 )
+from diffsim.values import counted
 
 
 def missing(comparison: Comparison) -> list[str]:

@@ -15,6 +15,7 @@ from diffsim.comparison.scores import Rules, TaskData, axes_known
 from diffsim.comparison.statistics import UNKNOWN, Estimate
 from diffsim.comparison.tables import Figure, Table, TaskView, contender_views, spoken, three
 from diffsim.comparison.verdicts import verdicts
+from diffsim.values import counted
 
 GRID = 101
 """Points of a contender's line."""
@@ -217,7 +218,7 @@ def _protocol(record: Record) -> str:
     if not p.episodes:
         return f"{p.judge}; starts: {p.starts or 'not said'}; {how}"
     seed = "other ones for each run" if p.seed is None else f"seed {p.seed}"
-    return f"{p.judge}, {words.counted(p.episodes, 'fixed start')}{starts}, {seed}, {how}"
+    return f"{p.judge}, {counted(p.episodes, 'fixed start')}{starts}, {seed}, {how}"
 
 
 def _early(data: TaskData, name: str) -> int:

@@ -9,6 +9,7 @@ from diffsim.comparison.figures import short, short3
 from diffsim.comparison.records import Comparison, Task
 from diffsim.comparison.statistics import Estimate
 from diffsim.comparison.verdicts import LOST, MISSING, MIXED, UNDECIDED, WON, Pair, Verdicts
+from diffsim.values import counted
 
 AXIS_WORDS = {
     "environment_steps": "environment steps",
@@ -73,11 +74,6 @@ def ratio_cell(pair: Pair) -> str:
     return f"{sign}{short3(value)}×{interval(pair.ratio)}"
 
 
-def counted(number: int, noun: str) -> str:
-    """``1 run``, ``2,000 runs``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def listed(names: Sequence[str]) -> str:
     """``a, b and c``."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
@@ -96,6 +92,8 @@ def verdict(found: Verdicts, comparison: Comparison, task: str | None = None) ->
     total = len(against)
     if not total:
         where = "" if task is None else " on this task"
+        if len(comparison.contenders) > 1:
+            return f"No verdict{where}: {ours} is compared with other settings, and with no opponent."
         return f"No opponent to compare {ours} with{where}."
     if len(by.get(MISSING, ())) == total:
         return "No verdict yet: too few runs have come to their end."

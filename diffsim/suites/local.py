@@ -30,7 +30,7 @@ from diffsim.suites.gpus import Places, needs_gpu, visible_gpus
 from diffsim.suites.index import FAILED, FINAL, read_row, rows
 from diffsim.suites.plan import RUNS, Plan, PlannedRun
 from diffsim.suites.worker import CANCEL, LOG, PROGRESS, RUN_FAILED, is_working, note, output_to, work
-from diffsim.values import shown
+from diffsim.values import counted, shown
 from robotics_envs.environments import JULIA
 
 DRIVER_LOCK = ".driver.lock"
@@ -159,7 +159,7 @@ class Driver:
         cancelled = (self.plan.root / CANCEL).exists()
         if (stop.signal is not None or cancelled) and not self._told:
             self._told = True
-            self.say(f"stopping: {len(self._running)} runs write a checkpoint and end")
+            self.say(f"stopping: {counted(len(self._running), 'run')} to write a checkpoint and end")
             if not cancelled:  # which the runs see themselves; a second request would end them at once
                 self._tell_all()
         if self._told:

@@ -20,6 +20,7 @@ from diffsim.suites.gpus import Places
 from diffsim.suites.local import Driver, Process, Say, thread_variables
 from diffsim.suites.plan import Plan, PlannedRun
 from diffsim.suites.worker import MACHINE_FAILED, UNTIL_EOF, is_working, note
+from diffsim.values import counted
 from lazy_registry.installation import install_command
 
 OBJECT_STORE_BYTES = 100_000_000
@@ -119,7 +120,7 @@ class RayDriver(Driver):
         workers = self.workers or self.plan.ray.runs_at_a_time
         nodes = sum(node["Alive"] for node in self.ray.nodes())
         self.say(
-            f"{len(self.plan.runs)} runs, {len(todo)} to do: as tasks on {nodes} nodes with {found.get('CPU', 0):g} "
+            f"{len(self.plan.runs)} runs, {len(todo)} to do: as tasks on {counted(nodes, 'node')} with {found.get('CPU', 0):g} "
             f"CPUs and {found.get('GPU', 0):g} GPUs, at most {workers} at a time"
         )
         for run in todo:
