@@ -15,7 +15,8 @@ from diffsim.comparison.figures import short, short3
 from diffsim.comparison.records import STATUSES, Comparison, Record
 from diffsim.comparison.tables import ContenderView, Table, contender_views
 from diffsim.comparison.verdicts import Question
-from diffsim.comparison.words import OUTCOME_WORDS, counted
+from diffsim.comparison.words import OUTCOME_WORDS
+from diffsim.values import counted
 
 _SETTINGS = 80
 """Settings of a contender that the page lists; the records hold all."""
@@ -28,7 +29,6 @@ _OVERHEADS = (
     ("evaluation_seconds", "evaluation"),
     ("total_seconds", "whole process"),
 )
-from diffsim.values import counted
 
 
 def missing(comparison: Comparison) -> list[str]:

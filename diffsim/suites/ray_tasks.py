@@ -120,8 +120,8 @@ class RayDriver(Driver):
         workers = self.workers or self.plan.ray.runs_at_a_time
         nodes = sum(node["Alive"] for node in self.ray.nodes())
         self.say(
-            f"{len(self.plan.runs)} runs, {len(todo)} to do: as tasks on {counted(nodes, 'node')} with {found.get('CPU', 0):g} "
-            f"CPUs and {found.get('GPU', 0):g} GPUs, at most {workers} at a time"
+            f"{len(self.plan.runs)} runs, {len(todo)} to do: as tasks on {counted(nodes, 'node')} with "
+            f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs, at most {workers} at a time"
         )
         for run in todo:
             wanted = resources(self.plan, run)
