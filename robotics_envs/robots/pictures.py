@@ -89,7 +89,7 @@ class Pictures:
         middle = (corners.min(0) + corners.max(0)) / 2
         axes = View((-1.0, -1.0), (1.0, 1.0), AZIMUTH, ELEVATION).axes
         right, up, _ = (margin * np.abs((corners - middle) @ axes.T).max(0)).tolist()
-        right, up = max(right, 1.25 * up), max(up, 0.6 * right)
+        right, up = max(right, 1.25 * up), max(up, 0.65 * right)
         x, y, z = middle.tolist()
         return View((-right, -up), (right, up), AZIMUTH, ELEVATION, (x, y, z))
 
