@@ -25,11 +25,10 @@ LIGHT = (-0.40, 0.55, 0.73)
 """Where the light comes from: right, up and toward the viewer, of length 1."""
 DARKEST, LIGHTEST = 0.55, 1.08
 """Brightness of faces that no light meets, and of those that face it."""
-SHADES = 12
+SHADES = 16
 """Levels of brightness: few, so that a GIF holds them all."""
 GRID, SHADOW = 0.93, 0.82
 """Brightness of the lines and shadows of a plane."""
-_ROUND = 16  # sides of round solids
 _DISC = 72  # corners of the disc of a plane
 _LINES = 6  # of the grid, about, between the middle of the disc and its rim
 
@@ -106,24 +105,24 @@ def _surface(form: str, size: tuple[float, ...]) -> Surface:
         low = [(r * math.sin(a), -h - r * math.cos(a)) for a in arc]
         middle = [(r, -h + 2 * h * k / cuts) for k in range(1, cuts)]
         return _turned([*low, *middle, *[(radius, -z) for radius, z in reversed(low)]])
-    arc = [math.pi * k / 9 for k in range(10)]
-    unit = _turned([(math.sin(a), -math.cos(a)) for a in arc])
+    arc = [math.pi * k / 12 for k in range(13)]
+    unit = _turned([(math.sin(a), -math.cos(a)) for a in arc], 24)
     scale = (size[0],) * 3 if form == "sphere" else size[:3]
     return _finished(unit.vertices * scale, unit.faces)
 
 
-def _turned(profile: Sequence[tuple[float, float]]) -> Surface:
+def _turned(profile: Sequence[tuple[float, float]], sides: int = 16) -> Surface:
     """The solid of revolution of ``(radius, z)``, from below; ends with a radius are closed by a face."""
     vertices: list[tuple[float, float, float]] = []
     rings: list[list[int]] = []
     for radius, z in profile:
-        count = _ROUND if radius > 1e-9 else 1
+        count = sides if radius > 1e-9 else 1
         rings.append(list(range(len(vertices), len(vertices) + count)))
-        turns = [2 * math.pi * k / _ROUND for k in range(count)]
+        turns = [2 * math.pi * k / sides for k in range(count)]
         vertices += [(radius * math.cos(t), radius * math.sin(t), z) for t in turns]
     faces: list[tuple[int, ...]] = []
     for below, above in zip(rings, rings[1:], strict=False):
-        for k in range(_ROUND):
+        for k in range(sides):
             corners = [below[k % len(below)], below[(k + 1) % len(below)]]
             corners += [above[(k + 1) % len(above)], above[k % len(above)]]
             faces.append(tuple(dict.fromkeys(corners)))
@@ -205,7 +204,9 @@ def shaded(colour: str, brightness: float) -> str:
     return "#" + bytes(mixed).hex()
 
 
-def painted(shapes: Iterable[dict[str, Any]], axes: Floats, focus: Floats, radius: float) -> list[dict[str, Any]]:
+def painted(
+    shapes: Iterable[dict[str, Any]], axes: Floats, focus: Floats, radius: float
+) -> list[dict[str, Any]]:
     """Polygons and lines, from back to front, of plain shapes of which some are solids.
 
     Args:
@@ -263,7 +264,9 @@ def _ground(
         parts.append({"kind": "polygon", "points": place(rim), "shade": 1.0, **look})
     step = grid_step(radius)
     for axis in (0, 1):
-        for k in range(math.ceil((middle[axis] - radius) / step), math.floor((middle[axis] + radius) / step) + 1):
+        for k in range(
+            math.ceil((middle[axis] - radius) / step), math.floor((middle[axis] + radius) / step) + 1
+        ):
             half = math.sqrt(max(0.0, radius**2 - (k * step - middle[axis]) ** 2))
             ends = np.full((2, 2), k * step)
             ends[:, 1 - axis] = middle[1 - axis] - half, middle[1 - axis] + half

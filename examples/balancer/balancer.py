@@ -1,6 +1,6 @@
 """A two-wheeled balancer drives along a line: a task on a robot's file.
 
-    diffsim train examples/balancer/balancer.py:Balancer
+diffsim train examples/balancer/balancer.py:Balancer
 """
 
 from __future__ import annotations
@@ -54,7 +54,25 @@ class Balancer(RobotEnv):
         (0.0, 0.5, HEIGHT, 1.0, 0.0, 0.1, 0.3, 0.0, 0.0, *(0.0,) * 8),
     )
     state_box = Box(
-        (0.0, -0.6, HEIGHT, 0.9, -0.02, -0.2, -0.3, -60.0, -60.0, -0.5, -0.3, -0.2, -0.3, -2.0, -2.0, -4.0, -4.0),
+        (
+            0.0,
+            -0.6,
+            HEIGHT,
+            0.9,
+            -0.02,
+            -0.2,
+            -0.3,
+            -60.0,
+            -60.0,
+            -0.5,
+            -0.3,
+            -0.2,
+            -0.3,
+            -2.0,
+            -2.0,
+            -4.0,
+            -4.0,
+        ),
         (7.0, 0.6, HEIGHT, 1.0, 0.02, 0.2, 0.3, 60.0, 60.0, 2.0, 0.3, 0.2, 0.3, 2.0, 2.0, 16.0, 16.0),
     )
     success_criterion = Success(

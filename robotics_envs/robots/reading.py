@@ -98,7 +98,9 @@ class _Reading:
             shortest_time="REFSAFE" not in self.disabled,
             reference=tuple(float(x) for x in m.qpos0),
             mujoco_version=self.library.__version__,
-            mesh_boxes=tuple(self._mesh_box(g) for g in range(m.ngeom) if _GEOMS[int(m.geom_type[g])] == "mesh"),
+            mesh_boxes=tuple(
+                self._mesh_box(g) for g in range(m.ngeom) if _GEOMS[int(m.geom_type[g])] == "mesh"
+            ),
         )
 
     def _shown(self) -> str:
