@@ -128,8 +128,8 @@ def as_data(shapes: Iterable[Shape]) -> list[dict[str, Any]]:
     """Shapes as plain data in world units.
 
     Each is ``{"kind", "points" [k, 2 or 3], "colour"}`` and ``width``, ``radius`` and ``filled``, or ``text`` and
-    ``size`` as its kind has them; a solid has ``"form", "size", "position" [3], "rotation" [3, 3], "behind"`` in place of
-    points.
+    ``size`` as its kind has them; a solid has ``"form", "size", "position" [3], "rotation" [3, 3], "behind"`` instead
+    of points.
 
     Raises:
         ValueError: an unknown colour, a point that is not finite, or an object that is no shape.

@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -39,8 +40,8 @@ _IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 class Solid:
     """A solid, with the sizes of MuJoCo's geoms.
 
-    ``size`` is the radius of a sphere; radius and half length of a capsule or cylinder along its z axis; half axes of an
-    ellipsoid; half sides of a box.  A plane has none: it has no end, and its normal is its z axis.  ``rotation`` are
+    ``size`` is the radius of a sphere; radius and half length of a capsule or cylinder along its z axis; half axes of
+    an ellipsoid; half sides of a box.  A plane has none: it has no end, and its normal is its z axis.  ``rotation`` are
     the rows of the matrix from the solid's axes to the world's.  ``behind`` moves a solid back by so much where solids
     are put in order, which decides between two in the same place.
     """
@@ -77,7 +78,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Surface:
-    """Vertices ``[k, 3]``, convex faces as indices (anticlockwise from outside), their normals and centres ``[f, 3]``."""
+    """Vertices ``[k, 3]``, convex faces (indices, anticlockwise from outside), their normals and centres ``[f, 3]``."""
 
     vertices: Floats
     faces: tuple[tuple[int, ...], ...]
@@ -121,7 +122,7 @@ def _turned(profile: Sequence[tuple[float, float]], sides: int = 16) -> Surface:
         turns = [2 * math.pi * k / sides for k in range(count)]
         vertices += [(radius * math.cos(t), radius * math.sin(t), z) for t in turns]
     faces: list[tuple[int, ...]] = []
-    for below, above in zip(rings, rings[1:], strict=False):
+    for below, above in pairwise(rings):
         for k in range(sides):
             corners = [below[k % len(below)], below[(k + 1) % len(below)]]
             corners += [above[(k + 1) % len(above)], above[k % len(above)]]

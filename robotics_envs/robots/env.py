@@ -51,7 +51,7 @@ class RobotEnv(Env):
     registry_name: ClassVar[str | None] = None
     """The name that this class was made from, such as ``"mjcf:/home/me/robot.xml"``."""
     episode_steps: ClassVar[int]
-    view = ViewOfModel()  # type: ignore[assignment]
+    view = ViewOfModel()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

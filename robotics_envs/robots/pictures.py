@@ -37,6 +37,7 @@ class Pictures:
         self.geoms = _geoms(model)
         self.colours = _colours(model)
         self.tracked = _tracked(model)
+        self._views: dict[Box, View] = {}
 
     def poses(self, q: Floats) -> tuple[Floats, Floats]:
         """Where ``geoms`` are at positions ``q [n]``: MuJoCo's ``geom_xpos`` and ``geom_xmat``.
@@ -68,6 +69,12 @@ class Pictures:
         return found
 
     def view(self, state_box: Box) -> View:
+        """:meth:`made_view`, made once for each box."""
+        if state_box not in self._views:
+            self._views[state_box] = self.made_view(state_box)
+        return self._views[state_box]
+
+    def made_view(self, state_box: Box) -> View:
         """A view of a robot in the pose of the file, with the ground around it; of one that stays in its place, a view
         of what it can reach, in poses of a state box.
         """
@@ -123,15 +130,13 @@ def pictures(model: RobotModel) -> Pictures:
 
 
 class ViewOfModel:
-    """A class attribute: the view of the robot of a class in the poses of its state box, made when it is asked for."""
+    """A class attribute: :meth:`Pictures.view` of the class's robot and state box, made when it is asked for."""
 
     def __get__(self, instance: object, owner: type) -> View:
         model: RobotModel | None = getattr(owner, "model", None)
         if model is None:
             return View((-1.2, -1.2), (1.2, 1.2))
-        made = pictures(model).view(owner.state_box)  # type: ignore[attr-defined]
-        owner.view = made  # type: ignore[attr-defined]
-        return made
+        return pictures(model).view(owner.state_box)  # type: ignore[attr-defined]
 
 
 def _geoms(model: RobotModel) -> tuple[Geom, ...]:

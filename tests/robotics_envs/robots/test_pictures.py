@@ -1,5 +1,7 @@
 """Robots in pictures: geoms where MuJoCo has them, a camera that shows and follows them."""
 
+# ruff: noqa: E501
+
 import mujoco
 import numpy as np
 import pytest
@@ -168,6 +170,14 @@ def test_a_view_of_ones_own_is_kept():
 
     assert Near().view.high == (0.5, 0.5)
     assert Ant().view.high != (0.5, 0.5)
+
+
+def test_the_view_is_that_of_the_classs_own_model():
+    class Large(Ant):
+        model = gymnasium_model("humanoid.xml", self_collisions="ignore")
+
+    assert Ant.view.focus[2] == pytest.approx(Ant().view.focus[2])
+    assert Large.view.focus[2] > Ant.view.focus[2] + 0.1
 
 
 def test_a_urdf_arm_can_be_seen(tmp_path):
