@@ -42,7 +42,9 @@ def test_the_commands_run(tmp_path, monkeypatch):
             outputs[command], failed = done.stdout + done.stderr, done.returncode != 0
         assert failed == fails, f"{command}:\n{outputs[command]}"
     # What the page shows of their output is there, but for figures, which depend on versions.
-    shown = [line.strip() for block in re.findall(r"```text\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+    shown = [
+        line.strip() for block in re.findall(r"```text\n(.*?)```", PAGE, re.S) for line in block.splitlines()
+    ]
     assert len(shown) > 5
     everything = without_figures("\n".join(outputs.values()))
     for line in shown:
