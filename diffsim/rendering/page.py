@@ -72,10 +72,8 @@ class Scenes:
             else:
                 points = np.rint(np.asarray(shape.pop("points")) / self.unit).astype(np.int64)
                 axes = {"axes": points.shape[1]} if self.in_space else {}
-                look, placed = (
-                    {**shape, **axes, "count": len(points)},
-                    np.diff(points, axis=0, prepend=0).flatten(),
-                )
+                look = {**shape, **axes, "count": len(points)}
+                placed = np.diff(points, axis=0, prepend=0).flatten()
             look = {key: _short(value) if isinstance(value, float) else value for key, value in look.items()}
             structure.append(self._styles.setdefault(json.dumps(look), len(self._styles)))
             numbers.append(placed)
@@ -101,14 +99,15 @@ class Scenes:
             vertices = np.rint(shell.vertices / self.unit).astype(np.int64)
             meshes.append({"vertices": vertices.flatten().tolist(), "faces": shell.faces})
         return {
-            **{
-                "azimuth": self.view.azimuth,
-                "elevation": self.view.elevation,
-                "turn": TURN,
-                "meshes": meshes,
-            },
-            **{"light": solids.LIGHT, "shades": [solids.DARKEST, solids.LIGHTEST, solids.SHADES]},
-            **{"grid": solids.GRID, "shadow": solids.SHADOW, "ground": GROUND_RADIUS},
+            "azimuth": self.view.azimuth,
+            "elevation": self.view.elevation,
+            "turn": TURN,
+            "meshes": meshes,
+            "light": solids.LIGHT,
+            "shades": [solids.DARKEST, solids.LIGHTEST, solids.SHADES],
+            "grid": solids.GRID,
+            "shadow": solids.SHADOW,
+            "ground": GROUND_RADIUS,
         }
 
     @property

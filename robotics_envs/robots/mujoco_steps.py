@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from robotics_envs.base import Actions, Params, States
-from robotics_envs.robots.compiling import compiled, mujoco, without_log
+from robotics_envs.robots.compiling import RobotFileError, compiled, mujoco, without_log
 from robotics_envs.robots.env import RobotEnv
 
 
@@ -17,8 +17,15 @@ def in_mujoco(env: RobotEnv) -> RobotEnv:
 
     Raises:
         UnknownNameError: the file is no longer there.
-        RobotFileError: MuJoCo is not installed, or refuses the file.
+        RobotFileError: MuJoCo is not installed, or refuses the file; or a physical parameter has been changed, which
+            the file does not know of.
     """
+    usual = {parameter.name: parameter.value for parameter in env.parameters}
+    changed = [name for name, constant in env.constants.items() if constant.value != usual[name]]
+    if changed:
+        raise RobotFileError(
+            f"MuJoCo steps {env.name} as in its file: leave {', '.join(changed)} at the default"
+        )
     library = mujoco()
     model = compiled(env.model.source, env.model.options)
 
@@ -39,4 +46,4 @@ def in_mujoco(env: RobotEnv) -> RobotEnv:
             return torch.from_numpy(following).to(x)
 
     InMuJoCo.__name__ = InMuJoCo.__qualname__ = f"{type(env).__name__}InMuJoCo"
-    return InMuJoCo(**{name: constant.value for name, constant in env.constants.items()})
+    return InMuJoCo()

@@ -8,14 +8,13 @@ from small_robots import JOINTS, TOUCHING
 
 import diffsim
 from diffsim.errors import EvaluationError
+from robotics_envs.base import Parameter
 from robotics_envs.environments import make_env
-from robotics_envs.robots import from_mjcf, in_mujoco, kernels
+from robotics_envs.robots import RobotEnv, RobotFileError, from_mjcf, in_mujoco, kernels, read
 from robotics_envs.robots.compiling import compiled
 
 
-@pytest.mark.parametrize(
-    "xml", [TOUCHING["sphere"], JOINTS["dry friction"]], ids=["contact", "dry friction"]
-)
+@pytest.mark.parametrize("xml", [TOUCHING["sphere"], JOINTS["dry friction"]], ids=["contact", "dry friction"])
 def test_a_step_is_mj_step(xml, monkeypatch):
     monkeypatch.setattr(kernels, "_kernel", lambda *args: None)
     ours = from_mjcf(xml, check=False)
@@ -50,6 +49,17 @@ def test_a_task_keeps_its_cost_end_and_observation(monkeypatch):
     with torch.no_grad():
         for got, wanted in zip(judge.step(x, u, {}), ours.step(x, u, {}), strict=True):
             np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-8)
+
+
+def test_a_changed_parameter_is_not_judged_as_if_it_were_not():
+    class Windy(RobotEnv):
+        model = read(JOINTS["dry friction"])
+        name = "windy"
+        parameters = (Parameter("wind", 0.0, "m/s"),)
+
+    assert in_mujoco(Windy()).foreign
+    with pytest.raises(RobotFileError, match="MuJoCo steps windy as in its file: leave wind at the default"):
+        in_mujoco(Windy(wind=2.0))
 
 
 def test_a_policy_is_judged_in_mujoco(tmp_path):
