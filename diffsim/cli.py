@@ -195,6 +195,9 @@ def train(
     help="Gymnasium environment to drive, such as Pendulum-v1; without it, the run's own simulator.",
 )
 @click.option("--any-gym", is_flag=True, help="Drive --gym also where it is not the simulator's twin.")
+@click.option(
+    "--mujoco", is_flag=True, help="Of a robot from a file: the same task with MuJoCo's own steps (mj_step)."
+)
 @click.option("--episodes", default=100, show_default=True, type=Whole(1))
 @click.option(
     "--seed",

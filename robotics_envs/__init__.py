@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from robotics_envs.drawing import COLOURS, Circle, Floats, Line, Polygon, Shape, Text, View
     from robotics_envs.julia.installation import JuliaError, julia_sources
     from robotics_envs.mechanics.joint_limit import JointLimit
+    from robotics_envs.solids import Solid
     from robotics_envs.user_code import UserCodeError
 
 serve_old_names(MOVED)
@@ -76,6 +77,7 @@ __all__ = [
     "Polygon",
     "Shape",
     "SizeError",
+    "Solid",
     "States",
     "Success",
     "Text",
@@ -106,6 +108,7 @@ __getattr__, __dir__ = lazy_attributes(
         "drawing": ("COLOURS", "Circle", "Floats", "Line", "Polygon", "Shape", "Text", "View"),
         "mechanics.joint_limit": ("JointLimit",),
         "julia.installation": ("JuliaError", "julia_sources"),
+        "solids": ("Solid",),
         "user_code": ("UserCodeError",),
     },
 )

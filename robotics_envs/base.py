@@ -421,6 +421,10 @@ class Env(abc.ABC):
         """The shapes that do not move: ground, rails, walls."""
         return []
 
+    def view_at(self, x: Floats) -> View:
+        """The view of one state ``x [n]``: ``view`` itself, unless the camera follows what moves (``View.focus``)."""
+        return self.view
+
     def observation_from_twin(self, observation: Floats) -> Floats:
         """An observation of ``gym_id`` as one of this simulator's, ``[..., k] -> [..., o]``."""
         return observation

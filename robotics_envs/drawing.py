@@ -16,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazy_registry.installation import install_command
+from robotics_envs.solids import Floats, Point, Solid, painted, shaded
 
-Floats: TypeAlias = NDArray[np.floating[Any]]
-Point: TypeAlias = Sequence[float] | Floats
-"""``(right, up)`` in a plane, or ``(x, y, z)`` in space, in metres or what the view is in."""
+GROUND_RADIUS = 1.6
+"""Radius of what is seen of a plane in space, in half widths of the view."""
 
 COLOURS = {
     "ink": "#2b2d42",
     "body": "#3d6fb4",
     "limb": "#e07a3f",
+    "other_limb": "#8b62b0",
     "joint": "#2b2d42",
     "force": "#c0392b",
     "target": "#2a9d5c",
@@ -42,13 +43,15 @@ class View:
     """The visible rectangle ``(right, up)`` of the world, and the camera's direction for scenes in space.
 
     Points in space are projected orthographically along the line of sight of a camera at ``azimuth``
-    and ``elevation`` degrees about the origin (z up; azimuth 0 looks along -x, so y points right).
+    and ``elevation`` degrees about ``focus``, which is at (0, 0) of the rectangle (z up; azimuth 0 looks along -x, so
+    y points right).  Points of a plane, ``(right, up)``, are of the picture and do not move with the focus.
     """
 
     low: tuple[float, float]
     high: tuple[float, float]
     azimuth: float = -60.0
     elevation: float = 20.0
+    focus: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(a) and a < b < math.inf for a, b in zip(self.low, self.high, strict=True)):
@@ -56,10 +59,20 @@ class View:
 
     def project(self, points: Iterable[Point]) -> Floats:
         """Points ``[k, 2]`` or ``[k, 3]`` as ``[k, 2]``: right and up in the picture, in world units."""
-        array = np.asarray(list(points), dtype=float)
-        if array.ndim != 2 or array.shape[1] not in (2, 3):
-            raise ValueError(f"points are pairs or triples of numbers, got an array of shape {array.shape}")
-        return array if array.shape[1] == 2 else array @ _axes(self.azimuth, self.elevation)
+        array = _points(points)
+        return array if array.shape[1] == 2 else (array - self.focus) @ self.axes[:2].T
+
+    @property
+    def axes(self) -> Floats:
+        """Right, up and toward the viewer, as rows ``[3, 3]`` in the axes of the world."""
+        return _axes(self.azimuth, self.elevation)
+
+
+def _points(points: Iterable[Point]) -> Floats:
+    array = np.asarray(list(points), dtype=float)
+    if array.ndim != 2 or array.shape[1] not in (2, 3):
+        raise ValueError(f"points are pairs or triples of numbers, got an array of shape {array.shape}")
+    return array
 
 
 @functools.lru_cache(maxsize=64)
@@ -67,7 +80,8 @@ def _axes(azimuth: float, elevation: float) -> Floats:
     a, e = math.radians(azimuth), math.radians(elevation)
     right = (-math.sin(a), math.cos(a), 0.0)
     up = (-math.sin(e) * math.cos(a), -math.sin(e) * math.sin(a), math.cos(e))
-    return np.array((right, up)).T
+    toward = (math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e))
+    return np.array((right, up, toward))
 
 
 @dataclass(frozen=True)
@@ -107,20 +121,22 @@ class Text:
     colour: str = "ink"
 
 
-Shape: TypeAlias = Line | Polygon | Circle | Text
+Shape: TypeAlias = Line | Polygon | Circle | Text | Solid
 
 
-def flatten(shapes: Iterable[Shape], view: View) -> list[dict[str, Any]]:
-    """Shapes as plain data in the picture's plane, ready for JSON.
+def as_data(shapes: Iterable[Shape]) -> list[dict[str, Any]]:
+    """Shapes as plain data in world units.
 
-    Each is ``{"kind", "points" [[right, up], …], "colour"}`` and ``width``, ``radius`` and ``filled``, or
-    ``text`` and ``size`` as its kind has them.
+    Each is ``{"kind", "points" [k, 2 or 3], "colour"}`` and ``width``, ``radius`` and ``filled``, or ``text`` and
+    ``size`` as its kind has them; a solid has ``"form", "size", "position" [3], "rotation" [3, 3], "behind"`` instead
+    of points.
 
     Raises:
         ValueError: an unknown colour, a point that is not finite, or an object that is no shape.
     """
     plain: list[dict[str, Any]] = []
     for shape in shapes:
+        more: dict[str, Any]
         if isinstance(shape, Line):
             points, more = shape.points, {"kind": "line", "width": float(shape.width)}
         elif isinstance(shape, Polygon):
@@ -130,15 +146,51 @@ def flatten(shapes: Iterable[Shape], view: View) -> list[dict[str, Any]]:
             points = [shape.centre]
         elif isinstance(shape, Text):
             points, more = [shape.at], {"kind": "text", "text": str(shape.text), "size": float(shape.size)}
+        elif isinstance(shape, Solid):
+            position, rotation = shape.checked()
+            size = tuple(float(s) for s in shape.size)
+            points = [position]
+            more = {"kind": "solid", "form": shape.form, "size": size, "behind": float(shape.behind)}
+            more |= {"position": position, "rotation": rotation}
         else:
-            raise ValueError(f"draw gives Line, Polygon, Circle and Text, not {shape!r}")
+            raise ValueError(f"draw gives Line, Polygon, Circle, Text and Solid, not {shape!r}")
         if shape.colour not in COLOURS:
             raise ValueError(f"unknown colour {shape.colour!r}; known: {', '.join(sorted(COLOURS))}")
-        where = view.project(points)
+        where = _points(points)
         if not np.isfinite(where).all():
             raise ValueError(f"a {more['kind']} has a point that is not finite: {where.tolist()}")
-        plain.append({**more, "points": where.tolist(), "colour": shape.colour})
+        place = {} if more["kind"] == "solid" else {"points": where}
+        plain.append({**more, **place, "colour": shape.colour})
     return plain
+
+
+def flatten(shapes: Iterable[Shape], view: View) -> list[dict[str, Any]]:
+    """Shapes as plain data in the picture's plane, ready for JSON, in the order in which they are painted.
+
+    As :func:`as_data`, with points ``[right, up]``.  Solids are polygons with a ``shade``, a factor of their colour's
+    brightness; where there are any, shapes in space are in the order of their depth, and planes behind all.
+
+    Raises:
+        ValueError: as :func:`as_data`.
+    """
+    plain = as_data(shapes)
+    in_space = any(shape["kind"] == "solid" for shape in plain)
+    for shape in plain:
+        if shape["kind"] == "solid":
+            continue
+        points = shape["points"]
+        if in_space:
+            flat = points.shape[1] == 2  # of the picture: in front of everything
+            toward = view.axes[2]
+            shape["depth"] = math.inf if flat else float(((points - view.focus) @ toward).mean())
+        shape["points"] = view.project(points).tolist()
+    if not in_space:
+        return plain
+    radius = GROUND_RADIUS * (view.high[0] - view.low[0]) / 2
+    ordered = painted(plain, view.axes, np.array(view.focus), radius)
+    for shape in ordered:
+        del shape["depth"]
+    return ordered
 
 
 def state_bars(x: Floats, names: Sequence[str], low: Sequence[float], high: Sequence[float]) -> list[Shape]:
@@ -185,7 +237,7 @@ def rasterise(
         ]
 
     for shape in flatten(shapes, view):
-        points, colour = pixels(shape["points"]), COLOURS[shape["colour"]]
+        points, colour = pixels(shape["points"]), shaded(COLOURS[shape["colour"]], shape.get("shade", 1.0))
         if shape["kind"] == "line":
             thick = max(fine, round(scale * shape["width"]))
             pen.line(points, fill=colour, width=thick, joint="curve")

@@ -6,6 +6,11 @@ seen, and a shape's look is stored once: ``styles`` are the looks (kind, colour,
 points of all its shapes, in ``unit``s: of a shape's first point as they are, of the others as differences to the
 point before, and all of them as differences to the picture before if that has the same structure.  So a scene whose
 shapes only move costs a digit or two a coordinate.
+
+Scenes with solids are kept in space, and the page projects them, so that the reader can turn the camera.  There a
+style says how many ``axes`` its points have, 2 or 3; of a solid, the numbers are its position in units and its
+quaternion in parts of ``TURN``, and its style names a mesh: ``vertices`` in units and ``faces`` as indices of them.
+The page's painting is that of ``robotics_envs/solids.py``.
 """
 
 from __future__ import annotations
@@ -22,23 +27,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffsim.rendering.recording import Recording
-from robotics_envs.drawing import BACKGROUND, COLOURS, Floats, Shape, flatten
+from robotics_envs import solids
+from robotics_envs.drawing import BACKGROUND, COLOURS, GROUND_RADIUS, Floats, Shape, as_data, flatten
 
 DIGITS = 5
 """Significant digits of states, actions and costs."""
 _FINE = 2000
 """Steps that a point is rounded to across the view: less than half a pixel."""
+_CLOSER = 10
+"""How many times as fine a scene in space is, which the reader can look at from nearby."""
+TURN = 5000
+"""Parts of a quaternion's length."""
 
 
 class Scenes:
     """Pictures packed as the module's docstring says; ``styles`` and ``structures`` grow as they come."""
 
     def __init__(self, recording: Recording) -> None:
-        self.view = recording.env.view
-        width = self.view.high[0] - self.view.low[0]
-        self.unit = 10.0 ** math.floor(math.log10(width / _FINE))
+        env = recording.env
+        self.view = env.view
+        self.in_space = any(isinstance(s, solids.Solid) for s in [*env.scenery(), *recording.shapes(0, 0)])
+        fine = _FINE * (_CLOSER if self.in_space else 1)
+        self.unit = 10.0 ** math.floor(math.log10((self.view.high[0] - self.view.low[0]) / fine))
         self._styles: dict[str, int] = {}
         self._structures: dict[tuple[int, ...], int] = {}
+        self._meshes: dict[tuple[str, tuple[float, ...]], int] = {}
 
     def pack(self, pictures: Iterable[Iterable[Shape]]) -> list[list[int]]:
         """Pictures that follow each other, each as ``[structure, numbers…]``."""
@@ -53,14 +66,49 @@ class Scenes:
 
     def _apart(self, shapes: Iterable[Shape]) -> tuple[int, NDArray[np.int64]]:
         structure, numbers = [], [np.zeros(0, np.int64)]
-        for shape in flatten(shapes, self.view):
-            points = np.rint(np.asarray(shape.pop("points")) / self.unit).astype(np.int64)
-            look = {key: _short(value) if isinstance(value, float) else value for key, value in shape.items()}
-            style = json.dumps({**look, "count": len(points)})
-            structure.append(self._styles.setdefault(style, len(self._styles)))
-            numbers.append(np.diff(points, axis=0, prepend=0).flatten())
+        for shape in as_data(shapes) if self.in_space else flatten(shapes, self.view):
+            if shape["kind"] == "solid":
+                look, placed = self._solid(shape)
+            else:
+                points = np.rint(np.asarray(shape.pop("points")) / self.unit).astype(np.int64)
+                axes = {"axes": points.shape[1]} if self.in_space else {}
+                look = {**shape, **axes, "count": len(points)}
+                placed = np.diff(points, axis=0, prepend=0).flatten()
+            look = {key: _short(value) if isinstance(value, float) else value for key, value in look.items()}
+            structure.append(self._styles.setdefault(json.dumps(look), len(self._styles)))
+            numbers.append(placed)
         number = self._structures.setdefault(tuple(structure), len(self._structures))
         return number, np.concatenate(numbers)
+
+    def _solid(self, shape: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.int64]]:
+        """The look of a solid, and its place: position and quaternion."""
+        look = {"kind": "solid", "colour": shape["colour"], "form": shape["form"], "behind": shape["behind"]}
+        if shape["form"] != "plane":
+            look["mesh"] = self._meshes.setdefault((shape["form"], shape["size"]), len(self._meshes))
+        turned = np.array(solids.quaternion(shape["rotation"])) * TURN
+        return look, np.rint(np.concatenate((shape["position"] / self.unit, turned))).astype(np.int64)
+
+    @property
+    def camera(self) -> dict[str, Any] | None:
+        """What the page projects with; None for a scene in a plane."""
+        if not self.in_space:
+            return None
+        meshes = []
+        for form, size in self._meshes:
+            shell = solids.surface(form, size)  # type: ignore[arg-type]
+            vertices = np.rint(shell.vertices / self.unit).astype(np.int64)
+            meshes.append({"vertices": vertices.flatten().tolist(), "faces": shell.faces})
+        return {
+            "azimuth": self.view.azimuth,
+            "elevation": self.view.elevation,
+            "turn": TURN,
+            "meshes": meshes,
+            "light": solids.LIGHT,
+            "shades": [solids.DARKEST, solids.LIGHTEST, solids.SHADES],
+            "grid": solids.GRID,
+            "shadow": solids.SHADOW,
+            "ground": GROUND_RADIUS,
+        }
 
     @property
     def styles(self) -> list[dict[str, Any]]:
@@ -84,7 +132,7 @@ def page_data(
     """
     env, steps, scenes = recording.env, recording.frames(fps, speed), Scenes(recording)
     scenery = scenes.pack([env.scenery()])
-    rollouts = []
+    rollouts: list[dict[str, Any]] = []
     for rollout, end in enumerate(recording.ends):
         shown = [step for step in steps if step < end.steps] + [end.steps]  # then it stands still
         rollouts.append(
@@ -97,6 +145,9 @@ def page_data(
                 "scenes": scenes.pack(recording.shapes(rollout, step) for step in shown),
             }
         )
+        if scenes.in_space:
+            focus = np.array([recording.view(rollout, step).focus for step in shown])
+            rollouts[-1]["focus"] = np.rint(focus / scenes.unit).astype(np.int64).tolist()
     box, several = env.action_box, len(env.action_box) > 1
     return {
         "name": env.name,
@@ -122,6 +173,7 @@ def page_data(
         "unit": scenes.unit,
         "styles": scenes.styles,
         "structures": scenes.structures,
+        "camera": scenes.camera,
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffsim.errors import DiffsimError
 from robotics_envs.base import Env
-from robotics_envs.drawing import Floats, Shape, flatten
+from robotics_envs.drawing import Floats, Shape, View, as_data
 
 MOST_FRAMES = 50.0
 """Frames per second of playback that nobody tells from more."""
@@ -68,12 +68,16 @@ class Recording:
         state, action = self.states[step, rollout], self.actions[step, rollout]
         try:
             shapes = env.draw(state.copy(), action.copy())
-            flatten(shapes, env.view)
+            as_data(shapes)
         except Exception as error:  # a user's draw may fail in any way
             raise DiffsimError(
                 f"{env.name} cannot be drawn in the state {state.tolist()}: {type(error).__name__}: {error}"
             ) from error
         return shapes
+
+    def view(self, rollout: int, step: int) -> View:
+        """What the camera shows after ``step`` intervals."""
+        return self.env.view_at(self.states[step, rollout].copy())
 
     def frames(self, fps: float, speed: float) -> list[int]:
         """The steps to show for about ``fps`` frames per second when ``speed`` simulated seconds take one.

@@ -23,22 +23,26 @@ _FLAT, _BLENDED, _UNKNOWN = 32, 32, 255
 
 
 def pictures(recording: Recording, steps: list[int], size: int, overlay: bool) -> Iterator[Pixels]:
-    """The pixels ``[height, size, 3]`` after each of ``steps``: the first rollout, the others faded behind it."""
+    """The pixels ``[height, size, 3]`` after each of ``steps``: the first rollout, the others faded behind it.
+
+    The camera follows the first.
+    """
     env = recording.env
     (left, bottom), (right, top) = env.view.low, env.view.high
     height = max(2, 2 * round(size * (top - bottom) / (right - left) / 2))  # even, as videos must be
     scenery = env.scenery()
-    empty = rasterise(scenery, env.view, size, height)
+    empty, empty_view = rasterise(scenery, env.view, size, height), env.view
     others = range(1, len(recording.ends)) if overlay else ()
     for step in steps:
-        front = rasterise(
-            [*scenery, *recording.shapes(0, step), *_note(recording, step)], env.view, size, height
-        )
+        view = recording.view(0, step)
+        front = rasterise([*scenery, *recording.shapes(0, step), *_note(recording, step)], view, size, height)
         if not others:
             yield front
             continue
+        if view != empty_view:
+            empty, empty_view = rasterise(scenery, view, size, height), view
         moving = [shape for rollout in others for shape in recording.shapes(rollout, step)]
-        behind = rasterise([*scenery, *moving], env.view, size, height)
+        behind = rasterise([*scenery, *moving], view, size, height)
         faded = (empty + FADED * (behind.astype(float) - empty)).round().astype(np.uint8)
         yield np.where((front != empty).any(axis=-1, keepdims=True), front, faded)
 

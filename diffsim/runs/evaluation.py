@@ -23,6 +23,7 @@ from diffsim.runs.references import EnvLike, RunLike, env_section
 from diffsim.runs.runfile import RunFile
 from diffsim.values import shown, whole_number
 from lazy_registry.installation import install_command
+from lazy_registry.registry import UnknownNameError
 from lazy_registry.source_places import defined_at
 from robotics_envs import ENVIRONMENTS
 from robotics_envs.base import Env, Success
@@ -196,6 +197,7 @@ def evaluate(
     env: EnvLike | None = None,
     trust: bool = False,
     any_gym: bool = False,
+    mujoco: bool = False,
 ) -> Evaluation:
     """Measure a run's policy and append the result to its file.
 
@@ -209,6 +211,7 @@ def evaluate(
         env: a simulator to measure in instead of the run's.
         trust: run the code stored in a run of somebody else.
         any_gym: drive ``gym`` also where it is not the simulator's twin.
+        mujoco: of a robot from a file, the same task with MuJoCo's own steps.
 
     Raises:
         RunFileError: no run there, or one that cannot be read.
@@ -217,9 +220,13 @@ def evaluate(
     """
     episodes = whole_number("episodes", episodes, least=1, error=EvaluationError)
     seed = whole_number("seed", seed, error=EvaluationError)
+    if mujoco and gym is not None:
+        raise EvaluationError(f"mujoco and gym = {gym!r}: one at a time")
     loaded = LoadedRun(run, checkpoint, env=env, trust=trust)
     with torch_defaults(loaded.config.threads):
-        if gym is None:
+        if mujoco:
+            result = evaluate_in_mujoco(loaded, episodes, seed)
+        elif gym is None:
             result = evaluate_in_simulator(loaded, episodes, seed)
         else:
             result = evaluate_in_gym(loaded, gym, episodes, seed, any_gym)
@@ -259,6 +266,44 @@ def evaluate_in_simulator(loaded: LoadedRun, episodes: int, seed: int) -> Evalua
     return Evaluation(
         where, seed, returns.double().cpu().numpy(), lengths.cpu().numpy(), successes, criterion
     )
+
+
+@torch.no_grad()
+def evaluate_in_mujoco(loaded: LoadedRun, episodes: int, seed: int) -> Evaluation:
+    """Whole episodes of the task of a robot from a file with MuJoCo's own steps, in float64.
+
+    They start where those of :func:`evaluate_in_simulator` do.
+
+    Raises:
+        EvaluationError: the simulator is not a robot from a file, or the file cannot be read any more.
+    """
+    from robotics_envs.robots import RobotEnv, RobotFileError, in_mujoco
+
+    module = loaded.policy.module
+    if not isinstance(loaded.env, RobotEnv):
+        raise EvaluationError(
+            f"{loaded.env.name} is no robot from an MJCF or URDF file, which MuJoCo could step: leave out --mujoco"
+        )
+    try:
+        env = in_mujoco(loaded.env)
+    except (RobotFileError, UnknownNameError) as error:
+        raise EvaluationError(f"MuJoCo cannot step {loaded.env.name}: {error}") from None
+    dtype = module.mean.dtype
+    x = env.reset(episodes, torch.Generator().manual_seed(seed), dtype).double()
+    states, going = [x], ~env.done(x)
+    returns, lengths = x.new_zeros(episodes), torch.zeros(episodes, dtype=torch.int64)
+    p = env.params(x)
+    while len(states) <= env.episode_steps:
+        action = module(env.observe(x).to(device=loaded.device, dtype=dtype)).to(x)
+        following, cost = env.step(x, action, p)
+        returns -= torch.where(going, cost, 0.0)
+        lengths += going
+        x = torch.where(going.unsqueeze(-1), following, x)
+        going = going & ~env.done(x)
+        states.append(x)
+    where, criterion = f"MuJoCo:{env.name}", env.success_criterion
+    successes = None if criterion is None else successes_of(env, torch.stack(states)).cpu().numpy()
+    return Evaluation(where, seed, returns.numpy(), lengths.numpy(), successes, criterion)
 
 
 def successes_of(env: Env, states: Tensor) -> Tensor:

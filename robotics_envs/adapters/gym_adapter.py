@@ -243,7 +243,7 @@ class Simulation:
 
     def picture(self, i: int) -> NDArray[np.uint8]:
         x, u = (np.array(v[i].cpu().numpy(), dtype=np.float64) for v in (self.x, self.u))
-        return rasterise([*self.env.scenery(), *self.env.draw(x, u)], self.env.view, PIXELS)
+        return rasterise([*self.env.scenery(), *self.env.draw(x, u)], self.env.view_at(x), PIXELS)
 
 
 def _metadata(simulation: Simulation) -> dict[str, Any]:

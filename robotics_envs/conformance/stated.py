@@ -145,7 +145,7 @@ def pictures_can_be_drawn(env: Env) -> list[str]:
     complaints = []
     for state, action in zip(x.numpy(), u.numpy(), strict=True):
         try:
-            drawn = flatten([*env.scenery(), *env.draw(state.copy(), action.copy())], env.view)
+            drawn = flatten([*env.scenery(), *env.draw(state.copy(), action.copy())], env.view_at(state))
         except Exception as error:
             complaints.append(describe_failure(error) or f"{type(error).__name__}: {error}")
             break

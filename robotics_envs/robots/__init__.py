@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from robotics_envs.robots.compiling import RobotFileError
     from robotics_envs.robots.env import RobotEnv, from_mjcf, from_urdf
     from robotics_envs.robots.model import Options, RobotModel
+    from robotics_envs.robots.mujoco_steps import in_mujoco
     from robotics_envs.robots.reading import read
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "RobotModel",
     "from_mjcf",
     "from_urdf",
+    "in_mujoco",
     "read",
     "verify",
 ]
@@ -32,6 +34,7 @@ __getattr__, __dir__ = lazy_attributes(
         "compiling": ("RobotFileError",),
         "env": ("RobotEnv", "from_mjcf", "from_urdf"),
         "model": ("Options", "RobotModel"),
+        "mujoco_steps": ("in_mujoco",),
         "reading": ("read",),
         "comparison": ("Comparison", "DisagreementError", "verify"),
     },

@@ -6,10 +6,12 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from robotics_envs.base import Actions, Box, Costs, Env, Params, States
+from robotics_envs.drawing import Floats, Shape, View
 from robotics_envs.robots.compiling import RobotFileError
 from robotics_envs.robots.constraints import accelerate, constraints
 from robotics_envs.robots.forces import actuated, by_velocity, passive
@@ -18,6 +20,7 @@ from robotics_envs.robots.integrators import moved, position_rates, runge_kutta,
 from robotics_envs.robots.kernels import evaluate
 from robotics_envs.robots.kinematics import kinematics
 from robotics_envs.robots.model import Joint, Options, RobotModel
+from robotics_envs.robots.pictures import ViewOfModel, pictures
 from robotics_envs.robots.reading import read
 from robotics_envs.robots.scalars import Scalar, Vec, add, columns, is_zero, mul, stack, vadd, vsub
 from solvers.methods.runge_kutta import RK4
@@ -48,6 +51,7 @@ class RobotEnv(Env):
     registry_name: ClassVar[str | None] = None
     """The name that this class was made from, such as ``"mjcf:/home/me/robot.xml"``."""
     episode_steps: ClassVar[int]
+    view = ViewOfModel()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -142,6 +146,18 @@ class RobotEnv(Env):
                 at = joint.position + (3 if joint.kind == "free" else 0)
                 x[:, at : at + 4] = torch.nn.functional.normalize(x[:, at : at + 4], dim=-1)
         return x
+
+    def draw(self, x: Floats, u: Floats) -> list[Shape]:
+        """The geoms of bodies that move."""
+        return list(pictures(self.model).solids(x[: self.model.positions], fixed=False))
+
+    def scenery(self) -> list[Shape]:
+        """The geoms that are fixed to the world: ground, walls, a pedestal."""
+        return list(pictures(self.model).solids(np.array(self.model.reference), fixed=True))
+
+    def view_at(self, x: Floats) -> View:
+        """``view``, gone along with a robot that can leave its place."""
+        return pictures(self.model).followed(self.view, x[: self.model.positions])
 
 
 def robot_class(source: str | Path, check: bool = True, **options: Any) -> type[RobotEnv]:

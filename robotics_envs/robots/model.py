@@ -165,7 +165,7 @@ class RobotModel:
     ``source`` is the path of the file, or its text, and ``options`` how it was read: MuJoCo makes the same model of
     them again.  ``impedance_ratio`` is MuJoCo's ``impratio``.  ``implicit_damping`` says whether the Euler integrator
     takes joint damping at the end of the step, ``shortest_time`` raises time constants of constraints to twice the
-    time step.
+    time step.  ``mesh_boxes`` are the bounding boxes of meshes, which are only looked at.
     """
 
     name: str
@@ -186,6 +186,7 @@ class RobotModel:
     shortest_time: bool
     reference: tuple[float, ...]
     mujoco_version: str
+    mesh_boxes: tuple[Geom, ...] = ()
 
     @property
     def joints(self) -> tuple[Joint, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,6 +98,9 @@ class _Reading:
             shortest_time="REFSAFE" not in self.disabled,
             reference=tuple(float(x) for x in m.qpos0),
             mujoco_version=self.library.__version__,
+            mesh_boxes=tuple(
+                self._mesh_box(g) for g in range(m.ngeom) if _GEOMS[int(m.geom_type[g])] == "mesh"
+            ),
         )
 
     def _shown(self) -> str:
@@ -189,6 +193,12 @@ class _Reading:
             offset=_vector(m.geom_pos[g]),
             rotation=_rotation(m.geom_quat[g]),
         )
+
+    def _mesh_box(self, g: int) -> Geom:
+        """The box around a mesh, along its axes."""
+        geom, box = self._geom(g), np.array(self.m.geom_aabb[g])
+        offset = np.array(geom.offset) + np.array(geom.rotation) @ box[:3]
+        return replace(geom, kind="box", size=_vector(np.maximum(box[3:], 1e-4)), offset=_vector(offset))
 
     def _pairs(self, found: list[str]) -> list[Pair]:
         """The pairs of geoms that can touch; what is refused among them goes to ``found``."""

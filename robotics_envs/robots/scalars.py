@@ -135,6 +135,12 @@ def both(a: Any, b: Any) -> Any:
     return a & b
 
 
+def sine_and_cosine(a: Scalar) -> tuple[Scalar, Scalar]:
+    if isinstance(a, float):
+        return math.sin(a), math.cos(a)
+    return torch.sin(a), torch.cos(a)
+
+
 def inverse_length(square: Scalar, least: float = 1e-24) -> Scalar:
     """``1 / sqrt(square)``, with squares below ``least`` raised to it."""
     if isinstance(square, float):

@@ -1,6 +1,7 @@
 """Animations: pixels where the states say, and a page that works in a real browser."""
 
 import base64
+import dataclasses
 import io
 import json
 import math
@@ -27,7 +28,7 @@ from diffsim.rendering.video import Palette
 from diffsim.runs.evaluation import LoadedRun, evaluate_in_simulator
 from lazy_registry.installation import install_command
 from robotics_envs.base import Box, Env
-from robotics_envs.drawing import BACKGROUND, COLOURS, Circle, Line, Text, flatten
+from robotics_envs.drawing import BACKGROUND, COLOURS, Circle, Line, Solid, Text, View, flatten, rasterise
 from robotics_envs.simulators.pendulum import Pendulum
 from solvers.methods.runge_kutta import RK4
 
@@ -111,6 +112,32 @@ class Fast(Pendulum):
     name = "fast"
     dt = 0.004
     episode_steps = 250  # a second
+
+
+class Rover(Point):
+    """A ball that rolls along a floor past a post, with a mark above it."""
+
+    name = "rover <b>"
+    view = View((-1.0, -0.7), (1.0, 0.7), azimuth=-90.0, elevation=20.0, focus=(0.0, 0.0, 0.2))
+
+    def done(self, x):
+        return torch.zeros(x.shape[:-1], dtype=torch.bool)
+
+    def draw(self, x, u):
+        return [
+            Solid("sphere", (0.2,), (x[0], 0.0, 0.2), colour="limb"),
+            Circle((x[0], 0.0, 0.6), 0.05, "target"),
+            Text((-0.9, 0.5), "rolling", 0.1),
+        ]
+
+    def scenery(self):
+        return [
+            Solid("plane", colour="faint"),
+            Solid("box", (0.1, 0.1, 0.3), (0.5, 0.5, 0.3), colour="ground"),
+        ]
+
+    def view_at(self, x):
+        return dataclasses.replace(self.view, focus=(float(x[0]), 0.0, 0.2))
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +377,29 @@ def test_a_simulator_of_ones_own_without_draw(tmp_path, monkeypatch):
     )
 
 
+def test_a_film_in_space_follows_the_first_rollout(tmp_path):
+    (path,) = diffsim.render(Rover(), tmp_path, ["gif"], rollouts=1, steps=12, size=240)
+    states = unforced(Rover(), 1000, 1, 12).states[:, 0, 0]
+    assert states[-1] > 1.0
+    shown = gif_every(path, 100)[0]
+    for picture, place in zip(shown, states, strict=True):
+        view = Rover().view_at([place])
+        assert np.abs(np.subtract(pixel(picture, 0.0, 0.05, view), rgb("limb"))).max() < 60  # shaded
+        post = view.project([(0.5, 0.5, 0.3)])[0]
+        if abs(post[0]) < 0.9:
+            grey = pixel(picture, *post, view)
+            assert max(grey) - min(grey) < 30
+
+
+def test_other_rollouts_are_faded_where_the_camera_is(tmp_path):
+    (path,) = diffsim.render(Rover(), tmp_path, ["gif"], rollouts=2, steps=2, size=240, seed=4)
+    states = unforced(Rover(), 4, 2, 2).states
+    away = states[-1, 1, 0] - states[-1, 0, 0]
+    assert abs(away) > 0.1
+    faded = pixel(gif_frames(path)[0][-1], away + math.copysign(0.1, away), 0.05, Rover.view)
+    assert max(faded) > 215 and max(faded) - min(faded) > 5  # noqa: PT018, the limb's colour, mixed with the floor's
+
+
 # ---- the page's data ----------------------------------------------------------------------------------------
 
 
@@ -399,6 +449,33 @@ def test_looks_are_stored_once():
     scenes = Scenes(recording)
     scenes.pack(recording.shapes(0, step) for step in range(16))
     assert (len(scenes.styles), len(scenes.structures)) == (3, 1)
+
+
+def test_the_page_of_a_scene_in_space_holds_poses_and_meshes(tmp_path):
+    (path,) = diffsim.render(Rover(), tmp_path, ["html"], rollouts=2, steps=15, seed=1)
+    data, recording = data_of(path), unforced(Rover(), 1, 2, 15)
+    assert data["camera"]["azimuth"] == -90.0
+    for number, rollout in enumerate(data["rollouts"]):
+        np.testing.assert_allclose(
+            np.array(rollout["focus"]) * data["unit"],
+            [[x, 0.0, 0.2] for x in recording.states[:, number, 0]],
+            atol=1e-4,
+        )
+        before = None
+        for (structure, *numbers), (x, _) in zip(rollout["scenes"], recording.states[:, number], strict=True):
+            before = np.array(numbers) + (0 if before is None else before)
+            kinds = [data["styles"][k]["kind"] for k in data["structures"][structure]]
+            assert kinds == ["solid", "circle", "text"]
+            np.testing.assert_allclose(before[:3] * data["unit"], [x, 0, 0.2], atol=1e-4)
+            np.testing.assert_allclose(before[3:7] / data["camera"]["turn"], [1, 0, 0, 0], atol=1e-3)
+            np.testing.assert_allclose(before[7:10] * data["unit"], [x, 0, 0.6], atol=1e-4)
+    ball = next(s for s in data["styles"] if s.get("form") == "sphere")
+    corners = np.reshape(data["camera"]["meshes"][ball["mesh"]]["vertices"], (-1, 3)) * data["unit"]
+    np.testing.assert_allclose(np.linalg.norm(corners, axis=1), 0.2, atol=2e-4)
+
+
+def test_a_scene_in_a_plane_has_no_camera(swinging):
+    assert data_of(swinging[0])["camera"] is None
 
 
 # ---- mistakes -----------------------------------------------------------------------------------------------
@@ -761,3 +838,141 @@ def test_a_page_with_markup_in_its_names_and_an_end_before_its_time(view, tmp_pa
     page.evaluate("jump(last)")
     assert "not finite" in page.inner_text("#status")
     assert page.locator("#rollouts .note").count() == 2
+
+
+@pytest.fixture(scope="module")
+def rolling(tmp_path_factory):
+    """A page of a scene in space, of one rollout, and its places."""
+    (page,) = diffsim.render(Rover(), tmp_path_factory.mktemp("space"), "html", rollouts=1, steps=15)
+    return page, unforced(Rover(), 1000, 1, 15).states[:, 0, 0]
+
+
+def over_white(image):
+    """The colours of a picture on a white ground."""
+    alpha = image[..., 3:] / 255
+    return (image[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+
+
+def test_the_page_shows_space_as_films_do(view, rolling):
+    """Two programs paint the same scene: they differ at edges only."""
+    path, places = rolling
+    page = view(path, **STILL)
+    for k in (0, 8, 15):
+        page.evaluate(f"jump({k})")
+        shown = over_white(canvas(page)).astype(int)
+        env, state = Rover(), np.array([places[k], 0.0])
+        shapes = [
+            shape for shape in [*env.scenery(), *env.draw(state, np.zeros(1))] if not isinstance(shape, Text)
+        ]
+        height, width, _ = shown.shape
+        film = rasterise(shapes, env.view_at(state), width, height).astype(int)
+        different = np.abs(shown - film).max(-1) > 24
+        assert different.mean() < 0.02, k
+
+
+def test_the_camera_is_turned_by_mouse_keys_buttons_and_fingers_and_comes_back(view, rolling):
+    page = view(rolling[0], **STILL)
+    picture = page.locator("#picture")
+    first = canvas(page)
+
+    def camera():
+        return page.evaluate("[camera.azimuth, camera.elevation, zoom]")
+
+    def reset():
+        page.click("#reset")
+        assert camera() == [-90, 20, 1]
+        assert (canvas(page) == first).all()
+
+    box = picture.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] - 100, middle[1] + 50)
+    page.mouse.up()
+    assert camera() == pytest.approx([-50, 40, 1])
+    assert (canvas(page) != first).any()
+    page.mouse.move(*middle)  # without the button
+    assert camera() == pytest.approx([-50, 40, 1])
+    page.mouse.wheel(0, -400)
+    wait(page, "zoom > 1.5")
+    reset()
+    picture.focus()
+    for key, expected in (
+        ("ArrowLeft", [-95, 20]), ("ArrowRight", [-90, 20]), ("ArrowUp", [-90, 25]), ("ArrowDown", [-90, 20]),
+    ):  # fmt: skip
+        page.keyboard.press(key)
+        assert camera()[:2] == expected
+        assert frame(page) == 0  # the keys of the picture do not move the time
+    page.keyboard.press("+")
+    assert camera()[2] > 1
+    page.keyboard.press("0")
+    reset()
+    for name, expected in (
+        ("Camera to the left", [-105, 20, 1]), ("Camera up", [-90, 30, 1]), ("Closer", [-90, 20, 1.25]),
+    ):  # fmt: skip
+        page.click(f"[aria-label='{name}']")
+        assert camera() == expected
+        reset()
+    pinch = "(id, type, x) => canvas.dispatchEvent(new PointerEvent(type, { pointerId: id, clientX: x, clientY: 100 }))"
+    page.evaluate("canvas.setPointerCapture = () => {}")
+    for number, kind, x in (
+        (7, "down", 100),
+        (8, "down", 200),
+        (8, "move", 300),
+        (7, "up", 100),
+        (8, "up", 300),
+    ):
+        page.evaluate(f"({pinch})({number}, 'pointer{kind}', {x})")
+    assert camera() == pytest.approx([-90, 20, 2])
+
+
+def test_the_picture_in_focus_has_a_ring_and_tells_what_its_keys_do(view, rolling):
+    page = view(rolling[0], **STILL)
+    picture = page.locator("#picture")
+    assert picture.get_attribute("tabindex") == "0"
+    assert "arrow keys turn the camera" in picture.get_attribute("aria-label")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "picture"
+    assert page.evaluate("getComputedStyle(canvas).outlineStyle") == "solid"
+    page.keyboard.press("Space")
+    assert page.get_attribute("#play", "aria-label") == "Pause"
+
+
+def test_the_camera_follows_until_it_is_told_not_to(view, rolling):
+    path, places = rolling
+    page = view(path, **STILL)
+    page.evaluate("jump(15)")
+    assert page.evaluate("camera.focus") == pytest.approx([places[15], 0, 0.2], abs=1e-3)
+    page.uncheck("#follow")
+    page.evaluate("jump(0)")
+    assert page.evaluate("camera.focus") == pytest.approx([places[15], 0, 0.2], abs=1e-3)
+    page.check("#follow")
+    assert page.evaluate("camera.focus") == pytest.approx([places[0], 0, 0.2], abs=1e-3)
+
+
+def test_a_page_in_space_fits_a_telephone_and_the_dark(view, rolling):
+    page = view(rolling[0], color_scheme="dark", **STILL)
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert page.inner_text("h1") == "rover <b>"
+    image = canvas(page)
+    floor = pixel(image[..., :3], -0.6, -0.2, Rover.view)
+    assert max(floor) < 110
+    page.emulate_media(color_scheme="light")
+    wait(page, "!dark.matches")
+    page.evaluate("jump(0)")
+    assert min(pixel(canvas(page)[..., :3], -0.6, -0.2, Rover.view)) > 190
+
+
+def test_a_picture_in_a_plane_keeps_its_place(view, swinging):
+    page = view(swinging[0], **STILL)
+    assert page.locator("#camera").is_hidden()
+    assert page.get_attribute("#picture", "tabindex") is None
+    before = canvas(page)
+    box = page.locator("#picture").bounding_box()
+    page.mouse.move(box["x"] + 50, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 150, box["y"] + 90)
+    page.mouse.up()
+    assert (canvas(page) == before).all()
