@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from robotics_envs.robots.model import Joint, RobotModel
 from robotics_envs.robots.scalars import (
     IDENTITY,
@@ -21,6 +18,7 @@ from robotics_envs.robots.scalars import (
     neg,
     product,
     scale,
+    sine_and_cosine,
     sub,
     transpose,
     vadd,
@@ -48,7 +46,7 @@ class Motions:
     column: list[Motion]
 
 
-def of_quaternion(w: Scalar, x: Tensor, y: Tensor, z: Tensor) -> Mat:
+def of_quaternion(w: Scalar, x: Scalar, y: Scalar, z: Scalar) -> Mat:
     """The rotation matrix of a quaternion of any length but 0."""
     s = 2.0 / (w * w + x * x + y * y + z * z)
     return [
@@ -141,7 +139,7 @@ def _free(frame: _Frame, joint: Joint, motions: Motions, q: Vec, v: Vec) -> None
         motions.column[dof + k] = (ZERO, IDENTITY[k])
     w, linear = frame.velocity
     frame.velocity = w, vadd(linear, v[dof : dof + 3])
-    frame.rotation = of_quaternion(*q[at + 3 : at + 7])  # type: ignore[arg-type]
+    frame.rotation = of_quaternion(*q[at + 3 : at + 7])
     axes = transpose(frame.rotation)
     for k in range(3):
         motions.column[dof + 3 + k] = (axes[k], ZERO)
@@ -151,7 +149,7 @@ def _free(frame: _Frame, joint: Joint, motions: Motions, q: Vec, v: Vec) -> None
 def _ball(frame: _Frame, joint: Joint, motions: Motions, q: Vec, v: Vec) -> None:
     at, dof = joint.position, joint.velocity
     anchor = vadd(frame.position, apply(frame.rotation, joint.anchor))
-    frame.rotation = product(frame.rotation, of_quaternion(*q[at : at + 4]))  # type: ignore[arg-type]
+    frame.rotation = product(frame.rotation, of_quaternion(*q[at : at + 4]))
     for k, axis in enumerate(transpose(frame.rotation)):
         motions.column[dof + k] = (axis, cross(anchor, axis))
     angular = apply(frame.rotation, v[dof : dof + 3])
@@ -174,8 +172,7 @@ def _hinge(frame: _Frame, joint: Joint, motions: Motions, q: Vec, v: Vec) -> Non
     axis = apply(frame.rotation, joint.axis)
     anchor = vadd(frame.position, apply(frame.rotation, joint.anchor))
     angle = sub(q[joint.position], joint.reference)
-    assert isinstance(angle, Tensor)
-    rotation = about_axis(joint.axis, torch.sin(angle), torch.cos(angle))
+    rotation = about_axis(joint.axis, *sine_and_cosine(angle))
     frame.rotation = product(frame.rotation, rotation)
     motions.column[joint.velocity] = (axis, cross(anchor, axis))
     rate = v[joint.velocity]

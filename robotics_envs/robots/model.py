@@ -23,7 +23,7 @@ class Options:
     Attributes:
         meshes: ``"drop"`` lets meshes and height fields touch nothing; they keep their mass.
         self_collisions: ``"ignore"`` lets geoms of the robot touch the world only.
-        cone: ``"pyramidal"`` replaces elliptic friction cones.
+        cone: ``"pyramidal"`` replaces elliptic friction cones, whose solution takes more and longer steps.
         condim: 3 replaces contacts with torsional or rolling friction (4 and 6) by ones that slide only.
         control_range: bounds of the controls of actuators that have none in the file.
         motors: adds a motor to every hinge and slide without an actuator; its control is the force (N, N m), up to
@@ -31,17 +31,25 @@ class Options:
         floating: frees the root body of the robot from the world.
         floor: adds the ground, a plane at height 0.
         timestep: replaces the time step of the file, in s.
+        parameters: the physical parameters that become inputs, such as ``("torso.mass", "floor.friction")``: see
+            :mod:`robotics_envs.robots.parameters`.  All others are constants of the kernel.
     """
 
     meshes: Literal["refuse", "drop"] = "refuse"
     self_collisions: Literal["keep", "ignore"] = "keep"
-    cone: Literal["refuse", "pyramidal"] = "refuse"
-    condim: Literal["refuse", 3] = "refuse"
+    cone: Literal["keep", "pyramidal"] = "keep"
+    condim: Literal["keep", 3] = "keep"
     control_range: Range | None = None
     motors: bool | float = False
     floating: bool = False
     floor: bool = False
     timestep: float | None = None
+    parameters: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = self.parameters
+        names = (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
+        object.__setattr__(self, "parameters", names)
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,11 @@ class Actuator:
 
 @dataclass(frozen=True)
 class Geom:
-    """A shape fixed to a body. ``size`` is MuJoCo's: radius and half length, half sides, half axes."""
+    """A shape fixed to a body. ``size`` is MuJoCo's: radius and half length, half sides, half axes.
+
+    ``friction`` holds its coefficients of sliding, torsional (m) and rolling (m) friction; of two geoms that touch the
+    one of the higher ``priority`` decides.
+    """
 
     name: str
     kind: Literal["plane", "sphere", "capsule", "ellipsoid", "cylinder", "box"]
@@ -139,20 +151,23 @@ class Geom:
     size: Vector
     offset: Vector
     rotation: Matrix
+    friction: Vector
+    priority: int
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two geoms that can touch, the one of the simpler kind first.
 
-    The constraint exists below the distance ``margin``.  ``friction`` is that of sliding, without effect where
-    ``dimensions`` is 1 (3 with friction).  ``inverse_weight`` is the sum of the bodies' ``body_invweight0``.
+    The constraint exists below the distance ``margin``.  ``friction`` are the coefficients of sliding, torsional and
+    rolling friction, used as far as the ``dimensions`` go: 1 is the normal, 3 has two of sliding too, 4 torsion, 6 two
+    of rolling.  ``inverse_weight`` is the sum of the bodies' ``body_invweight0``.
     """
 
     first: Geom
     second: Geom
-    dimensions: Literal[1, 3]
-    friction: float
+    dimensions: Literal[1, 3, 4, 6]
+    friction: Vector
     margin: float
     softness: Softness
     inverse_weight: float
@@ -165,7 +180,7 @@ class RobotModel:
     ``source`` is the path of the file, or its text, and ``options`` how it was read: MuJoCo makes the same model of
     them again.  ``impedance_ratio`` is MuJoCo's ``impratio``.  ``implicit_damping`` says whether the Euler integrator
     takes joint damping at the end of the step, ``shortest_time`` raises time constants of constraints to twice the
-    time step.
+    time step.  ``disabled`` are the names of MuJoCo's flags of what is left out.
     """
 
     name: str
@@ -181,10 +196,12 @@ class RobotModel:
     gravity: Vector
     timestep: float
     integrator: Literal["Euler", "implicitfast", "RK4"]
+    cone: Literal["pyramidal", "elliptic"]
     impedance_ratio: float
     implicit_damping: bool
     shortest_time: bool
     reference: tuple[float, ...]
+    disabled: tuple[str, ...]
     mujoco_version: str
 
     @property

@@ -24,6 +24,7 @@ from robotics_envs.robots.model import (
     Softness,
     Vector,
 )
+from robotics_envs.robots.parameters import LEAST_FRICTION, chosen
 from robotics_envs.robots.refusals import refusals
 
 _JOINTS: dict[int, Literal["free", "ball", "slide", "hinge"]] = {0: "free", 1: "ball", 2: "slide", 3: "hinge"}
@@ -78,7 +79,7 @@ class _Reading:
         }
         gravity = (0.0, 0.0, 0.0) if "GRAVITY" in self.disabled else _vector(m.opt.gravity)
         geoms = [self._geom(g) for g in range(m.ngeom) if _GEOMS[int(m.geom_type[g])] in _SHAPES]
-        return RobotModel(
+        made = RobotModel(
             name=self._name(),
             source=self.source,
             options=self.options,
@@ -92,12 +93,16 @@ class _Reading:
             gravity=gravity,
             timestep=float(m.opt.timestep),
             integrator=integrators[int(m.opt.integrator)],
+            cone="pyramidal" if m.opt.cone == 0 else "elliptic",
             impedance_ratio=float(m.opt.impratio),
             implicit_damping="EULERDAMP" not in self.disabled,
             shortest_time="REFSAFE" not in self.disabled,
             reference=tuple(float(x) for x in m.qpos0),
+            disabled=tuple(sorted(self.disabled)),
             mujoco_version=self.library.__version__,
         )
+        chosen(made)
+        return made
 
     def _shown(self) -> str:
         return "the text" if self.source.lstrip().startswith("<") else self.source
@@ -168,7 +173,7 @@ class _Reading:
         gain, bias = (_vector(prm[k, :3]) for prm in (m.actuator_gainprm, m.actuator_biasprm))
         clamped = m.actuator_ctrllimited[k] and "CLAMPCTRL" not in self.disabled
         return Actuator(
-            name=m.actuator(k).name or m.joint(j).name or f"actuator{k}",
+            name=self._actuator_name(k, j),
             joint=m.joint(j).name or f"joint{j}",
             position=int(m.jnt_qposadr[j]),
             velocity=int(m.jnt_dofadr[j]),
@@ -179,6 +184,12 @@ class _Reading:
             force_range=_range(m.actuator_forcerange[k]) if m.actuator_forcelimited[k] else None,
         )
 
+    def _actuator_name(self, k: int, j: int) -> str:
+        """Its name, or its joint's where it is the only one there."""
+        m = self.m
+        alone = sum(int(m.actuator_trnid[i, 0]) == j for i in range(m.nu)) == 1
+        return m.actuator(k).name or (m.joint(j).name if alone else "") or f"actuator{k}"
+
     def _geom(self, g: int) -> Geom:
         m = self.m
         return Geom(
@@ -188,11 +199,13 @@ class _Reading:
             size=_vector(m.geom_size[g]),
             offset=_vector(m.geom_pos[g]),
             rotation=_rotation(m.geom_quat[g]),
+            friction=_vector(m.geom_friction[g]),
+            priority=int(m.geom_priority[g]),
         )
 
     def _pairs(self, found: list[str]) -> list[Pair]:
         """The pairs of geoms that can touch; what is refused among them goes to ``found``."""
-        pairs, unknown, friction = [], [], []
+        pairs, unknown = [], []
         m = self.m
         for a in range(m.ngeom):
             for b in range(a + 1, m.ngeom):
@@ -205,10 +218,6 @@ class _Reading:
                 if kinds not in TOUCHING:
                     unknown.append((first, second))
                     continue
-                condim = self._mixed(first, second)[3]
-                if condim not in (1, 3):
-                    friction.append((first, second))
-                    continue
                 pairs.append(self._pair(first, second))
         if unknown:
             moving = [m.body_weldid[m.geom_bodyid[g]] != 0 for pair in unknown for g in pair]
@@ -220,13 +229,6 @@ class _Reading:
                 "touch planes",
             ]
             found.append(f"contacts between {self._listed(unknown)}: {', '.join(advice)}")
-        if friction:
-            found.append(
-                f"torsional or rolling friction (condim 4, 6) of {self._listed(friction)}: condim=3 lets them "
-                "slide only"
-            )
-        if pairs and any(pair.dimensions > 1 for pair in pairs) and m.opt.cone != 0:
-            found.append('elliptic friction cones: cone="pyramidal" replaces them by MuJoCo\'s pyramids')
         return pairs
 
     def _listed(self, pairs: Sequence[tuple[int, int]]) -> str:
@@ -255,12 +257,12 @@ class _Reading:
         parents = [int(m.body_weldid[m.body_parentid[body]]) for body in (first, second)]
         return first != parents[1] and second != parents[0]
 
-    def _mixed(self, a: int, b: int) -> tuple[Any, Any, float, int]:
-        """Solver parameters, sliding friction and condim of a contact."""
+    def _mixed(self, a: int, b: int) -> tuple[Any, Any, Vector, int]:
+        """Solver parameters, coefficients of friction and condim of a contact."""
         m = self.m
         if m.geom_priority[a] != m.geom_priority[b]:
             g = a if m.geom_priority[a] > m.geom_priority[b] else b
-            return m.geom_solref[g], m.geom_solimp[g], float(m.geom_friction[g, 0]), int(m.geom_condim[g])
+            return m.geom_solref[g], m.geom_solimp[g], _friction(m.geom_friction[g]), int(m.geom_condim[g])
         weights = float(m.geom_solmix[a]), float(m.geom_solmix[b])
         least = 1e-15
         if min(weights) >= least:
@@ -272,7 +274,7 @@ class _Reading:
         else:
             solref = np.minimum(m.geom_solref[a], m.geom_solref[b])
         solimp = share * m.geom_solimp[a] + (1 - share) * m.geom_solimp[b]
-        friction = max(float(m.geom_friction[g, 0]) for g in (a, b))
+        friction = _friction(np.maximum(m.geom_friction[a], m.geom_friction[b]))
         return solref, solimp, friction, int(max(m.geom_condim[a], m.geom_condim[b]))
 
     def _pair(self, a: int, b: int) -> Pair:
@@ -319,6 +321,10 @@ def _rotation(quaternion: Any) -> Matrix:
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ]
     return _matrix([[_snap(v) for v in row] for row in rows])
+
+
+def _friction(coefficients: Any) -> Vector:
+    return _vector(np.maximum(coefficients, LEAST_FRICTION))
 
 
 def _range(x: Any) -> Range:

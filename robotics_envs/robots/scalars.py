@@ -102,6 +102,19 @@ def clamp(a: Scalar, low: float, high: float) -> Scalar:
     return a.clamp(low, high) if isinstance(a, Tensor) else min(max(a, low), high)
 
 
+def larger(a: Scalar, b: Scalar) -> Scalar:
+    """The larger of two; where they are equal, each gets half of the gradient."""
+    if isinstance(a, Tensor):
+        return torch.maximum(a, b) if isinstance(b, Tensor) else a.clamp_min(b)
+    return b.clamp_min(a) if isinstance(b, Tensor) else max(a, b)
+
+
+def sine_and_cosine(angle: Scalar) -> tuple[Scalar, Scalar]:
+    if isinstance(angle, Tensor):
+        return torch.sin(angle), torch.cos(angle)
+    return math.sin(angle), math.cos(angle)
+
+
 def absolute(a: Scalar) -> Scalar:
     return a.abs() if isinstance(a, Tensor) else abs(a)
 

@@ -51,6 +51,33 @@ TOUCHING = {
     ),
 }
 
+
+def rubbing(xml: str, cone: str, condim: int) -> str:
+    """The same with such cones and that many dimensions of a contact, the coefficients of all of them of some size."""
+    changed = xml.replace("<option ", f'<option cone="{cone}" impratio="3" ', 1)
+    default = f'<default><geom condim="{condim}" friction=".9 .04 .03"/></default>'
+    return changed.replace("<worldbody>", default + "<worldbody>", 1)
+
+
+FRICTION = {
+    f"{name}, {cone}, condim {condim}": rubbing(TOUCHING[name], cone, condim)
+    for name, cone, condim in (
+        ("sphere", "elliptic", 3),
+        ("capsule", "elliptic", 4),
+        ("capsule", "pyramidal", 6),
+        ("box", "elliptic", 3),
+        ("cylinder", "pyramidal", 4),
+        ("ellipsoid", "elliptic", 6),
+    )
+} | {
+    "elliptic, without friction": rubbing(TOUCHING["without friction"], "elliptic", 1),
+    "elliptic, planar": model(
+        f'{FLOOR}<body pos="0 0 .1"><joint type="slide" axis="1 0 0"/><joint type="slide" axis="0 0 1"/>'
+        '<joint name="m" axis="0 1 0" frictionloss=".1" range="-50 50"/><geom type="capsule" size=".05 .2" euler="0 70 0"/></body>',
+        option='cone="elliptic" impratio="2"',
+    ),
+}
+
 JOINTS = {
     "dry friction": model(
         '<body><joint name="m" frictionloss="0.3" damping=".1"/><geom size=".1" pos=".3 0 0"/><body pos=".5 0 0">'

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_robots import JOINTS, TOUCHING, generated, model
+from small_robots import FRICTION, JOINTS, TOUCHING, generated, model, rubbing
 
 from robotics_envs.base import Env
 from robotics_envs.environments import GYM_TASKS, make_env
@@ -19,11 +19,21 @@ def _no_gradients():
         yield
 
 
-@pytest.mark.parametrize("xml", [*TOUCHING.values(), *JOINTS.values()], ids=[*TOUCHING, *JOINTS])
+FEATURES = {**TOUCHING, **FRICTION, **JOINTS}
+
+
+@pytest.mark.parametrize("xml", FEATURES.values(), ids=list(FEATURES))
 def test_every_feature_agrees_with_mujoco(xml):
     env = from_mjcf(xml, check=False)
     # Upright cylinders are at an edge: the lowest point of their rim depends on the last digits of the pose.
     verify(env, 40, tolerance=1e-6 if "cylinder" in xml else 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condim", [3, 4, 6])
+@pytest.mark.parametrize("name", ["two trees", "tilted plane", "stiffness and damping", "margin and gap"])
+def test_elliptic_cones_agree_with_mujoco(name, condim):
+    verify(from_mjcf(rubbing(TOUCHING[name], "elliptic", condim), check=False), 40, tolerance=1e-9)
 
 
 @pytest.mark.parametrize("name", GYM_TASKS)

@@ -2,13 +2,17 @@
 
 import pytest
 import torch
-from small_robots import JOINTS, TOUCHING
+from small_robots import FRICTION, JOINTS, TOUCHING
 
 from diffsim.rollouts.rollout import Rollout
 from robotics_envs.robots import from_mjcf
 
 
-@pytest.mark.parametrize("xml", [JOINTS["dry friction"], TOUCHING["sphere"]], ids=["dry friction", "contact"])
+@pytest.mark.parametrize(
+    "xml",
+    [JOINTS["dry friction"], TOUCHING["sphere"], FRICTION["sphere, elliptic, condim 3"]],
+    ids=["dry friction", "contact", "elliptic"],
+)
 def test_a_compiled_rollout_is_the_stepped_one(xml, caplog):
     env = from_mjcf(xml, check=False)
     torch.manual_seed(0)
