@@ -54,8 +54,8 @@ def conic_step(
 ) -> tuple[list[Scalar], Scalar]:
     """The accelerations after one step, and whether it settled (1 or 0).
 
-    ``count`` is that of the steps before: in the first all constraints push, and once settled, where it is -1, the steps
-    are full ones.  The derivative is that of the gradient of the cost alone: at the solution, where that is zero,
+    ``count`` is that of the steps before: in the first all constraints push, and once settled, where it is -1, the
+    steps are full ones.  The derivative is that of the gradient of the cost alone: at the solution, where that is zero,
     the change of the Hessian has no effect.
     """
     is_first, is_last = count == 0, count < 0

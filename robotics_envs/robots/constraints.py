@@ -21,6 +21,7 @@ from robotics_envs.robots.scalars import (
     cross,
     dot,
     is_zero,
+    larger,
     mul,
     neg,
     sub,
@@ -30,6 +31,8 @@ from robotics_envs.robots.scalars import (
 from robotics_envs.robots.touching import Touch, frame, origin_offset, speed, touches
 
 _LEAST, _MOST = 1e-4, 0.9999  # MuJoCo's mjMINIMP and mjMAXIMP
+_LEAST_SOFTNESS = 1e-15  # its mjMINVAL
+_WEIGHTLESS = 1e-10
 
 
 def constraints(model: RobotModel, motions: Motions, q: Vec, v: Vec) -> list[Constraint | Cone]:
@@ -46,7 +49,7 @@ def constraints(model: RobotModel, motions: Motions, q: Vec, v: Vec) -> list[Con
 def _friction(model: RobotModel, k: int, v: Vec) -> Constraint:
     dof = model.dofs[k]
     _, damping = _spring_damper(model, dof.softness)
-    impedance = _impedance(dof.softness.solimp, 0.0)
+    impedance = impedance_of(dof.softness.solimp, 0.0)
     softness = (1.0 - impedance) / impedance * dof.inverse_weight
     return Constraint([{k: 1.0}], [v[k]], 1.0 / softness, 0.0, damping, [((1.0,), 1)], dof.friction)
 
@@ -136,7 +139,8 @@ def _spring_damper(model: RobotModel, softness: Softness) -> tuple[float, float]
     return -first / most**2, -second / most
 
 
-def _impedance(solimp: Sequence[float], gap: Scalar) -> Scalar:
+def impedance_of(solimp: Sequence[float], gap: Scalar) -> Scalar:
+    """MuJoCo's ``efc_KBIP[2]`` at a distance of ``gap`` from where the constraint begins."""
     near, far, width, middle, power = solimp
     near, far, middle = (min(max(a, _LEAST), _MOST) for a in (near, far, middle))
     power = max(1.0, power)
@@ -161,12 +165,26 @@ def _soft(
     model: RobotModel, softness: Softness, gap: Scalar, weight: float, present: Any = True
 ) -> tuple[Scalar, Scalar, float]:
     """Stiffness, pull and damping of a constraint that begins at a gap of zero."""
-    spring, damping = _spring_damper(model, softness)
-    impedance = _impedance(softness.solimp, gap)
-    stiffness = impedance / ((1.0 - impedance) * weight)
+    impedance = impedance_of(softness.solimp, gap)
     near = both(present, gap < 0)
     return (
-        where(near, stiffness, 0.0, like=gap),
-        neg(mul(mul(spring, impedance), gap)),
-        damping,
+        where(near, stiffness_of(impedance, weight), 0.0, like=gap),
+        pulled(model, softness, impedance, gap),
+        damping_of(model, softness),
     )
+
+
+def stiffness_of(impedance: Any, weight: Any) -> Scalar:
+    """The inverse of MuJoCo's ``efc_R``, which is at least 1e-15: a body can have no inverse weight."""
+    if isinstance(weight, float) and weight < _WEIGHTLESS:
+        return 1.0 / larger((1.0 - impedance) / impedance * weight, _LEAST_SOFTNESS)  # type: ignore[operator]
+    return impedance / ((1.0 - impedance) * weight)
+
+
+def pulled(model: RobotModel, softness: Softness, impedance: Scalar, gap: Scalar) -> Scalar:
+    """The reference acceleration at rest."""
+    return neg(mul(mul(_spring_damper(model, softness)[0], impedance), gap))
+
+
+def damping_of(model: RobotModel, softness: Softness) -> float:
+    return _spring_damper(model, softness)[1]

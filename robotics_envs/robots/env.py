@@ -14,6 +14,7 @@ from torch import Tensor
 from robotics_envs.base import Actions, Box, Costs, Env, Params, States
 from robotics_envs.robots.compiling import RobotFileError
 from robotics_envs.robots.constraints import constraints
+from robotics_envs.robots.equality import equalities
 from robotics_envs.robots.forces import actuated, by_velocity, passive
 from robotics_envs.robots.inertia import Matrix, factor, inertia_and_bias, solve
 from robotics_envs.robots.integrators import moved, position_rates, runge_kutta, times
@@ -85,7 +86,7 @@ class RobotEnv(Env):
         motions = kinematics(model, q, v)
         matrix, bias = inertia_and_bias(model, motions)
         force = vsub(vadd(passive(model, q, v), actuated(model, q, v, controls)), bias)
-        rows = constraints(model, motions, q, v)
+        rows = [*equalities(model, motions, q, v), *constraints(model, motions, q, v)]
         return q, v, controls, matrix, accelerate(matrix, force, rows, x[..., 0])
 
     def packed(self, x: States, u: Actions, p: Params, *more: Tensor) -> Tensor:

@@ -92,12 +92,16 @@ class Joint:
 
 @dataclass(frozen=True)
 class Body:
-    """A rigid body; ``inertia`` is about the centre of mass, ``parent`` an index, 0 the world."""
+    """A rigid body; ``inertia`` is about the centre of mass, ``parent`` an index, 0 the world.
+
+    ``quaternion`` is the same turn as ``rotation``.
+    """
 
     name: str
     parent: int
     offset: Vector
     rotation: Matrix
+    quaternion: tuple[float, ...]
     mass: float
     centre: Vector
     inertia: Matrix
@@ -174,13 +178,36 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Equality:
+    """What is held equal, softly: two points (``connect``), two frames (``weld``) or two coordinates (``joint``).
+
+    ``first`` and ``second`` are bodies, with ``anchors`` and ``frames`` (quaternions) in theirs; of joints they are
+    indices of velocities, and the first coordinate is ``polynomial`` of the second, both less those of the pose of the
+    file, or its constant if ``second`` is -1.  ``inverse_weights`` are the sums of both sides', for translation and
+    rotation.
+    """
+
+    name: str
+    kind: Literal["connect", "weld", "joint"]
+    first: int
+    second: int
+    anchors: tuple[Vector, Vector]
+    frames: tuple[tuple[float, ...], tuple[float, ...]]
+    polynomial: tuple[float, ...]
+    torque_scale: float
+    softness: Softness
+    inverse_weights: Range
+
+
+@dataclass(frozen=True)
 class RobotModel:
     """A robot and its surroundings.
 
     ``source`` is the path of the file, or its text, and ``options`` how it was read: MuJoCo makes the same model of
     them again.  ``impedance_ratio`` is MuJoCo's ``impratio``.  ``implicit_damping`` says whether the Euler integrator
     takes joint damping at the end of the step, ``shortest_time`` raises time constants of constraints to twice the
-    time step.  ``disabled`` are the names of MuJoCo's flags of what is left out.
+    time step.  ``equality_drifts`` says whether the motion that needs no acceleration
+    counts in connected points and welded frames.  ``disabled`` are the names of MuJoCo's flags of what is left out.
     """
 
     name: str
@@ -193,6 +220,8 @@ class RobotModel:
     actuators: tuple[Actuator, ...]
     geoms: tuple[Geom, ...]
     pairs: tuple[Pair, ...]
+    equalities: tuple[Equality, ...]
+    equality_drifts: bool
     gravity: Vector
     timestep: float
     integrator: Literal["Euler", "implicitfast", "RK4"]

@@ -89,7 +89,8 @@ def _conic(unpack: Callable[[Tensor], Any]) -> Callable[[Tensor, Tensor], tuple[
 
     def step(x: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
         *a, count = columns(x)
-        following, settled = conic_step(*unpack(packed), a, count)
+        matrix, force, rows = unpack(packed)
+        following, settled = conic_step(matrix, force, rows, a, count)
         next_count = where((settled == 1) | (count < 0), -1.0, count + 1)
         return stack([*following, next_count], x[..., 0]), stack([1.0 - settled], x[..., 0])[..., 0]
 

@@ -16,7 +16,7 @@ from lazy_registry.registry import UnknownNameError
 from robotics_envs.base import Parameter
 from robotics_envs.robots.inertia import factor, inertia_and_bias
 from robotics_envs.robots.kinematics import kinematics
-from robotics_envs.robots.model import Body, Geom, Pair, RobotModel
+from robotics_envs.robots.model import Body, Equality, Geom, Pair, RobotModel
 from robotics_envs.robots.scalars import (
     ZERO,
     Mat,
@@ -193,7 +193,18 @@ def _with_weights(model: RobotModel) -> RobotModel:
         _with_weight(pair, add(of_bodies[pair.first.body][0], of_bodies[pair.second.body][0]))
         for pair in model.pairs
     )
-    return replace(model, dofs=dofs, pairs=pairs)
+    equalities = tuple(
+        replace(equality, inverse_weights=_of_equality(equality, of_dofs, of_bodies))
+        for equality in model.equalities
+    )
+    return replace(model, dofs=dofs, pairs=pairs, equalities=equalities)
+
+
+def _of_equality(equality: Equality, of_dofs: list[Scalar], of_bodies: list[tuple[Scalar, Scalar]]) -> Any:
+    sides = [side for side in (equality.first, equality.second) if side >= 0]
+    if equality.kind == "joint":
+        return total(of_dofs[k] for k in sides), 0.0
+    return tuple(total(of_bodies[b][i] for b in sides) for i in (0, 1))
 
 
 def _with_weight(owner: Any, weight: Any) -> Any:

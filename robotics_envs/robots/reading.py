@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robotics_envs.robots.compiling import RobotFileError, compiled, margin, mujoco
+from robotics_envs.robots.compiling import RobotFileError, compiled, equality_drifts, margin, mujoco
 from robotics_envs.robots.model import (
     Actuator,
     Body,
     Dof,
+    Equality,
     Geom,
     Joint,
     Limit,
@@ -27,6 +28,7 @@ from robotics_envs.robots.model import (
 from robotics_envs.robots.parameters import LEAST_FRICTION, chosen
 from robotics_envs.robots.refusals import refusals
 
+_EQUALITIES: dict[int, Literal["connect", "weld", "joint"]] = {0: "connect", 1: "weld", 2: "joint"}
 _JOINTS: dict[int, Literal["free", "ball", "slide", "hinge"]] = {0: "free", 1: "ball", 2: "slide", 3: "hinge"}
 _GEOMS: dict[int, str] = {
     **{0: "plane", 1: "height field", 2: "sphere", 3: "capsule", 4: "ellipsoid", 5: "cylinder", 6: "box"},
@@ -90,6 +92,8 @@ class _Reading:
             actuators=() if "ACTUATION" in self.disabled else tuple(map(self._actuator, range(m.nu))),
             geoms=tuple(geoms),
             pairs=tuple(pairs),
+            equalities=self._equalities(),
+            equality_drifts=equality_drifts(),
             gravity=gravity,
             timestep=float(m.opt.timestep),
             integrator=integrators[int(m.opt.integrator)],
@@ -125,6 +129,7 @@ class _Reading:
             parent=int(m.body_parentid[b]),
             offset=_vector(m.body_pos[b]),
             rotation=_rotation(m.body_quat[b]),
+            quaternion=_quaternion(m.body_quat[b]),
             mass=float(m.body_mass[b]),
             centre=_vector(m.body_ipos[b]),
             inertia=_matrix(inertia),
@@ -201,6 +206,49 @@ class _Reading:
             rotation=_rotation(m.geom_quat[g]),
             friction=_vector(m.geom_friction[g]),
             priority=int(m.geom_priority[g]),
+        )
+
+    def _equalities(self) -> tuple[Equality, ...]:
+        """Those that are active; MuJoCo changes that only if it is told to."""
+        if "EQUALITY" in self.disabled or "CONSTRAINT" in self.disabled:
+            return ()
+        return tuple(self._equality(k) for k in range(self.m.neq) if self.m.eq_active0[k])
+
+    def _equality(self, k: int) -> Equality:
+        m, data = self.m, self.m.eq_data[k]
+        first, second = int(m.eq_obj1id[k]), int(m.eq_obj2id[k])
+        kind = _EQUALITIES[int(m.eq_type[k])]
+        anchors: tuple[Vector, Vector] = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
+        frames = (1.0, 0.0, 0.0, 0.0), _quaternion((1.0, 0.0, 0.0, 0.0))
+        weights = (0.0, 0.0)
+        if kind == "joint":
+            first, second = (int(m.jnt_dofadr[j]) if j >= 0 else -1 for j in (first, second))
+            weights = sum(float(m.dof_invweight0[d]) for d in (first, second) if d >= 0), 0.0
+        else:
+            if int(m.eq_objtype[k]) == int(self.library.mjtObj.mjOBJ_SITE):
+                sites = first, second
+                first, second = (int(m.site_bodyid[s]) for s in sites)
+                anchors = _vector(m.site_pos[sites[0]]), _vector(m.site_pos[sites[1]])
+                frames = _quaternion(m.site_quat[sites[0]]), _quaternion(m.site_quat[sites[1]])
+            elif kind == "connect":
+                anchors = _vector(data[:3]), _vector(data[3:6])
+            else:
+                anchors, frames = (
+                    (_vector(data[3:6]), _vector(data[:3])),
+                    (_quaternion(data[6:10]), frames[1]),
+                )
+            weights = tuple(sum(float(m.body_invweight0[b, i]) for b in (first, second)) for i in (0, 1))
+        return Equality(
+            name=m.equality(k).name or f"equality{k}",
+            kind=kind,
+            first=first,
+            second=second,
+            anchors=anchors,
+            frames=frames,
+            polynomial=tuple(float(x) for x in data[:5]) if kind == "joint" else (),
+            torque_scale=float(data[10]) if kind == "weld" else 0.0,
+            softness=_softness(m.eq_solref[k], m.eq_solimp[k]),
+            inverse_weights=weights,  # type: ignore[arg-type]
         )
 
     def _pairs(self, found: list[str]) -> list[Pair]:
@@ -311,6 +359,10 @@ def _vector(x: Any) -> Vector:
 def _matrix(x: Any) -> Matrix:
     a, b, c = (tuple(float(v) for v in row) for row in x)
     return a, b, c  # type: ignore[return-value]
+
+
+def _quaternion(x: Any) -> tuple[float, ...]:
+    return tuple(_snap(v) for v in np.asarray(x, float) / np.linalg.norm(x))
 
 
 def _rotation(quaternion: Any) -> Matrix:

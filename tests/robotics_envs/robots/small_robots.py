@@ -119,6 +119,42 @@ JOINTS = {
 }
 
 
+_LOOP = (
+    '<body name="a" pos="0 0 1"><freejoint/><geom size=".1" pos=".1 0 .05"/><site name="s" pos=".1 .2 0" euler="20 30 0"/></body>'
+    '<body name="b" pos=".5 0 1" euler="10 20 30"><joint name="m" axis="0 1 0"/><geom size=".1" pos=".2 0 0"/>'
+    '<site name="t" pos="0 0 .1" euler="0 50 10"/><body name="c" pos=".3 0 0"><joint name="n" type="ball"/>'
+    '<geom size=".08" pos=".1 .1 0"/><body name="d" pos="0 .2 0"><joint name="o" type="slide" axis="1 1 0" ref=".1" range="-.1 .3"/>'
+    '<geom size=".05"/></body></body></body>'
+)
+
+EQUALITY = {
+    name: model(_LOOP, more=f"<equality>{xml}</equality>")
+    for name, xml in {
+        "connect trees": '<connect body1="a" body2="c" anchor=".1 0 .2"/>',
+        "connect world": '<connect body1="d" anchor=".1 0 .2" solimp=".5 .9 .1"/>',
+        "connect along a chain": '<connect body1="b" body2="d" anchor=".1 0 .2"/>',
+        "connect sites": '<connect site1="s" site2="t"/>',
+        "weld trees": '<weld body1="a" body2="c" torquescale=".5"/>',
+        "weld along a chain": '<weld body1="d" body2="b" torquescale="2" anchor=".1 .2 .3"/>',
+        "weld to the world": '<weld body1="a" relpose="0 0 .2 1 .1 0 .1"/>',
+        "weld sites": '<weld site1="s" site2="t" solref="-500 -20"/>',
+        "joints": '<joint joint1="m" joint2="o" polycoef=".1 .5 .3 -.4 .2"/>',
+        "joint at a constant": '<joint joint1="m" polycoef=".3 1 0 0 0"/>',
+        "not active": '<connect body1="a" body2="c" anchor=".1 0 .2" active="false"/>',
+    }.items()
+} | {
+    "weld beside elliptic contact": rubbing(
+        model(
+            f'{FLOOR}<body name="a" pos="0 0 .1"><freejoint/><geom size=".1"/></body><body name="b" pos=".3 0 .1">'
+            '<freejoint/><geom size=".1"/></body><body pos="0 1 1"><joint name="m"/><geom size=".1" pos=".2 0 0"/></body>',
+            more='<equality><weld body1="a" body2="b"/></equality>',
+        ),
+        "elliptic",
+        3,
+    ),
+}
+
+
 def generated(seed: int) -> str:
     """A random tree of bodies with random joints, geoms, inertias and limits, some of it near the floor."""
     rng = np.random.default_rng(seed)

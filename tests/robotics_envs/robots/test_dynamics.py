@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_robots import FRICTION, JOINTS, TOUCHING, generated, model, rubbing
+from small_robots import EQUALITY, FRICTION, JOINTS, TOUCHING, generated, model, rubbing
 
 from robotics_envs.base import Env
 from robotics_envs.environments import GYM_TASKS, make_env
@@ -19,7 +19,7 @@ def _no_gradients():
         yield
 
 
-FEATURES = {**TOUCHING, **FRICTION, **JOINTS}
+FEATURES = {**TOUCHING, **FRICTION, **JOINTS, **EQUALITY}
 
 
 @pytest.mark.parametrize("xml", FEATURES.values(), ids=list(FEATURES))

@@ -4,7 +4,7 @@ import mujoco
 import numpy as np
 import pytest
 import torch
-from small_robots import FLOOR, JOINTS, TOUCHING, generated, model
+from small_robots import EQUALITY, FLOOR, JOINTS, TOUCHING, generated, model
 
 from diffsim.config import load_config
 from diffsim.rollouts.rollout import Rollout
@@ -108,7 +108,16 @@ def test_inverse_weights_are_those_that_mujoco_derives(xml):
     np.testing.assert_allclose(of_bodies, judge.body_invweight0, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("xml", [JOINTS["actuators"], JOINTS["disabled"], *map(generated, (0, 5))])
+@pytest.mark.parametrize(
+    "xml",
+    [
+        JOINTS["actuators"],
+        JOINTS["disabled"],
+        EQUALITY["weld trees"],
+        EQUALITY["joints"],
+        *map(generated, (0, 5)),
+    ],
+)
 def test_all_parameters_of_a_robot_at_once_agree_with_mujoco(xml):
     names = list(available(from_mjcf(xml, check=False).model))
     env = from_mjcf(xml, check=False, parameters=names)

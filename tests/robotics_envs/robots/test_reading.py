@@ -23,8 +23,12 @@ URDF = """<robot name="arm"><link name="base"><inertial><mass value="2"/><inerti
 
 REFUSED = {
     "equality": (
-        model(ARM, more='<equality><joint name="same" joint1="m" polycoef="0 1 0 0 0"/></equality>'),
-        "equality constraints (same): remove them",
+        model(
+            ARM,
+            more='<tendon><fixed name="rope"><joint joint="m" coef="1"/></fixed></tendon>'
+            '<equality><tendon name="taut" tendon1="rope"/></equality>',
+        ),
+        "equality constraints of tendons and flexible bodies (taut): remove them",
     ),
     "tendon": (
         model(

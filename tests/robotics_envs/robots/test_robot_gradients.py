@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_robots import FRICTION, JOINTS, TOUCHING
+from small_robots import EQUALITY, FRICTION, JOINTS, TOUCHING
 
 from robotics_envs.environments import make_env
 from robotics_envs.robots import from_mjcf
@@ -67,6 +67,9 @@ def test_tasks(name):
         FRICTION["ellipsoid, elliptic, condim 6"],
         FRICTION["capsule, pyramidal, condim 6"],
         FRICTION["elliptic, planar"],
+        EQUALITY["connect along a chain"],
+        EQUALITY["weld trees"],
+        EQUALITY["joints"],
         pytest.param(TOUCHING["two trees"], marks=pytest.mark.slow),
         *JOINTS.values(),
     ],
