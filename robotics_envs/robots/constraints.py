@@ -177,7 +177,7 @@ def _soft(
 def stiffness_of(impedance: Any, weight: Any) -> Scalar:
     """The inverse of MuJoCo's ``efc_R``, which is at least 1e-15: a body can have no inverse weight."""
     if isinstance(weight, float) and weight < _WEIGHTLESS:
-        return 1.0 / larger((1.0 - impedance) / impedance * weight, _LEAST_SOFTNESS)  # type: ignore[operator]
+        return 1.0 / larger((1.0 - impedance) / impedance * weight, _LEAST_SOFTNESS)
     return impedance / ((1.0 - impedance) * weight)
 
 

@@ -219,11 +219,11 @@ class _Reading:
         first, second = int(m.eq_obj1id[k]), int(m.eq_obj2id[k])
         kind = _EQUALITIES[int(m.eq_type[k])]
         anchors: tuple[Vector, Vector] = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
-        frames = (1.0, 0.0, 0.0, 0.0), _quaternion((1.0, 0.0, 0.0, 0.0))
-        weights = (0.0, 0.0)
+        unturned: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)
+        frames = unturned, unturned
         if kind == "joint":
             first, second = (int(m.jnt_dofadr[j]) if j >= 0 else -1 for j in (first, second))
-            weights = sum(float(m.dof_invweight0[d]) for d in (first, second) if d >= 0), 0.0
+            weights = [sum(float(m.dof_invweight0[d]) for d in (first, second) if d >= 0), 0.0]
         else:
             if int(m.eq_objtype[k]) == int(self.library.mjtObj.mjOBJ_SITE):
                 sites = first, second
@@ -237,7 +237,7 @@ class _Reading:
                     (_vector(data[3:6]), _vector(data[:3])),
                     (_quaternion(data[6:10]), frames[1]),
                 )
-            weights = tuple(sum(float(m.body_invweight0[b, i]) for b in (first, second)) for i in (0, 1))
+            weights = [sum(float(m.body_invweight0[b, i]) for b in (first, second)) for i in (0, 1)]
         return Equality(
             name=m.equality(k).name or f"equality{k}",
             kind=kind,
@@ -248,7 +248,7 @@ class _Reading:
             polynomial=tuple(float(x) for x in data[:5]) if kind == "joint" else (),
             torque_scale=float(data[10]) if kind == "weld" else 0.0,
             softness=_softness(m.eq_solref[k], m.eq_solimp[k]),
-            inverse_weights=weights,  # type: ignore[arg-type]
+            inverse_weights=(weights[0], weights[1]),
         )
 
     def _pairs(self, found: list[str]) -> list[Pair]:
