@@ -53,9 +53,13 @@ class EnvironmentRegistry(Registry):
         if isinstance(name, str) and name.startswith(ROBOTS):
             return importlib.import_module("robotics_envs.robots.names").robot_of_name(name)
         if isinstance(name, str) and name.startswith(GYM):
-            if name not in GYM_TASKS:
-                raise UnknownNameError(unknown("task of Gymnasium", name, GYM_TASKS))
-            return super().load(GYM_TASKS[name])
+            known, _, options = name.partition("?")
+            if known not in GYM_TASKS:
+                raise UnknownNameError(unknown("task of Gymnasium", known, GYM_TASKS))
+            task = super().load(GYM_TASKS[known])
+            if not options:
+                return task
+            return importlib.import_module("robotics_envs.robots.names").task_of_name(name, task)
         if not (isinstance(name, str) and name.startswith(JULIA)):
             return super().load(name)
         simulator = name.rpartition(":")[2]

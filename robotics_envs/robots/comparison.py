@@ -14,6 +14,7 @@ from robotics_envs.robots.compiling import RobotFileError, compiled, mujoco, wit
 from robotics_envs.robots.env import RobotEnv
 from robotics_envs.robots.integrators import runge_kutta
 from robotics_envs.robots.model import RobotModel
+from robotics_envs.robots.parameters import edit
 
 TOLERANCE = 1e-6
 """Relative differences above this are refused."""
@@ -75,10 +76,14 @@ def verify(env: RobotEnv, states: int = 100, seed: int = 0, tolerance: float = T
     """
     library = mujoco()
     model = converged(env.model)
+    edit(
+        env.model, model, library, {name: env.constants[name].value for name in env.model.options.parameters}
+    )
     q, v, u, touching = random_states(model, states, np.random.default_rng(seed))
     x = torch.tensor(np.concatenate((q, v), 1))
-    ours = env.rates(torch.cat((x, torch.tensor(u)), 1))[:, env.model.positions :]
-    following = _steps(env, x, torch.tensor(u))
+    controls = torch.tensor(u)
+    ours = env.rates(env.packed(x, controls, env.params(x)))[:, env.model.positions :]
+    following = _steps(env, x, controls)
     accelerations, stepped = _judge(library, model, q, v, u)
     moved = _judge(library, model, q + 1e-12, v, u)
     errors = _relative(ours.numpy(), accelerations, moved[0])
@@ -157,14 +162,14 @@ def random_states(model: Any, count: int, rng: np.random.Generator) -> tuple[Any
 
 def _steps(env: RobotEnv, x: Tensor, u: Tensor) -> Tensor:
     """One time step of the file, without kernels."""
-    h = env.model.timestep
+    h, p = env.model.timestep, env.params(x)
 
     def rates(y: Tensor) -> Tensor:
-        return env.rates(torch.cat((y, u), 1))
+        return env.rates(env.packed(y, u, p))
 
     if env.model.integrator == "RK4":
         return runge_kutta(env.model, rates, x, h)
-    return env.advanced(torch.cat((x, u, x.new_full((len(x), 1), h)), 1))
+    return env.advanced(env.packed(x, u, p, x.new_full((len(x), 1), h)))
 
 
 def _judge(library: Any, model: Any, q: Any, v: Any, u: Any) -> tuple[Any, Any]:

@@ -213,3 +213,19 @@ def margin(margins: tuple[float, float], gaps: tuple[float, float]) -> float:
     adds, takes_gap = _margin_rule()
     together = sum if adds else max
     return together(margins) - (together(gaps) if takes_gap else 0.0)
+
+
+@functools.cache
+def equality_drifts() -> bool:
+    """Whether the installed MuJoCo takes off the acceleration that motion alone gives to a connect or weld."""
+    library = mujoco()
+    model = library.MjModel.from_xml_string(
+        '<mujoco><worldbody><body name="rod"><joint axis="0 0 1"/><geom size="0.1" pos="1 0 0"/></body></worldbody>'
+        '<equality><connect body1="rod" anchor="1 0 0"/></equality></mujoco>'
+    )
+    data = library.MjData(model)
+    data.qvel[0] = 2.0
+    library.mj_forward(model, data)
+    return bool(
+        abs(float(data.efc_aref[0]) - 4.0) < 1e-9
+    )  # the centripetal acceleration of its end, 1 m · (2 rad/s)²

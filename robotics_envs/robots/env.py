@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,13 +15,16 @@ from torch import Tensor
 from robotics_envs.base import Actions, Box, Costs, Env, Params, States
 from robotics_envs.drawing import Floats, Shape, View
 from robotics_envs.robots.compiling import RobotFileError
-from robotics_envs.robots.constraints import accelerate, constraints
+from robotics_envs.robots.constraints import constraints
+from robotics_envs.robots.equality import equalities
 from robotics_envs.robots.forces import actuated, by_velocity, passive
 from robotics_envs.robots.inertia import Matrix, factor, inertia_and_bias, solve
 from robotics_envs.robots.integrators import moved, position_rates, runge_kutta, times
 from robotics_envs.robots.kernels import evaluate
 from robotics_envs.robots.kinematics import kinematics
 from robotics_envs.robots.model import Joint, Options, RobotModel
+from robotics_envs.robots.newton import accelerate
+from robotics_envs.robots.parameters import chosen, with_values
 from robotics_envs.robots.pictures import ViewOfModel, pictures
 from robotics_envs.robots.reading import read
 from robotics_envs.robots.scalars import Scalar, Vec, add, columns, is_zero, mul, stack, vadd, vsub
@@ -55,24 +60,53 @@ class RobotEnv(Env):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if "model" in vars(cls):
-            for name, value in _defaults(cls.model, vars(cls)).items():
-                if name not in vars(cls):
-                    setattr(cls, name, value)
+        if "model" not in vars(cls):
+            return
+        base: RobotModel | None = getattr(super(cls, cls), "model", None)
+        inputs = chosen(cls.model)
+        replaced = {*cls.model.options.parameters, *(base.options.parameters if base else ())}
+        cls.parameters = (*inputs, *(own for own in cls.parameters if own.name not in replaced))
+        if _same_robot(cls.model, base):
+            return  # a task whose model has other parameters as inputs keeps what it has set
+        for name, value in _defaults(cls.model, vars(cls)).items():
+            if name not in vars(cls):
+                setattr(cls, name, value)
 
-    def _accelerations(self, x: States, u: Actions) -> tuple[Vec, Vec, Vec, Matrix, list[Scalar]]:
+    def __init__(self, **parameters: Any) -> None:
+        # In TOML and after --set, env.torso.mass is a table within a table.
+        flat: dict[str, float] = {}
+        for name, value in parameters.items():
+            flat |= (
+                {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
+            )
+        super().__init__(**flat)
+
+    def _accelerations(
+        self, model: RobotModel, x: States, u: Actions
+    ) -> tuple[Vec, Vec, Vec, Matrix, list[Scalar]]:
         """Positions, velocities, controls, mass matrix and accelerations."""
-        n = self.model.positions
+        n = model.positions
         q, v, controls = columns(x[..., :n]), columns(x[..., n:]), columns(u)
-        motions = kinematics(self.model, q, v)
-        matrix, bias = inertia_and_bias(self.model, motions)
-        force = vsub(vadd(passive(self.model, q, v), actuated(self.model, q, v, controls)), bias)
-        rows = constraints(self.model, motions, q, v)
+        motions = kinematics(model, q, v)
+        matrix, bias = inertia_and_bias(model, motions)
+        force = vsub(vadd(passive(model, q, v), actuated(model, q, v, controls)), bias)
+        rows = [*equalities(model, motions, q, v), *constraints(model, motions, q, v)]
         return q, v, controls, matrix, accelerate(matrix, force, rows, x[..., 0])
+
+    def packed(self, x: States, u: Actions, p: Params, *more: Tensor) -> Tensor:
+        """States, actions, further columns and parameters side by side, as :meth:`rates` takes them."""
+        given = [p[name].expand(x.shape[:-1])[..., None] for name in self.model.options.parameters]
+        return torch.cat((x, u, *more, *given), -1)
+
+    def _unpacked(self, packed: Tensor, more: int = 0) -> tuple[RobotModel, Tensor, Tensor, Tensor]:
+        """The model with the values of parameters, states, actions and further columns."""
+        names = self.model.options.parameters
+        x, u, rest, values = packed.split((len(self.state_names), len(self.action_box), more, len(names)), -1)
+        return with_values(self.model, dict(zip(names, columns(values), strict=True))), x, u, rest
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """``[d qpos/dt, qacc]`` with the forces of constraints."""
-        return evaluate((self.model.trace_key, "dynamics"), self.rates, torch.cat((x, u), -1))
+        return evaluate((self.model.trace_key, "dynamics"), self.rates, self.packed(x, u, p))
 
     def substep(self, h: Tensor | float, x: States, u: Actions, p: Params) -> States:
         """The state after one step of ``h`` s of MuJoCo's Euler or implicitfast integrator.
@@ -81,32 +115,32 @@ class RobotEnv(Env):
         but those of inertia with respect to the velocities (implicitfast); then velocities first, positions after.
         """
         length = h if isinstance(h, Tensor) else x.new_tensor(h)
-        packed = torch.cat((x, u, length.expand(x.shape[:-1])[..., None]), -1)
+        packed = self.packed(x, u, p, length.expand(x.shape[:-1])[..., None])
         return evaluate((self.model.trace_key, "substep"), self.advanced, packed)
 
     def rates(self, packed: Tensor) -> Tensor:
-        """``dynamics`` of states and actions side by side, operation by operation, without a kernel."""
-        x, u = packed.split((len(self.state_names), len(self.action_box)), -1)
-        q, v, _, _, a = self._accelerations(x, u)
-        return stack([*position_rates(self.model, q, v), *a], x[..., 0])
+        """``dynamics`` of states, actions and parameters side by side, operation by operation, without a kernel."""
+        model, x, u, _ = self._unpacked(packed)
+        q, v, _, _, a = self._accelerations(model, x, u)
+        return stack([*position_rates(model, q, v), *a], x[..., 0])
 
     def advanced(self, packed: Tensor) -> Tensor:
-        """``substep`` of states, actions and lengths of the step side by side."""
-        x, u, length = packed.split((len(self.state_names), len(self.action_box), 1), -1)
+        """``substep`` of states, actions, lengths of the step and parameters side by side."""
+        model, x, u, length = self._unpacked(packed, more=1)
         h = length[..., 0]
-        q, v, controls, matrix, a = self._accelerations(x, u)
-        if self.model.integrator == "implicitfast":
-            slope = by_velocity(self.model, q, v, controls)
+        q, v, controls, matrix, a = self._accelerations(model, x, u)
+        if model.integrator == "implicitfast":
+            slope = by_velocity(model, q, v, controls)
         else:
-            slope = [dof.damping if self.model.implicit_damping else 0.0 for dof in self.model.dofs]
+            slope = [dof.damping if model.implicit_damping else 0.0 for dof in model.dofs]
         if not all(map(is_zero, slope)):
             damped = [list(row) for row in matrix]
             for k, damping in enumerate(slope):
                 damped[k][k] = add(damped[k][k], mul(damping, h))
             a = solve(factor(damped), times(matrix, a))
-        n = self.model.positions
+        n = model.positions
         velocities = x[..., n:] + length * stack(a, x[..., 0])
-        return torch.cat((moved(self.model, x[..., :n], length * velocities), velocities), -1)
+        return torch.cat((moved(model, x[..., :n], length * velocities), velocities), -1)
 
     def simulate(self, x: States, u: Actions, p: Params) -> States:
         """The state at the end of a control interval under ``u``, which is within its bounds."""
@@ -158,6 +192,25 @@ class RobotEnv(Env):
     def view_at(self, x: Floats) -> View:
         """``view``, gone along with a robot that can leave its place."""
         return pictures(self.model).followed(self.view, x[: self.model.positions])
+
+
+def with_parameters(task: type[RobotEnv], *names: str) -> type[RobotEnv]:
+    """A task with these physical parameters of its robot as inputs, such as ``"torso.mass"``.
+
+    Raises:
+        UnknownNameError: the robot has none of such a name; the message lists near ones.
+    """
+    model = replace(task.model, options=replace(task.model.options, parameters=names))
+    return type(
+        task.__name__, (task,), {"model": model, "__module__": task.__module__, "__doc__": task.__doc__}
+    )
+
+
+def _same_robot(model: RobotModel, other: RobotModel | None) -> bool:
+    return (
+        other is not None
+        and replace(model, options=replace(model.options, parameters=other.options.parameters)) == other
+    )
 
 
 def robot_class(source: str | Path, check: bool = True, **options: Any) -> type[RobotEnv]:

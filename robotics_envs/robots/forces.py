@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from robotics_envs.robots.model import Actuator, RobotModel
-from robotics_envs.robots.scalars import Scalar, Vec, add, both, clamp, mul, sub, where
+from robotics_envs.robots.scalars import Scalar, Vec, add, both, clamp, is_zero, mul, sub, where
 
 
 def passive(model: RobotModel, q: Vec, v: Vec) -> list[Scalar]:
     """Forces of dampers and springs, by degree of freedom."""
     force: list[Scalar] = [mul(-dof.damping, rate) for dof, rate in zip(model.dofs, v, strict=True)]
     for joint in model.joints:
-        if joint.stiffness:
+        if not is_zero(joint.stiffness):
             stretch = sub(q[joint.position], joint.rest)
             force[joint.velocity] = sub(force[joint.velocity], mul(joint.stiffness, stretch))
     return force

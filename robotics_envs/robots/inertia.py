@@ -35,7 +35,7 @@ def inertia_and_bias(model: RobotModel, motions: Motions) -> tuple[Matrix, list[
     Gravity compensation is part of the bias.
     """
     count = len(model.bodies)
-    mass: list[float] = [body.mass for body in model.bodies]
+    mass: list[Scalar] = [body.mass for body in model.bodies]
     first: list[Vec] = [(0.0, 0.0, 0.0)] * count  # mass times centre
     second: list[Matrix] = [[[0.0] * 3 for _ in range(3)] for _ in range(count)]  # inertia about the origin
     wrench: list[tuple[Vec, Vec]] = [((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))] * count
@@ -59,11 +59,11 @@ def inertia_and_bias(model: RobotModel, motions: Motions) -> tuple[Matrix, list[
                 a, v = motions.column[other]
                 matrix[k][other] = matrix[other][k] = add(dot(a, spin), dot(v, momentum))
                 other = model.dofs[other].parent
-            if model.dofs[k].armature:
+            if not is_zero(model.dofs[k].armature):
                 matrix[k][k] = add(matrix[k][k], model.dofs[k].armature)
         parent = model.bodies[b].parent
         if parent:
-            mass[parent] += mass[b]
+            mass[parent] = add(mass[parent], mass[b])
             first[parent] = vadd(first[parent], first[b])
             second[parent] = [vadd(x, y) for x, y in zip(second[parent], second[b], strict=True)]
             wrench[parent] = (
@@ -91,7 +91,7 @@ def _about_origin(model: RobotModel, motions: Motions, b: int) -> tuple[Vec, Mat
 
 
 def _wrench(
-    model: RobotModel, motions: Motions, b: int, mass: float, first: Vec, second: Matrix
+    model: RobotModel, motions: Motions, b: int, mass: Scalar, first: Vec, second: Matrix
 ) -> tuple[Vec, Vec]:
     """Torque about the origin and force that a body needs for its velocity and acceleration."""
     (w, v), (aw, av) = motions.velocity[b], motions.acceleration[b]

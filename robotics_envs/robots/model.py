@@ -23,7 +23,7 @@ class Options:
     Attributes:
         meshes: ``"drop"`` lets meshes and height fields touch nothing; they keep their mass.
         self_collisions: ``"ignore"`` lets geoms of the robot touch the world only.
-        cone: ``"pyramidal"`` replaces elliptic friction cones.
+        cone: ``"pyramidal"`` replaces elliptic friction cones, whose solution takes more and longer steps.
         condim: 3 replaces contacts with torsional or rolling friction (4 and 6) by ones that slide only.
         control_range: bounds of the controls of actuators that have none in the file.
         motors: adds a motor to every hinge and slide without an actuator; its control is the force (N, N m), up to
@@ -31,17 +31,25 @@ class Options:
         floating: frees the root body of the robot from the world.
         floor: adds the ground, a plane at height 0.
         timestep: replaces the time step of the file, in s.
+        parameters: the physical parameters that become inputs, such as ``("torso.mass", "floor.friction")``: see
+            :mod:`robotics_envs.robots.parameters`.  All others are constants of the kernel.
     """
 
     meshes: Literal["refuse", "drop"] = "refuse"
     self_collisions: Literal["keep", "ignore"] = "keep"
-    cone: Literal["refuse", "pyramidal"] = "refuse"
-    condim: Literal["refuse", 3] = "refuse"
+    cone: Literal["keep", "pyramidal"] = "keep"
+    condim: Literal["keep", 3] = "keep"
     control_range: Range | None = None
     motors: bool | float = False
     floating: bool = False
     floor: bool = False
     timestep: float | None = None
+    parameters: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = self.parameters
+        names = (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
+        object.__setattr__(self, "parameters", names)
 
 
 @dataclass(frozen=True)
@@ -84,12 +92,16 @@ class Joint:
 
 @dataclass(frozen=True)
 class Body:
-    """A rigid body; ``inertia`` is about the centre of mass, ``parent`` an index, 0 the world."""
+    """A rigid body; ``inertia`` is about the centre of mass, ``parent`` an index, 0 the world.
+
+    ``quaternion`` is the same turn as ``rotation``.
+    """
 
     name: str
     parent: int
     offset: Vector
     rotation: Matrix
+    quaternion: tuple[float, ...]
     mass: float
     centre: Vector
     inertia: Matrix
@@ -131,7 +143,11 @@ class Actuator:
 
 @dataclass(frozen=True)
 class Geom:
-    """A shape fixed to a body. ``size`` is MuJoCo's: radius and half length, half sides, half axes."""
+    """A shape fixed to a body. ``size`` is MuJoCo's: radius and half length, half sides, half axes.
+
+    ``friction`` holds its coefficients of sliding, torsional (m) and rolling (m) friction; of two geoms that touch the
+    one of the higher ``priority`` decides.
+    """
 
     name: str
     kind: Literal["plane", "sphere", "capsule", "ellipsoid", "cylinder", "box"]
@@ -139,23 +155,48 @@ class Geom:
     size: Vector
     offset: Vector
     rotation: Matrix
+    friction: Vector = (1.0, 0.005, 0.0001)
+    priority: int = 0
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two geoms that can touch, the one of the simpler kind first.
 
-    The constraint exists below the distance ``margin``.  ``friction`` is that of sliding, without effect where
-    ``dimensions`` is 1 (3 with friction).  ``inverse_weight`` is the sum of the bodies' ``body_invweight0``.
+    The constraint exists below the distance ``margin``.  ``friction`` are the coefficients of sliding, torsional and
+    rolling friction, used as far as the ``dimensions`` go: 1 is the normal, 3 has two of sliding too, 4 torsion, 6 two
+    of rolling.  ``inverse_weight`` is the sum of the bodies' ``body_invweight0``.
     """
 
     first: Geom
     second: Geom
-    dimensions: Literal[1, 3]
-    friction: float
+    dimensions: Literal[1, 3, 4, 6]
+    friction: Vector
     margin: float
     softness: Softness
     inverse_weight: float
+
+
+@dataclass(frozen=True)
+class Equality:
+    """What is held equal, softly: two points (``connect``), two frames (``weld``) or two coordinates (``joint``).
+
+    ``first`` and ``second`` are bodies, with ``anchors`` and ``frames`` (quaternions) in theirs; of joints they are
+    indices of velocities, and the first coordinate is ``polynomial`` of the second, both less those of the pose of the
+    file, or its constant if ``second`` is -1.  ``inverse_weights`` are the sums of both sides', for translation and
+    rotation.
+    """
+
+    name: str
+    kind: Literal["connect", "weld", "joint"]
+    first: int
+    second: int
+    anchors: tuple[Vector, Vector]
+    frames: tuple[tuple[float, ...], tuple[float, ...]]
+    polynomial: tuple[float, ...]
+    torque_scale: float
+    softness: Softness
+    inverse_weights: Range
 
 
 @dataclass(frozen=True)
@@ -165,7 +206,9 @@ class RobotModel:
     ``source`` is the path of the file, or its text, and ``options`` how it was read: MuJoCo makes the same model of
     them again.  ``impedance_ratio`` is MuJoCo's ``impratio``.  ``implicit_damping`` says whether the Euler integrator
     takes joint damping at the end of the step, ``shortest_time`` raises time constants of constraints to twice the
-    time step.  ``mesh_boxes`` are the bounding boxes of meshes, which are only looked at.
+    time step.  ``mesh_boxes`` are the bounding boxes of meshes, which are only looked at.  ``equality_drifts`` says
+    whether the motion that needs no acceleration counts in connected points and welded frames.  ``disabled`` are the
+    names of MuJoCo's flags of what is left out.
     """
 
     name: str
@@ -178,13 +221,17 @@ class RobotModel:
     actuators: tuple[Actuator, ...]
     geoms: tuple[Geom, ...]
     pairs: tuple[Pair, ...]
+    equalities: tuple[Equality, ...]
+    equality_drifts: bool
     gravity: Vector
     timestep: float
     integrator: Literal["Euler", "implicitfast", "RK4"]
+    cone: Literal["pyramidal", "elliptic"]
     impedance_ratio: float
     implicit_damping: bool
     shortest_time: bool
     reference: tuple[float, ...]
+    disabled: tuple[str, ...]
     mujoco_version: str
     mesh_boxes: tuple[Geom, ...] = ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from urllib.parse import parse_qsl
 from lazy_registry.registry import UnknownNameError, unknown
 from robotics_envs.environments import robot_file
 from robotics_envs.robots.compiling import RobotFileError
-from robotics_envs.robots.env import RobotEnv, robot_class, urdf_class
+from robotics_envs.robots.env import RobotEnv, robot_class, urdf_class, with_parameters
 from robotics_envs.robots.model import Options
 
 
@@ -31,9 +32,21 @@ def robot_of_name(name: str) -> type[RobotEnv]:
     return made
 
 
-def _options(name: str) -> list[tuple[str, str]]:
+def task_of_name(name: str, task: type[RobotEnv]) -> type[RobotEnv]:
+    """A task whose robot has parameters as inputs: ``"gym:Hopper-v5?parameters=torso.mass,floor.friction"``.
+
+    Raises:
+        UnknownNameError: there is no such option or parameter.
+    """
+    options = dict(_options(name, ("parameters",)))
+    made = with_parameters(task, *_value(name, "parameters", options.get("parameters", "")))
+    made.registry_name = name
+    return made
+
+
+def _options(name: str, known: Sequence[str] | None = None) -> list[tuple[str, str]]:
     pairs = parse_qsl(name.partition("?")[2], keep_blank_values=True)
-    known = [field.name for field in fields(Options)]
+    known = [field.name for field in fields(Options)] if known is None else known
     for key, _ in pairs:
         if key not in known:
             raise UnknownNameError(unknown("option of a robot's file", key, known))
@@ -43,7 +56,7 @@ def _options(name: str) -> list[tuple[str, str]]:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "meshes": ("refuse", "drop"),
     "self_collisions": ("keep", "ignore"),
-    "cone": ("refuse", "pyramidal"),
+    "cone": ("keep", "pyramidal"),
 }
 
 
@@ -53,6 +66,8 @@ def _value(name: str, key: str, text: str) -> Any:
         if text not in _CHOICES[key]:
             raise RobotFileError(f"{name}: {key} is {' or '.join(_CHOICES[key])}, got {text!r}")
         return text
+    if key == "parameters":
+        return tuple(part for part in text.split(",") if part)
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:

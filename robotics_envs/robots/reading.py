@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robotics_envs.robots.compiling import RobotFileError, compiled, margin, mujoco
+from robotics_envs.robots.compiling import RobotFileError, compiled, equality_drifts, margin, mujoco
 from robotics_envs.robots.model import (
     Actuator,
     Body,
     Dof,
+    Equality,
     Geom,
     Joint,
     Limit,
@@ -25,8 +26,10 @@ from robotics_envs.robots.model import (
     Softness,
     Vector,
 )
+from robotics_envs.robots.parameters import LEAST_FRICTION, chosen
 from robotics_envs.robots.refusals import refusals
 
+_EQUALITIES: dict[int, Literal["connect", "weld", "joint"]] = {0: "connect", 1: "weld", 2: "joint"}
 _JOINTS: dict[int, Literal["free", "ball", "slide", "hinge"]] = {0: "free", 1: "ball", 2: "slide", 3: "hinge"}
 _GEOMS: dict[int, str] = {
     **{0: "plane", 1: "height field", 2: "sphere", 3: "capsule", 4: "ellipsoid", 5: "cylinder", 6: "box"},
@@ -79,7 +82,7 @@ class _Reading:
         }
         gravity = (0.0, 0.0, 0.0) if "GRAVITY" in self.disabled else _vector(m.opt.gravity)
         geoms = [self._geom(g) for g in range(m.ngeom) if _GEOMS[int(m.geom_type[g])] in _SHAPES]
-        return RobotModel(
+        made = RobotModel(
             name=self._name(),
             source=self.source,
             options=self.options,
@@ -90,18 +93,24 @@ class _Reading:
             actuators=() if "ACTUATION" in self.disabled else tuple(map(self._actuator, range(m.nu))),
             geoms=tuple(geoms),
             pairs=tuple(pairs),
+            equalities=self._equalities(),
+            equality_drifts=equality_drifts(),
             gravity=gravity,
             timestep=float(m.opt.timestep),
             integrator=integrators[int(m.opt.integrator)],
+            cone="pyramidal" if m.opt.cone == 0 else "elliptic",
             impedance_ratio=float(m.opt.impratio),
             implicit_damping="EULERDAMP" not in self.disabled,
             shortest_time="REFSAFE" not in self.disabled,
             reference=tuple(float(x) for x in m.qpos0),
+            disabled=tuple(sorted(self.disabled)),
             mujoco_version=self.library.__version__,
             mesh_boxes=tuple(
                 self._mesh_box(g) for g in range(m.ngeom) if _GEOMS[int(m.geom_type[g])] == "mesh"
             ),
         )
+        chosen(made)
+        return made
 
     def _shown(self) -> str:
         return "the text" if self.source.lstrip().startswith("<") else self.source
@@ -124,6 +133,7 @@ class _Reading:
             parent=int(m.body_parentid[b]),
             offset=_vector(m.body_pos[b]),
             rotation=_rotation(m.body_quat[b]),
+            quaternion=_quaternion(m.body_quat[b]),
             mass=float(m.body_mass[b]),
             centre=_vector(m.body_ipos[b]),
             inertia=_matrix(inertia),
@@ -172,7 +182,7 @@ class _Reading:
         gain, bias = (_vector(prm[k, :3]) for prm in (m.actuator_gainprm, m.actuator_biasprm))
         clamped = m.actuator_ctrllimited[k] and "CLAMPCTRL" not in self.disabled
         return Actuator(
-            name=m.actuator(k).name or m.joint(j).name or f"actuator{k}",
+            name=self._actuator_name(k, j),
             joint=m.joint(j).name or f"joint{j}",
             position=int(m.jnt_qposadr[j]),
             velocity=int(m.jnt_dofadr[j]),
@@ -183,6 +193,12 @@ class _Reading:
             force_range=_range(m.actuator_forcerange[k]) if m.actuator_forcelimited[k] else None,
         )
 
+    def _actuator_name(self, k: int, j: int) -> str:
+        """Its name, or its joint's where it is the only one there."""
+        m = self.m
+        alone = sum(int(m.actuator_trnid[i, 0]) == j for i in range(m.nu)) == 1
+        return m.actuator(k).name or (m.joint(j).name if alone else "") or f"actuator{k}"
+
     def _geom(self, g: int) -> Geom:
         m = self.m
         return Geom(
@@ -192,6 +208,51 @@ class _Reading:
             size=_vector(m.geom_size[g]),
             offset=_vector(m.geom_pos[g]),
             rotation=_rotation(m.geom_quat[g]),
+            friction=_vector(m.geom_friction[g]),
+            priority=int(m.geom_priority[g]),
+        )
+
+    def _equalities(self) -> tuple[Equality, ...]:
+        """Those that are active; MuJoCo changes that only if it is told to."""
+        if "EQUALITY" in self.disabled or "CONSTRAINT" in self.disabled:
+            return ()
+        return tuple(self._equality(k) for k in range(self.m.neq) if self.m.eq_active0[k])
+
+    def _equality(self, k: int) -> Equality:
+        m, data = self.m, self.m.eq_data[k]
+        first, second = int(m.eq_obj1id[k]), int(m.eq_obj2id[k])
+        kind = _EQUALITIES[int(m.eq_type[k])]
+        anchors: tuple[Vector, Vector] = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
+        unturned: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)
+        frames = unturned, unturned
+        if kind == "joint":
+            first, second = (int(m.jnt_dofadr[j]) if j >= 0 else -1 for j in (first, second))
+            weights = [sum(float(m.dof_invweight0[d]) for d in (first, second) if d >= 0), 0.0]
+        else:
+            if int(m.eq_objtype[k]) == int(self.library.mjtObj.mjOBJ_SITE):
+                sites = first, second
+                first, second = (int(m.site_bodyid[s]) for s in sites)
+                anchors = _vector(m.site_pos[sites[0]]), _vector(m.site_pos[sites[1]])
+                frames = _quaternion(m.site_quat[sites[0]]), _quaternion(m.site_quat[sites[1]])
+            elif kind == "connect":
+                anchors = _vector(data[:3]), _vector(data[3:6])
+            else:
+                anchors, frames = (
+                    (_vector(data[3:6]), _vector(data[:3])),
+                    (_quaternion(data[6:10]), frames[1]),
+                )
+            weights = [sum(float(m.body_invweight0[b, i]) for b in (first, second)) for i in (0, 1)]
+        return Equality(
+            name=m.equality(k).name or f"equality{k}",
+            kind=kind,
+            first=first,
+            second=second,
+            anchors=anchors,
+            frames=frames,
+            polynomial=tuple(float(x) for x in data[:5]) if kind == "joint" else (),
+            torque_scale=float(data[10]) if kind == "weld" else 0.0,
+            softness=_softness(m.eq_solref[k], m.eq_solimp[k]),
+            inverse_weights=(weights[0], weights[1]),
         )
 
     def _mesh_box(self, g: int) -> Geom:
@@ -202,7 +263,7 @@ class _Reading:
 
     def _pairs(self, found: list[str]) -> list[Pair]:
         """The pairs of geoms that can touch; what is refused among them goes to ``found``."""
-        pairs, unknown, friction = [], [], []
+        pairs, unknown = [], []
         m = self.m
         for a in range(m.ngeom):
             for b in range(a + 1, m.ngeom):
@@ -215,10 +276,6 @@ class _Reading:
                 if kinds not in TOUCHING:
                     unknown.append((first, second))
                     continue
-                condim = self._mixed(first, second)[3]
-                if condim not in (1, 3):
-                    friction.append((first, second))
-                    continue
                 pairs.append(self._pair(first, second))
         if unknown:
             moving = [m.body_weldid[m.geom_bodyid[g]] != 0 for pair in unknown for g in pair]
@@ -230,13 +287,6 @@ class _Reading:
                 "touch planes",
             ]
             found.append(f"contacts between {self._listed(unknown)}: {', '.join(advice)}")
-        if friction:
-            found.append(
-                f"torsional or rolling friction (condim 4, 6) of {self._listed(friction)}: condim=3 lets them "
-                "slide only"
-            )
-        if pairs and any(pair.dimensions > 1 for pair in pairs) and m.opt.cone != 0:
-            found.append('elliptic friction cones: cone="pyramidal" replaces them by MuJoCo\'s pyramids')
         return pairs
 
     def _listed(self, pairs: Sequence[tuple[int, int]]) -> str:
@@ -265,12 +315,12 @@ class _Reading:
         parents = [int(m.body_weldid[m.body_parentid[body]]) for body in (first, second)]
         return first != parents[1] and second != parents[0]
 
-    def _mixed(self, a: int, b: int) -> tuple[Any, Any, float, int]:
-        """Solver parameters, sliding friction and condim of a contact."""
+    def _mixed(self, a: int, b: int) -> tuple[Any, Any, Vector, int]:
+        """Solver parameters, coefficients of friction and condim of a contact."""
         m = self.m
         if m.geom_priority[a] != m.geom_priority[b]:
             g = a if m.geom_priority[a] > m.geom_priority[b] else b
-            return m.geom_solref[g], m.geom_solimp[g], float(m.geom_friction[g, 0]), int(m.geom_condim[g])
+            return m.geom_solref[g], m.geom_solimp[g], _friction(m.geom_friction[g]), int(m.geom_condim[g])
         weights = float(m.geom_solmix[a]), float(m.geom_solmix[b])
         least = 1e-15
         if min(weights) >= least:
@@ -282,7 +332,7 @@ class _Reading:
         else:
             solref = np.minimum(m.geom_solref[a], m.geom_solref[b])
         solimp = share * m.geom_solimp[a] + (1 - share) * m.geom_solimp[b]
-        friction = max(float(m.geom_friction[g, 0]) for g in (a, b))
+        friction = _friction(np.maximum(m.geom_friction[a], m.geom_friction[b]))
         return solref, solimp, friction, int(max(m.geom_condim[a], m.geom_condim[b]))
 
     def _pair(self, a: int, b: int) -> Pair:
@@ -321,6 +371,10 @@ def _matrix(x: Any) -> Matrix:
     return a, b, c  # type: ignore[return-value]
 
 
+def _quaternion(x: Any) -> tuple[float, ...]:
+    return tuple(_snap(v) for v in np.asarray(x, float) / np.linalg.norm(x))
+
+
 def _rotation(quaternion: Any) -> Matrix:
     w, x, y, z = np.asarray(quaternion, float) / np.linalg.norm(quaternion)
     rows = [
@@ -329,6 +383,10 @@ def _rotation(quaternion: Any) -> Matrix:
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ]
     return _matrix([[_snap(v) for v in row] for row in rows])
+
+
+def _friction(coefficients: Any) -> Vector:
+    return _vector(np.maximum(coefficients, LEAST_FRICTION))
 
 
 def _range(x: Any) -> Range:

@@ -74,10 +74,12 @@ def _whole_model(library: Any, model: Any) -> list[str]:
     ):
         if getattr(model, attribute, 0):
             found.append(f"{getattr(model, attribute)} {what}: {advice}")
-    if model.neq:
+    known = _values(library.mjtEq, "mjEQ_CONNECT", "mjEQ_WELD", "mjEQ_JOINT")
+    other = [k for k in range(model.neq) if int(model.eq_type[k]) not in known]
+    if other:
         found.append(
-            f"equality constraints ({_named(model, 'equality', range(model.neq))}): remove them, or model the "
-            "closed chain as a tree with an actuator or a spring"
+            f"equality constraints of tendons and flexible bodies ({_named(model, 'equality', other)}): remove them, "
+            "or use connect, weld or joint"
         )
     if model.npair:
         found.append(

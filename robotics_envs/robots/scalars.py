@@ -102,6 +102,19 @@ def clamp(a: Scalar, low: float, high: float) -> Scalar:
     return a.clamp(low, high) if isinstance(a, Tensor) else min(max(a, low), high)
 
 
+def larger(a: Scalar, b: Scalar) -> Scalar:
+    """The larger of two; where they are equal, each gets half of the gradient."""
+    if isinstance(a, Tensor):
+        return torch.maximum(a, b) if isinstance(b, Tensor) else a.clamp_min(b)
+    return b.clamp_min(a) if isinstance(b, Tensor) else max(a, b)
+
+
+def sine_and_cosine(angle: Scalar) -> tuple[Scalar, Scalar]:
+    if isinstance(angle, Tensor):
+        return torch.sin(angle), torch.cos(angle)
+    return math.sin(angle), math.cos(angle)
+
+
 def absolute(a: Scalar) -> Scalar:
     return a.abs() if isinstance(a, Tensor) else abs(a)
 
@@ -133,12 +146,6 @@ def both(a: Any, b: Any) -> Any:
     if isinstance(b, bool):
         return a if b else False
     return a & b
-
-
-def sine_and_cosine(a: Scalar) -> tuple[Scalar, Scalar]:
-    if isinstance(a, float):
-        return math.sin(a), math.cos(a)
-    return torch.sin(a), torch.cos(a)
 
 
 def inverse_length(square: Scalar, least: float = 1e-24) -> Scalar:

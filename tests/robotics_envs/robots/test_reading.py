@@ -23,8 +23,12 @@ URDF = """<robot name="arm"><link name="base"><inertial><mass value="2"/><inerti
 
 REFUSED = {
     "equality": (
-        model(ARM, more='<equality><joint name="same" joint1="m" polycoef="0 1 0 0 0"/></equality>'),
-        "equality constraints (same): remove them",
+        model(
+            ARM,
+            more='<tendon><fixed name="rope"><joint joint="m" coef="1"/></fixed></tendon>'
+            '<equality><tendon name="taut" tendon1="rope"/></equality>',
+        ),
+        "equality constraints of tendons and flexible bodies (taut): remove them",
     ),
     "tendon": (
         model(
@@ -53,14 +57,6 @@ REFUSED = {
     ),
     "fluid": (model(ARM, option='density="1.2"'), "a fluid: remove density"),
     "integrator": (model(ARM, option='integrator="implicit"'), "the integrator mjINT_IMPLICIT: set"),
-    "elliptic": (
-        model(f'{FLOOR}{ARM}<body><freejoint/><geom size=".1"/></body>', option='cone="elliptic"'),
-        'elliptic friction cones: cone="pyramidal"',
-    ),
-    "rolling": (
-        model(f'{FLOOR}{ARM}<body><freejoint/><geom name="ball" size=".1" condim="6"/></body>'),
-        "torsional or rolling friction (condim 4, 6) of floor (plane) and ball (sphere): condim=3",
-    ),
     "boxes": (
         model(
             f'{ARM}<body><freejoint/><geom name="a" type="box" size=".1 .1 .1"/></body><geom name="b" type="box" size="1 1 1"/>'
@@ -141,10 +137,13 @@ def test_options_take_away_what_is_refused():
     )
     with pytest.raises(RobotFileError, match='self_collisions="ignore"'):
         read(model(both, option='cone="elliptic"'))
+    kept = from_mjcf(model(both, option='cone="elliptic"'), self_collisions="ignore", check=False).model
+    assert {pair.first.kind for pair in kept.pairs} == {"plane"}
+    assert (kept.cone, sorted(pair.dimensions for pair in kept.pairs)) == ("elliptic", [3, 3, 4])
     env = from_mjcf(
         model(both, option='cone="elliptic"'), self_collisions="ignore", cone="pyramidal", condim=3
     )
-    assert {pair.first.kind for pair in env.model.pairs} == {"plane"}
+    assert env.model.cone == "pyramidal"
     assert all(pair.dimensions == 3 for pair in env.model.pairs)
 
 

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from small_robots import JOINTS, TOUCHING
+from small_robots import FRICTION, JOINTS, TOUCHING
 
 from diffsim.assembly import assemble
 from diffsim.config import load_config
@@ -12,7 +12,11 @@ from diffsim.rollouts.rollout import Rollout
 from robotics_envs.robots import from_mjcf, kernels
 
 
-@pytest.mark.parametrize("xml", [JOINTS["dry friction"], TOUCHING["sphere"]], ids=["dry friction", "contact"])
+@pytest.mark.parametrize(
+    "xml",
+    [JOINTS["dry friction"], TOUCHING["sphere"], FRICTION["sphere, elliptic, condim 3"]],
+    ids=["dry friction", "contact", "elliptic"],
+)
 def test_a_compiled_rollout_is_the_stepped_one(xml, caplog):
     env = from_mjcf(xml, check=False)
     torch.manual_seed(0)

@@ -1,0 +1,232 @@
+"""MuJoCo's soft constraints solved to the end by Newton steps.
+
+The acceleration ``a`` minimises ``½ (a - a0)ᵀ M (a - a0) + Σ s(J a - a_ref)``, where every row s is a quadratic on one
+side (limits, contacts), on both (equality), or one that turns linear (dry friction): MuJoCo's documentation, chapter
+Computation.  A full Newton step is exact as soon as it finds the rows that are active, so that a few steps solve the
+problem to rounding.  Elliptic friction cones are not quadratic: :mod:`robotics_envs.robots.cones`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from robotics_envs.robots.cones import conic_step
+from robotics_envs.robots.inertia import Matrix, factor, solve
+from robotics_envs.robots.rows import Cone, Constraint, Row
+from robotics_envs.robots.scalars import (
+    Scalar,
+    Vec,
+    absolute,
+    add,
+    columns,
+    dot,
+    mul,
+    neg,
+    stack,
+    sub,
+    total,
+    where,
+)
+from solvers.compiler.fixed_point import fixed_point
+
+MOST_STEPS = 40
+"""Newton steps at most; few states need more than five (docs/robots.md)."""
+
+_FULL_STEPS = 6
+"""After so many, every other step is half of one: full steps alone can go round in circles."""
+
+
+def accelerate(
+    matrix: Matrix,
+    force: Sequence[Scalar],
+    rows: Sequence[Constraint | Cone],
+    like: Tensor,
+    most: int = MOST_STEPS,
+) -> list[Scalar]:
+    """Accelerations of ``M a = force + constraint forces``; ``like [B]`` is a tensor of their dtype.
+
+    The gradient is that of the last Newton step at the solution, which is exact: rows stay active or not.
+    """
+    if not rows:
+        return solve(factor(matrix), force)
+    n = len(force)
+    given, unpack = _packed(matrix, force, rows)
+    if any(isinstance(row, Cone) for row in rows):
+        return columns(fixed_point(_conic(unpack), given.new_zeros(*like.shape, n + 1), given, most))[:n]
+    rubbing = [row for row in rows if isinstance(row, Constraint) and row.bound is not None]
+    # After the accelerations: on which side of its rows with dry friction the last step was, and the count of steps,
+    # which is -1 once settled.
+    start = given.new_zeros(*like.shape, n + len(rubbing) + 1)
+    tolerance = 64 * torch.finfo(like.dtype).eps
+
+    def step(x: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
+        known_matrix, known_force, known_rows = unpack(packed)
+        *state, count = columns(x)
+        a, before = state[:n], iter(state[n:])
+        is_first, is_half = count == 0, _is_half(count)
+        sides = [
+            _pushing(row, a, is_first) if row.bound is None else [_slip(row, a, is_first, next(before))]
+            for row in known_rows
+        ]
+        full, moving = _newton(known_matrix, known_force, known_rows, sides, tolerance)
+        following = [where(is_half, 0.5 * (old + new), new) for old, new in zip(a, full, strict=True)]
+        following += [side[0] for row, side in zip(known_rows, sides, strict=True) if row.bound is not None]
+        moving = where(is_half, 1.0, moving, like=count)
+        next_count = where(moving == 0, -1.0, count + 1)
+        return stack([*following, next_count], x[..., 0]), stack([moving], x[..., 0])[..., 0]
+
+    return columns(fixed_point(step, start, given, most))[:n]
+
+
+def _conic(unpack: Callable[[Tensor], Any]) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The step of a problem with elliptic cones; the state is the accelerations and the count of steps."""
+
+    def step(x: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
+        *a, count = columns(x)
+        matrix, force, rows = unpack(packed)
+        following, settled = conic_step(matrix, force, rows, a, count)
+        next_count = where((settled == 1) | (count < 0), -1.0, count + 1)
+        return stack([*following, next_count], x[..., 0]), stack([1.0 - settled], x[..., 0])[..., 0]
+
+    return step
+
+
+def _is_half(count: Any) -> Any:
+    half = 0.5 * count
+    return (count >= _FULL_STEPS) & (half == torch.floor(half))
+
+
+def _newton(
+    matrix: Matrix, force: list[Scalar], rows: list[Constraint], sides: list[list[Any]], tolerance: float
+) -> tuple[list[Scalar], Scalar]:
+    """The acceleration where every row is on its side, and a number that is not zero where some are not, then."""
+    hessian, right = [list(row) for row in matrix], list(force)
+    for row, side in zip(rows, sides, strict=True):
+        _add_row(hessian, right, row, side)
+    following = solve(factor(hessian), right)
+    moving = total(_changed(row, following, side, tolerance) for row, side in zip(rows, sides, strict=True))
+    return following, moving
+
+
+def _lack(row: Constraint, a: Vec) -> list[tuple[Scalar, Scalar]]:
+    """By edge: its acceleration less the reference, and the reference."""
+    along = [total(mul(x, a[k]) for k, x in basis.items()) for basis in row.basis]
+    lacks = []
+    for weights, _ in row.edges:
+        reference = sub(row.pull, mul(row.damping, dot(weights, row.velocity)))
+        lacks.append((sub(dot(weights, along), reference), reference))
+    return lacks
+
+
+def _pushing(row: Constraint, a: Vec, is_first: Any) -> list[Any]:
+    """By edge, whether it acts; in the first step all do."""
+    return [row.always or is_first | (lack < 0) for lack, _ in _lack(row, a)]
+
+
+def _friction_force(row: Constraint, a: Vec) -> Any:
+    """The force of dry friction if it were not bounded."""
+    ((lack, _),) = _lack(row, a)
+    return neg(mul(row.stiffness, lack))
+
+
+def _slip(row: Constraint, a: Vec, is_first: Any, before: Scalar) -> Scalar:
+    """The sign of the force of dry friction that slides, 0 where it sticks.
+
+    A row that would go from one bound of its force to the other sticks first: between the bounds is little room.
+    """
+    force = _friction_force(row, a)
+    side = where(force >= row.bound, 1.0, where(force <= -row.bound, -1.0, 0.0, force), force)  # type: ignore[operator]
+    return where(is_first | (mul(side, before) < 0), 0.0, side)
+
+
+def _add_row(hessian: Matrix, right: list[Scalar], row: Constraint, sides: list[Any]) -> None:
+    """``H x = force + Σ Jᵀ D (a_ref)`` over the active rows, with ``H = M + Σ Jᵀ D J``."""
+    count = len(row.basis)
+    inner: Matrix = [[0.0] * count for _ in range(count)]
+    pulls: list[Scalar] = [0.0] * count
+    for (weights, many), side in zip(row.edges, sides, strict=True):
+        is_active = side if row.bound is None else side == 0
+        reference = sub(row.pull, mul(row.damping, dot(weights, row.velocity)))
+        like = next(speed for speed in row.velocity if isinstance(speed, Tensor))
+        stiffness = where(is_active, mul(float(many), row.stiffness), 0.0, like=like)
+        push = mul(stiffness, reference)
+        if row.bound is not None:
+            push = where(is_active, push, mul(row.bound, side))
+        for i in range(count):
+            pulls[i] = add(pulls[i], mul(weights[i], push))
+            for j in range(i + 1):
+                inner[i][j] = add(inner[i][j], mul(mul(weights[i], weights[j]), stiffness))
+    for i, basis in enumerate(row.basis):
+        spread: Row = {}
+        for j, other in enumerate(row.basis):
+            factor_ij = inner[i][j] if j <= i else inner[j][i]
+            for k, y in other.items():
+                spread[k] = add(spread.get(k, 0.0), mul(factor_ij, y))
+        for k, x in basis.items():
+            right[k] = add(right[k], mul(x, pulls[i]))
+            for other_k, y in spread.items():
+                if other_k <= k:
+                    hessian[k][other_k] = add(hessian[k][other_k], mul(x, y))
+
+
+def _changed(row: Constraint, a: Vec, sides: list[Any], tolerance: float) -> Scalar:
+    """How many edges are on the other side at ``a``; those at the very border, and absent rows, do not count."""
+    if row.bound is not None:
+        force = _friction_force(row, a)
+        # From the middle of the side that it is on: within one bound where it sticks, beyond where it slides.
+        (side,) = sides
+        room = where(side == 0, row.bound - absolute(force), mul(side, force) - row.bound)
+        return where(room < -tolerance * row.bound, 1.0, 0.0, force)
+    if row.always:
+        return 0.0
+    found: Scalar = 0.0
+    for (lack, reference), is_active in zip(_lack(row, a), sides, strict=True):
+        far = absolute(lack) > mul(tolerance, add(1.0, absolute(reference)))
+        changed = _differ(lack < 0, is_active) & far
+        if isinstance(row.stiffness, Tensor):
+            changed = changed & (row.stiffness > 0)
+        found = add(found, where(changed, 1.0, 0.0, a[0]))
+    return found
+
+
+def _differ(a: Any, b: Any) -> Any:
+    return (a & ~b) | (~a & b)
+
+
+def _packed(
+    matrix: Matrix, force: Sequence[Scalar], rows: Sequence[Constraint | Cone]
+) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """The tensors of a problem as one ``[B, k]``, and the way back; equal tensors are packed once."""
+    # Below the diagonal only: the other half is equal.
+    lower = [[x if j <= i else 0.0 for j, x in enumerate(row)] for i, row in enumerate(matrix)]
+    kinds = [type(row) for row in rows]
+    listed = [tuple(getattr(row, field.name) for field in fields(row)) for row in rows]
+    leaves, shape = tree_flatten((lower, list(force), listed))
+    order: dict[int, int] = {}
+    tensors: list[Tensor] = []
+    places: list[int | None] = []
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            places.append(None)
+            continue
+        if id(leaf) not in order:
+            order[id(leaf)] = len(tensors)
+            tensors.append(leaf)
+        places.append(order[id(leaf)])
+    given = torch.stack(tensors, -1)
+
+    def unpack(packed: Tensor) -> Any:
+        values = columns(packed)
+        filled = [
+            leaf if place is None else values[place] for leaf, place in zip(leaves, places, strict=True)
+        ]
+        known_matrix, known_force, known = tree_unflatten(filled, shape)
+        return known_matrix, known_force, [kind(*row) for kind, row in zip(kinds, known, strict=True)]
+
+    return given, unpack

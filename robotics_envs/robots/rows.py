@@ -1,0 +1,48 @@
+"""Constraints as rows on the accelerations, ready for a solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robotics_envs.robots.scalars import Scalar
+
+Row = dict[int, Scalar]
+"""A row of a Jacobian: what is not zero, by degree of freedom."""
+
+
+@dataclass
+class Constraint:
+    """Rows that share a stiffness: edges of a friction pyramid, each a sum of ``basis`` rows with given weights.
+
+    Row e has the reference acceleration ``pull - damping · velocity``, and the force ``stiffness`` times what its
+    acceleration lacks of that; ``stiffness`` is 0 where the constraint is absent.  ``edges`` are the weights, and how
+    many rows have them.  ``bound`` is the largest force of dry friction, which acts both ways.  Rows of equality
+    constraints act ``always``, both ways too.
+    """
+
+    basis: list[Row]
+    velocity: list[Scalar]
+    stiffness: Scalar
+    pull: Scalar
+    damping: float
+    edges: list[tuple[tuple[Scalar, ...], int]]
+    bound: Scalar | None = None
+    always: bool = False
+
+
+@dataclass
+class Cone:
+    """A contact with an elliptic cone: the normal row, then those of friction, with their coefficients.
+
+    The normal row has the reference acceleration ``pull - damping · velocity``, the others without ``pull``;
+    ``stiffness`` is that of the normal row, 0 where there is no contact.  ``mu`` is the coefficient of the regularised
+    cone, ``friction / sqrt(impratio)``.
+    """
+
+    basis: list[Row]
+    velocity: list[Scalar]
+    stiffness: Scalar
+    pull: Scalar
+    damping: float
+    friction: list[Scalar]
+    mu: Scalar
