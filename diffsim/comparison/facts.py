@@ -294,9 +294,10 @@ def changes_table(questions: Sequence[Question]) -> Table:
 def settings_table(comparison: Comparison, contender: ContenderView) -> Table | None:
     """The settings of a contender; where runs differ, every value."""
     found: dict[str, list[str]] = {}
-    records = [r for r in comparison.records if r.contender == contender.name]
-    for record in records:
-        for key, value in _flat(record.settings):
+    # Runs of a suite share the table itself.
+    tables = {id(r.settings): r.settings for r in comparison.records if r.contender == contender.name}
+    for table in tables.values():
+        for key, value in _flat(table):
             values = found.setdefault(key, [])
             if value not in values:
                 values.append(value)

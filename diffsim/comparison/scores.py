@@ -98,6 +98,15 @@ class TaskData:
 
     def records(self, contender: str) -> list[Record]:
         """The ended runs of a contender that know the axis, and the failed ones unless they are left out."""
+        if contender not in self._read:
+            self._read[contender] = self._records(contender)
+        return self._read[contender]
+
+    @functools.cached_property
+    def _read(self) -> dict[str, list[Record]]:
+        return {}
+
+    def _records(self, contender: str) -> list[Record]:
         failed_too = self.rules.failed != "left out"
         return [
             record
@@ -150,8 +159,14 @@ class TaskData:
 
     def scores(self, contender: str, normalise: bool = False) -> Floats:
         """The score of every run at :meth:`end`, ``[runs]``."""
-        found = [self.score(record, self.end()) for record in self.records(contender)]
-        return self._normalised(np.array(found, dtype=np.float64), normalise)
+        if contender not in self._scores:
+            found = [self.score(record, self.end()) for record in self.records(contender)]
+            self._scores[contender] = np.array(found, dtype=np.float64)
+        return self._normalised(self._scores[contender], normalise)
+
+    @functools.cached_property
+    def _scores(self) -> dict[str, Floats]:
+        return {}
 
     def score(self, record: Record, amount: float) -> float:
         """The score of a run at ``amount`` of the axis."""

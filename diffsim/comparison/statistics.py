@@ -25,6 +25,8 @@ Scores = Sequence[ArrayLike]
 """One array ``[runs]`` a task."""
 
 CONFIDENCE, RESAMPLES = 0.95, 2000
+_FEW_PAIRS = 2500
+"""Up to so many it is faster to compare each than to rank."""
 
 
 # -- statistics of one contender: functions of samples and an axis, as scipy.stats.bootstrap calls them ---------------
@@ -65,13 +67,21 @@ def performance_profile(scores: Scores, taus: ArrayLike) -> Floats:
 
 def superiority(x: ArrayLike, y: ArrayLike, axis: int = -1) -> Any:
     """P(X > Y) + P(X = Y) / 2 of one task: the Mann-Whitney U of x over the number of pairs."""
-    a, b = (
-        np.moveaxis(np.asarray(x), axis, -1)[..., :, None],
-        np.moveaxis(np.asarray(y), axis, -1)[..., None, :],
-    )
-    # Counts of pairs are whole numbers, and exact.
-    pairs = a.shape[-2] * b.shape[-1]
-    return (2 * (a > b).sum(axis=(-2, -1)) + (a == b).sum(axis=(-2, -1))) / (2 * pairs)
+    a, b = (np.moveaxis(np.asarray(values), axis, -1) for values in (x, y))
+    runs, others = a.shape[-1], b.shape[-1]
+    if runs * others <= _FEW_PAIRS:
+        first, second = a[..., :, None], b[..., None, :]
+        # Counts of pairs are whole numbers, and exact.
+        doubled = 2 * (first > second).sum(axis=(-2, -1)) + (first == second).sum(axis=(-2, -1))
+    else:
+        from scipy import stats
+
+        alike = np.broadcast_shapes(a.shape[:-1], b.shape[:-1])
+        both = [np.broadcast_to(values, (*alike, values.shape[-1])) for values in (a, b)]
+        # From ranks, which are halves of whole numbers, and exact too.
+        ranks = stats.rankdata(np.concatenate(both, -1), axis=-1)[..., :runs]
+        doubled = 2 * ranks.sum(-1) - runs * (runs + 1)
+    return doubled / (2 * runs * others)
 
 
 def mean_superiority(*samples: ArrayLike, axis: int = -1) -> Any:

@@ -38,11 +38,13 @@ def test_the_numbers_are_those_of_rliable(name):
 
 def test_superiority_is_mann_whitney():
     rng = np.random.default_rng(3)
-    for n, m in ((10, 10), (5, 9), (1, 4)):
+    for n, m in ((10, 10), (5, 9), (1, 4), (80, 60), (3, 2000)):  # the last ones by ranks
         x, y = rng.integers(0, 5, n).astype(float), rng.integers(0, 5, m).astype(float)
         expected = stats.mannwhitneyu(x, y).statistic / (n * m)
         assert statistics.superiority(x, y) == pytest.approx(expected, abs=1e-15)
         assert statistics.superiority(x, y) + statistics.superiority(y, x) == pytest.approx(1, abs=1e-15)
+        several = statistics.superiority(np.stack((x, x + 1, x - 9)), y)
+        assert several.tolist() == [statistics.superiority(x + by, y) for by in (0, 1, -9)]
 
 
 def samples(seed=0, runs=10, tasks=3):
