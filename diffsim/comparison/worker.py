@@ -191,7 +191,10 @@ class _Work:
                 "revision": self.settings["revision"],
             },
         )
-        records.write_record(record_path(self.plan.root, self.run), record)
+        path = record_path(self.plan.root, self.run)
+        records.write_record(path, record)
+        for left in path.parent.glob(f".*-{path.name}"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         note(self.folder, cause, reason or status, error, row=row_of(record))
         return DONE if cause == "done" else RUN_FAILED
 

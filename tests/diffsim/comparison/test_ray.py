@@ -72,7 +72,7 @@ def test_the_run_of_a_killed_worker_begins_again_and_the_others_do_not(tmp_path)
         driver.kill()
         driver.communicate()
     assert driver.returncode == 0, printed
-    assert "as tasks on 1 nodes" in printed
+    assert "as tasks on 1 node " in printed
     comparison = read_comparison(tmp_path / "out")
     assert len(comparison.records) == 4
     assert all(record.status == "finished" for record in comparison.records)

@@ -240,7 +240,7 @@ def test_tasks_ask_for_what_the_file_says(plan):
     }
     said, fake = drive(plan, 70)
     assert fake.asked == [wanted]
-    assert "1 runs, 1 to do: as tasks on 1 nodes with 8 CPUs and 0 GPUs" in said[0]
+    assert "1 runs, 1 to do: as tasks on 1 node with 8 CPUs and 0 GPUs" in said[0]
     assert "more than there are: it waits until the cluster grows" in said[1]
 
 
