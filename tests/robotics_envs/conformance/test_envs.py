@@ -308,7 +308,7 @@ class EndedAtTheGoal(EndedEarly):
         (FlatActions, "action_box has no width in component 0"),
         (Exploding, "not finite in torch.float32 after .* intervals of extreme actions"),
         (Branching, r"step under vmap[\s\S]*steps_are_straight_line"),
-        (NotDrawable, "draw gives Line, Polygon, Circle and Text, not 'a rod'"),
+        (NotDrawable, "draw gives Line, Polygon, Circle, Text and Solid, not 'a rod'"),
         (SilentMass, "gradient with respect to m is zero everywhere"),
         (Unclipped, "does not act like the bound"),
         (Mixing, "depends on the others in its batch"),
