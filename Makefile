@@ -20,7 +20,7 @@ demo: compiler $(VENV)/.installed-demo
 test: compiler $(VENV)/.installed-test browser slurm lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
-# Every simulator on every back end: about ten minutes of compiling.
+# Every simulator on every back end, long runs and kills: about an hour.
 conformance: compiler $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
 

@@ -140,7 +140,10 @@ def test_the_gradient_is_that_of_the_objective(algorithm):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("optimizer", ["adam", "nadam", "sgd", "lbfgs", "rmsprop"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adam", "lbfgs", *(pytest.param(o, marks=pytest.mark.slow) for o in ("nadam", "sgd", "rmsprop"))],
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_four_save_load_four_is_eight(algorithm, optimizer, dtype, tmp_path):
     options = {"name": optimizer, "max_iter": 3} if optimizer == "lbfgs" else {"name": optimizer}

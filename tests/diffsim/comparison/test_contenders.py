@@ -78,7 +78,14 @@ def test_every_task_has_an_entry_that_is_named_and_the_nearest_is_called_so(algo
     assert zoo.entry(algorithm, "heat_rod").name == "default"
 
 
-@pytest.mark.parametrize("name", [n for n, e in CONTENDERS.items() if e.trainer == STABLE_BASELINES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in ("ppo", "sac") else pytest.mark.slow)
+        for n, e in CONTENDERS.items()
+        if e.trainer == STABLE_BASELINES
+    ],
+)
 def test_black_box_contenders_learn_within_their_budget(name, tmp_path):
     """Gradients are counted, and a run of the same seed is the same."""
     task = short(tmp_path)

@@ -59,6 +59,7 @@ def test_an_end_for_good_is_no_time_limit():
     assert not any(infos[i]["TimeLimit.truncated"] for i in np.flatnonzero(ended))
 
 
+@pytest.mark.slow
 def test_a_stock_ppo_learns_to_balance_the_cartpole():
     """Default settings but for 64 steps of 32 rollouts, which is their default of 2,048 in all; of 1,000 possible.
 

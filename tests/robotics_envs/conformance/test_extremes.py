@@ -65,7 +65,7 @@ def test_never_a_silent_nan(name):
     assert sum(checked) * len(ENVIRONMENTS) >= TOTAL
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_wild_episodes_stay_finite(name, dtype):
     """200 intervals of actions from bound to bound from three times the state box; gradients of the last ten."""
