@@ -216,7 +216,7 @@ def _of_cone(row: Cone, values: list[Scalar], is_first: Any, curved: bool) -> _L
     outward = [mul(f, mul(x, inverse)) for f, x in zip(friction, sideways, strict=True)]
 
     def zone(sticking: Scalar, when_sliding: Scalar) -> Scalar:
-        return where(sticks, sticking, where(slides, when_sliding, 0.0, like=high), like=high)
+        return where(sticks, sticking, where(slides, when_sliding, 0.0, like=far), like=far)
 
     slope = [zone(mul(row.stiffness, normal), push)]
     slope += [

@@ -38,6 +38,12 @@ def test_elliptic_cones_agree_with_mujoco(name, condim):
     verify(from_mjcf(rubbing(TOUCHING[name], "elliptic", condim), check=False), 40, tolerance=1e-9)
 
 
+@pytest.mark.parametrize("name", ["a cart above the floor", "a sledge in the floor", "a wheel on a sledge"])
+def test_elliptic_cones_at_a_constant_distance_agree_with_mujoco(name):
+    xml = TOUCHING[name].replace("<option ", '<option cone="elliptic" ')
+    verify(from_mjcf(xml, check=False), 40, tolerance=1e-9)
+
+
 @pytest.mark.parametrize("name", GYM_TASKS)
 def test_tasks_agree_with_mujoco(name):
     assert verify(make_env(name), 40, tolerance=1e-9).largest < 1e-9
