@@ -1,5 +1,6 @@
 #!/bin/sh
-# The runs of the committed report: six tasks, ten seeds.  Stopped or killed, it goes on where it was when started again.
+# A whole report: six tasks, ten seeds.  benchmarks/results/six_tasks is the part that was run so far, two opponents
+# and four seeds.  Stopped or killed, it goes on where it was when started again.
 #
 #     sh benchmarks/report_runs.sh runs/report
 #

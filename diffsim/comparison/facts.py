@@ -297,7 +297,7 @@ def settings_table(comparison: Comparison, contender: ContenderView) -> Table | 
     # Runs of a suite share the table itself.
     tables = {id(r.settings): r.settings for r in comparison.records if r.contender == contender.name}
     for table in tables.values():
-        for key, value in _flat(table):
+        for key, value in flat(table):
             values = found.setdefault(key, [])
             if value not in values:
                 values.append(value)
@@ -315,7 +315,7 @@ def provenance_table(comparison: Comparison) -> Table:
     """Versions, hardware, threads, load and dates: what the records agree on, and where they differ."""
     found: dict[str, list[Any]] = {}
     for record in comparison.records:
-        for key, value in _flat(record.provenance):
+        for key, value in flat(record.provenance):
             found.setdefault(key, []).append(value)
     rows = []
     for key, values in found.items():
@@ -357,10 +357,11 @@ def curve_rows(records: Sequence[Record]) -> Iterator[list[Any]]:
             yield [record.task, record.contender, record.seed, record.status, *values]
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of nested tables as texts, by dotted keys."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+            yield from flat(inner, f"{key}.{name}" if key else str(name))
     else:
         yield key, value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 

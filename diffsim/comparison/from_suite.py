@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from diffsim.comparison.facts import flat
 from diffsim.comparison.records import (
     PLAN,
     RECORDS,
@@ -90,7 +91,7 @@ def _tasks(runs: Sequence[PlannedRun]) -> dict[str, list[PlannedRun]]:
         members.setdefault(key, []).append(run)
     found = {}
     for name, variants in sections.items():
-        flat = {key: dict(_flat(env)) for key, env in variants.items()}
+        flat = {key: dict(_options(env)) for key, env in variants.items()}
         differing = sorted(
             {k for one in flat.values() for k in one if len({f.get(k) for f in flat.values()}) > 1}
         )
@@ -102,7 +103,7 @@ def _tasks(runs: Sequence[PlannedRun]) -> dict[str, list[PlannedRun]]:
 
 def _contender(run: PlannedRun) -> str:
     """What a run's group says beside its simulator; the optimizer's name where that is nothing."""
-    options = {f"{key.rpartition('.')[2]}={value}" for key, value in _flat(run.settings["env"])}
+    options = {f"{key.rpartition('.')[2]}={value}" for key, value in _options(run.settings["env"])}
     simulator = _short(run.settings["env"]["name"])
     text = run.group
     for word in [simulator, *sorted(options, key=len, reverse=True)]:
@@ -160,9 +161,5 @@ def _record(
     )
 
 
-def _flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
-        elif f"{before}{key}" != "name":
-            yield f"{before}{key}", str(value)
+def _options(env: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    return flat({key: value for key, value in env.items() if key != "name"})
