@@ -1,7 +1,4 @@
-"""What records say at a budget: scores, areas under curves and times to the threshold, by rules that are explicit.
-
-Between evaluations the last one counts: nothing is interpolated towards an evaluation that is still to come.
-"""
+"""What records say at a budget: scores, areas under curves and times to the threshold, by rules that are explicit."""
 
 from __future__ import annotations
 
@@ -16,10 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffsim.comparison.records import AXES, Comparison, Limits, Record
 from diffsim.comparison.statistics import CONFIDENCE, RESAMPLES, interquartile_mean
+from diffsim.comparison.step_curves import Floats, StepCurves
 from diffsim.comparison.survival import Times
 from diffsim.errors import ConfigError
-
-Floats = NDArray[np.float64]
 
 FAILED = ("floor", "last", "left out")
 CROSSINGS = ("first", "earliest", "lasting")
@@ -51,29 +47,6 @@ class Rules:
     def but(self, **changes: object) -> Rules:
         """These rules with some changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
-
-
-# -- curves -----------------------------------------------------------------------------------------------------------
-
-
-def at(x: ArrayLike, y: ArrayLike, grid: ArrayLike) -> Floats:
-    """The last value ``y [n]`` at or before each point of ``grid [m]``, NaN before the first: ``[m]``.
-
-    ``x [n]`` does not decrease; of equal x the last counts.
-    """
-    places = np.searchsorted(np.asarray(x, dtype=np.float64), grid, side="right") - 1
-    values = np.append(np.asarray(y, dtype=np.float64), np.nan)  # place -1 is this NaN
-    return np.asarray(values[places], dtype=np.float64)
-
-
-def area(x: ArrayLike, y: ArrayLike, end: float, before: float = math.nan) -> float:
-    """The mean of a step curve over [0, ``end``]; ``before`` holds until the first evaluation."""
-    inside = np.asarray(x, dtype=np.float64) < end
-    starts = np.concatenate([[0.0], np.asarray(x, dtype=np.float64)[inside], [end]])
-    values = np.concatenate([[before], np.asarray(y, dtype=np.float64)[inside]])
-    widths = np.diff(starts)
-    # A value that holds for no time, such as that before a first evaluation at 0, may be NaN.
-    return float((values[widths > 0] * widths[widths > 0]).sum() / end)
 
 
 def normalised(scores: ArrayLike, limits: Limits) -> Floats:
@@ -160,27 +133,33 @@ class TaskData:
     def scores(self, contender: str, normalise: bool = False) -> Floats:
         """The score of every run at :meth:`end`, ``[runs]``."""
         if contender not in self._scores:
-            found = [self.score(record, self.end()) for record in self.records(contender)]
-            self._scores[contender] = np.array(found, dtype=np.float64)
+            self._scores[contender] = self.curves(contender, [self.end()])[:, 0]
         return self._normalised(self._scores[contender], normalise)
 
     @functools.cached_property
     def _scores(self) -> dict[str, Floats]:
         return {}
 
-    def score(self, record: Record, amount: float) -> float:
-        """The score of a run at ``amount`` of the axis."""
-        return float(self.curve(record, np.array([amount]))[0])
+    def curves(self, contender: str, grid: ArrayLike) -> Floats:
+        """The score of every run at each point of ``grid [m]``: ``[runs, m]``, with what failed runs count as."""
+        values = self._counted(contender).at(grid)
+        return np.where(np.isnan(values), self.floor(), values)
 
-    def curve(self, record: Record, grid: Floats) -> Floats:
-        """The score of a run at each point of ``grid [m]``: ``[m]``, with what failed runs count as."""
-        x, floor = self.along(record), self.floor()
-        values = at(x, record.curve.score, grid)
-        values = np.where(np.isnan(values), floor, values)
-        if record.failed and self.rules.failed == "floor":
-            ended = grid >= x[-1] if len(x) else np.ones(len(grid), dtype=bool)
-            values = np.where(ended, np.minimum(values, floor), values)
-        return values
+    def _counted(self, contender: str) -> StepCurves:
+        """The curves of a contender, with what failed runs count as from their last evaluation on."""
+        if contender not in self._curves:
+            records = self.records(contender)
+            curves = StepCurves([self.along(r) for r in records], [r.curve.score for r in records])
+            if self.rules.failed == "floor":
+                ended = np.flatnonzero([r.failed and len(r.curve) > 0 for r in records])
+                last = ended, curves.lengths[ended] - 1
+                curves.y[last] = np.minimum(curves.y[last], self.floor())
+            self._curves[contender] = curves
+        return self._curves[contender]
+
+    @functools.cached_property
+    def _curves(self) -> dict[str, StepCurves]:
+        return {}
 
     def middle(self, contender: str, grid: Floats) -> tuple[Floats, Floats]:
         """The interquartile mean of a contender's curves at points of ``grid``, and these points.
@@ -195,19 +174,12 @@ class TaskData:
         inside = grid[(grid >= start) & (grid <= end * (1 + 1e-12))]
         if not len(inside):
             return inside, inside
-        return inside, interquartile_mean(np.stack([self.curve(r, inside) for r in records]), axis=0)
+        return inside, interquartile_mean(self.curves(contender, inside), axis=0)
 
     def areas(self, contender: str, normalise: bool = False) -> Floats:
         """The mean score of every run from 0 to :meth:`end`, ``[runs]``."""
-        found = []
-        for record in self.records(contender):
-            x, y = self.along(record), record.curve.score
-            if record.failed and self.rules.failed == "floor":
-                # From its last evaluation on; the one value may replace the other at the same place.
-                last = x[-1] if len(x) else 0.0
-                x, y = np.append(x, last), np.append(y, self.score(record, max(last, self.end())))
-            found.append(area(x, y, self.end(), self.floor()))
-        return self._normalised(np.array(found, dtype=np.float64), normalise)
+        found = self._counted(contender).means(self.end(), self.floor())
+        return self._normalised(found, normalise)
 
     def times(self, contender: str) -> Times | None:
         """When runs reach the threshold; None where the task has none, or no run.
@@ -215,34 +187,43 @@ class TaskData:
         A run that crashed or diverged before reaching it never does: it is censored where the last of all is, and not
         where it failed, since failing early would otherwise look fast.
         """
+        if contender not in self._times:
+            self._times[contender] = self._reaching(contender)
+        return self._times[contender]
+
+    @functools.cached_property
+    def _times(self) -> dict[str, Times | None]:
+        return {}
+
+    def _reaching(self, contender: str) -> Times | None:
         threshold = self.comparison.tasks[self.task].threshold
         records = self.records(contender)
         end = self.end()
         if threshold is None or not records or math.isnan(end):
             return None
-        times, reached = [], []
-        for record in records:
-            x = self.along(record)
-            measured: Floats = getattr(record.curve, threshold.measure)
-            place = self._crossing(measured >= threshold.value)
-            crossed = place is not None and x[place] <= end
-            if place is not None and crossed:
-                times.append(x[place])
-            else:
-                times.append(end if record.failed or not len(x) else min(float(x[-1]), end))
-            reached.append(crossed)
-        return Times(np.array(times), np.array(reached))
+        measured = StepCurves(
+            [self.along(r) for r in records], [getattr(r.curve, threshold.measure) for r in records]
+        )
+        place, found = self._crossing(measured, measured.y >= threshold.value)
+        when = np.append(measured.x, np.full((len(records), 1), np.inf), axis=1)[np.arange(len(records)), place]
+        reached = found & (when <= end)
+        seen = np.fmin(measured.last(measured.x), end)
+        failed = np.array([record.failed for record in records])
+        return Times(np.where(reached, when, np.where(failed, end, seen)), reached)
 
-    def _crossing(self, there: NDArray[np.bool_]) -> int | None:
-        """The place of the evaluation that counts as the crossing."""
+    def _crossing(
+        self, curves: StepCurves, there: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """The place of the evaluation that counts as the crossing, and whether there is one, ``[runs]`` each."""
+        longest = there.shape[1]
         if self.rules.crossing == "lasting":
-            away = np.flatnonzero(~there)
-            first = int(away[-1]) + 1 if len(away) else 0
-            return first if first < len(there) else None
-        found = np.flatnonzero(there)
-        if not len(found):
-            return None
-        return max(0, int(found[0]) - (self.rules.crossing == "earliest"))
+            away = ~there & (np.arange(longest) < curves.lengths[:, None])
+            place = np.max(np.where(away, np.arange(1, longest + 1), 0), axis=1, initial=0)
+            return place, place < curves.lengths
+        found = there.any(axis=1)
+        first = np.min(np.where(there, np.arange(longest), longest), axis=1, initial=longest)
+        place = np.maximum(0, first - (self.rules.crossing == "earliest"))
+        return np.where(found, place, longest), found
 
     def _normalised(self, values: Floats, normalise: bool) -> Floats:
         if not normalise:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -224,7 +225,7 @@ def _protocol(record: Record) -> str:
 def _early(data: TaskData, name: str) -> int:
     """Finished runs whose last evaluation is well before the budget: another limit ended them."""
     finished = [data.along(r) for r in data.records(name) if not r.failed]
-    return sum(bool(x[-1] + 2 * _gap(x) < data.end()) for x in finished)
+    return sum(bool(x[-1] + 2 * _gap(x) < data.end()) for x in finished if x[-1] < data.end())
 
 
 def _evaluation_gap(data: TaskData, name: str) -> float:
@@ -233,4 +234,4 @@ def _evaluation_gap(data: TaskData, name: str) -> float:
 
 
 def _gap(x: Any) -> float:
-    return float(np.median(np.diff(x))) if len(x) > 1 else 0.0
+    return float(median(np.diff(x).tolist())) if len(x) > 1 else 0.0

@@ -107,7 +107,9 @@ def verdicts(comparison: Comparison, rules: Rules, theirs: Rules | None = None) 
     if reference is None:
         return None
     ours = {task: TaskData(comparison, task, rules) for task in comparison.tasks}
-    other = {task: TaskData(comparison, task, theirs or rules) for task in comparison.tasks}
+    other = ours
+    if theirs is not None:
+        other = {task: TaskData(comparison, task, theirs) for task in comparison.tasks}
     contenders = [name for name in comparison.contenders if name != reference]
     tasks = {
         task: {name: pair for name in contenders if (pair := _pair(ours[task], other[task], reference, name))}

@@ -9,6 +9,7 @@ import synthetic
 from diffsim.comparison import Comparison, Contender, Curve, Limits, Overheads, Task, Threshold
 from diffsim.comparison import scores as scoring
 from diffsim.comparison.scores import Rules, TaskData
+from diffsim.comparison.step_curves import StepCurves
 from diffsim.errors import ConfigError
 
 TASK = Task(Threshold(0.9, "test"), Limits(0.0, 2.0, "test"))
@@ -27,24 +28,24 @@ def run(score, seconds=None, status="finished", seed=0, contender="a", **others)
 
 def test_step_interpolation_never_looks_ahead():
     grid = [0, 0.999, 1, 2, 2.999, 3, 99]
-    found = scoring.at([1, 3], [10, 20], grid)
-    assert np.array_equal(found, [math.nan, math.nan, 10, 10, 10, 20, 20], equal_nan=True)
-    assert np.array_equal(scoring.at([1, 1], [10, 20], [1]), [20])
-    assert np.isnan(scoring.at([], [], [1.0])).all()
+    found = StepCurves([[1, 3], [], [1, 1]], [[10, 20], [], [10, 20]]).at(grid)
+    nan = math.nan
+    right = [[nan, nan, 10, 10, 10, 20, 20], [nan] * 7, [nan, nan, 20, 20, 20, 20, 20]]
+    assert np.array_equal(found, right, equal_nan=True)
+    assert StepCurves([], []).at(grid).shape == (0, 7)
 
 
 def test_a_later_evaluation_changes_nothing_before_it():
-    for amount in (0.0, 1.0, 3.9, 5.0):
-        one = data(run([0.1, 0.5, 0.7])).score(run([0.1, 0.5, 0.7]), amount)
-        other = data(run([0.1, 0.5, 0.7, 99])).score(run([0.1, 0.5, 0.7, 99]), amount)
-        assert one == other
+    amounts = [0.0, 1.0, 3.9, 5.0]
+    one, other = (data(run(score)).curves("a", amounts) for score in ([0.1, 0.5, 0.7], [0.1, 0.5, 0.7, 99]))
+    assert one.tolist() == other.tolist() == [[0.1, 0.1, 0.5, 0.7]]
 
 
 def test_areas_are_means_of_steps():
-    assert scoring.area([0, 4], [1, 3], 8) == 2
-    assert scoring.area([2], [4], 8, before=0) == 3
-    assert scoring.area([0, 4, 9], [1, 3, 100], 8) == 2
-    assert math.isnan(scoring.area([2], [4], 8))
+    curves = StepCurves([[0, 4], [0, 4, 9], [0]], [[1, 3], [1, 3, 100], [7]])
+    assert curves.means(8).tolist() == [2, 2, 7]
+    assert StepCurves([[2]], [[4]]).means(8, before=0).tolist() == [3]
+    assert math.isnan(StepCurves([[2]], [[4]]).means(8)[0])
 
 
 def test_nothing_is_clipped():
