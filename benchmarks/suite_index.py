@@ -1,9 +1,10 @@
-"""How long `diffsim suite` takes to look at 10,000 recorded runs.
+"""How long `diffsim suite` and `diffsim report` take to look at 10,000 recorded runs.
 
     python benchmarks/suite_index.py [--runs 10000] [--folder DIR]
 
 One short run is trained; its file is copied under the names that a suite of so many runs has, with other histories.
-Then the index is made from the files, and `status` and `table` are timed as whole processes, the best of three.
+Then the index is made from the files, and `status`, `table` and `report` are timed as whole processes, the best of
+three.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def make_runs(root: Path, count: int) -> None:
 def timed(*words: str) -> tuple[dict[str, float], str]:
     """Wall and CPU seconds and the largest memory of a command, and its first line."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "diffsim", "suite", *words]
+    command = [sys.executable, "-m", "diffsim", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         printed = process.stdout.read()
@@ -76,13 +77,14 @@ def main() -> None:
         maker.start()
         maker.join()
         out = str(root / "out")
-        rebuilt, said = timed("status", out)
+        rebuilt, said = timed("suite", "status", out)
         results = {"rebuilding": rebuilt}
-        for words in (("status", out), ("table", out), ("table", out, "--runs")):
-            name = " ".join(words).replace(f" {out}", "")
+        commands = ("suite status", "suite table", "suite table --runs", "report --no-figures")
+        for name in commands:
+            words = *name.split(), out
             results[name] = min((timed(*words)[0] for _ in range(3)), key=lambda one: one["wall_s"])
         for name, values in results.items():
-            print(f"{name:14s}", ", ".join(f"{key} {value:.2f}" for key, value in values.items()))
+            print(f"{name:19s}", ", ".join(f"{key} {value:.2f}" for key, value in values.items()))
         print(said)
     finally:
         shutil.rmtree(root)

@@ -291,17 +291,19 @@ def render(run: str, **options: Any) -> None:
 )
 def report(folder: str, out: str | None, figures: bool) -> None:
     """Write the report of the comparison or suite in FOLDER: an HTML page, Markdown, CSV tables, figures for papers."""
-    from diffsim.comparison.paper import available
     from diffsim.comparison.report import report as write
     from diffsim.values import shown
-    from lazy_registry.installation import install_command
 
     page, *others = write(folder, out, figures=figures)
     click.echo(
         f"wrote {shown(page)} ({page.stat().st_size / 1000:,.0f} kB) and {len(others)} files beside it"
     )
-    if figures and not available():
-        click.echo(f"no figures for papers, which need matplotlib: {install_command('plot')}")
+    if figures:
+        from diffsim.comparison.paper import available
+        from lazy_registry.installation import install_command
+
+        if not available():
+            click.echo(f"no figures for papers, which need matplotlib: {install_command('plot')}")
 
 
 @main.command()

@@ -31,7 +31,7 @@ from diffsim.comparison.records import Comparison, Limits, Task, Threshold
 from diffsim.config import absolute_name, merge, parse_assignment
 from diffsim.errors import ConfigError, RunFileError
 from diffsim.runs.log_writers import make_writers
-from diffsim.suites.plan import PLAN, Plan, PlannedRun, read_plan
+from diffsim.suites.plan import PLAN, Plan, PlannedRun, read_plan, task_facts
 from diffsim.suites.suite_file import LocalConfig, SlurmConfig
 from diffsim.values import shown
 from lazy_registry.installation import install_command
@@ -316,14 +316,17 @@ def about_task(task: str) -> Task:
     from diffsim.assembly import assemble
     from diffsim.config import load_config
 
-    env = assemble(load_config({"env": task})).env
-    criterion = env.success_criterion
+    return described(task, task_facts(assemble(load_config({"env": task})).env))
+
+
+def described(task: str, facts: Mapping[str, Any]) -> Task:
+    """Threshold, limits and description of a task from what :func:`diffsim.suites.plan.task_facts` told."""
     threshold = None
-    if criterion is not None:
-        source = f"{criterion.words}, from {100 * criterion.share:g}% of the starts; {criterion.source}"
-        threshold = Threshold(criterion.share, source, "success")
+    if (success := facts["success"]) is not None:
+        source = f"{success['words']}, from {100 * success['share']:g}% of the starts; {success['source']}"
+        threshold = Threshold(success["share"], source, "success")
     where = f"judged in Gymnasium's {task.removeprefix(GYM)}" if task.startswith(GYM) else "judged in it"
-    description = f"episodes of {env.episode_steps} intervals of {env.dt:g} s; {where}"
+    description = f"episodes of {facts['episode_steps']} intervals of {facts['dt']:g} s; {where}"
     return Task(threshold, normalisation().get(task), description)
 
 

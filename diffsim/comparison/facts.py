@@ -352,9 +352,9 @@ def curve_rows(records: Sequence[Record]) -> Iterator[list[Any]]:
 
     yield ["task", "contender", "seed", "status", *CURVE]
     for record in records:
+        run = record.task, record.contender, record.seed, record.status
         columns = [getattr(record.curve, name).tolist() for name in CURVE]
-        for values in zip(*columns, strict=True):
-            yield [record.task, record.contender, record.seed, record.status, *values]
+        yield from ([*run, *values] for values in zip(*columns, strict=True))
 
 
 def flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

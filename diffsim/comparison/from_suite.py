@@ -29,7 +29,7 @@ from diffsim.comparison.records import (
 from diffsim.errors import DiffsimError
 from diffsim.suites import plan as suite_plan
 from diffsim.suites.index import Row, rows
-from diffsim.suites.plan import Plan, PlannedRun, read_plan
+from diffsim.suites.plan import Plan, PlannedRun, env_key, read_plan
 from robotics_envs.environments import ENVIRONMENTS, GYM
 
 _STATUS = {"finished": "finished", "diverged": "diverged", "failed": "crashed"}
@@ -49,7 +49,10 @@ def comparison_in(root: Path) -> Comparison:
 def comparison_of(plan: Plan) -> Comparison:
     """Tasks, contenders and records of a suite; the contender of its first run is the reference."""
     tasks = _tasks(plan.runs)
-    names = {id(run): _contender(run) for run in plan.runs}
+    # Runs that differ in their seeds share the table of settings.
+    kinds = {(id(run.settings), run.group): run for run in plan.runs}
+    of_kind = {kind: _contender(run) for kind, run in kinds.items()}
+    names = {id(run): of_kind[id(run.settings), run.group] for run in plan.runs}
     first = names[id(plan.runs[0])]
     contenders: dict[str, Contender] = {}
     for run in plan.runs:
@@ -57,7 +60,7 @@ def comparison_of(plan: Plan) -> Comparison:
         kind = "reference" if name == first else "white box"
         contenders.setdefault(name, Contender(kind, _words(run.settings)))
     labels = {id(run): label for label, members in tasks.items() for run in members}
-    about = {label: _about(members[0]) for label, members in tasks.items()}
+    about = {label: _about(members[0], plan) for label, members in tasks.items()}
     pairs = {(labels[id(run)], names[id(run)]) for run in plan.runs}
     records: dict[tuple[str, str, int], Record] = {}
     for run, row in zip(plan.runs, rows(plan), strict=True):
@@ -84,9 +87,12 @@ def _tasks(runs: Sequence[PlannedRun]) -> dict[str, list[PlannedRun]]:
     """The runs by simulator; where one has several settings, its label says those that differ."""
     sections: dict[str, dict[str, dict[str, Any]]] = {}
     members: dict[str, list[PlannedRun]] = {}
+    keys: dict[int, str] = {}
     for run in runs:
         env = run.settings["env"]
-        key = json.dumps(env, sort_keys=True)
+        if id(run.settings) not in keys:
+            keys[id(run.settings)] = env_key(run.settings)
+        key = keys[id(run.settings)]
         sections.setdefault(env["name"], {})[key] = env
         members.setdefault(key, []).append(run)
     found = {}
@@ -123,10 +129,14 @@ def _words(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _about(run: PlannedRun) -> Task:
-    from diffsim.comparison.compare import about_task
+def _about(run: PlannedRun, plan: Plan) -> Task:
+    from diffsim.comparison.compare import about_task, described
 
     name = str(run.settings["env"]["name"])
+    facts = plan.tasks.get(env_key(run.settings))
+    if facts is not None:
+        return described(name, facts)
+    # A plan of a version that did not note them.
     if name not in ENVIRONMENTS and not name.startswith(GYM):
         return Task(description=f"{name}, which a report does not load")
     try:

@@ -78,24 +78,28 @@ class Curve:
     """Share of the starts that succeed, in [0, 1]; NaN where the task declares no success."""
 
     def __post_init__(self) -> None:
-        for name in CURVE:
-            array = np.array(getattr(self, name), dtype=np.float64)  # a copy: the caller's may change
+        given = [np.asarray(getattr(self, name), dtype=np.float64) for name in CURVE]
+        for name, array in zip(CURVE, given, strict=True):
             if array.ndim != 1:
                 raise ConfigError(f"{name} of a curve must have one axis, got the shape {list(array.shape)}")
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
-        lengths = {name: len(getattr(self, name)) for name in CURVE}
+        lengths = {name: len(array) for name, array in zip(CURVE, given, strict=True)}
         if len(set(lengths.values())) > 1:
             raise ConfigError(f"the arrays of a curve must be equally long, got {lengths}")
-        for name in AXES:
-            axis = getattr(self, name)
-            if np.isnan(axis).all():
-                continue
-            if not np.isfinite(axis).all() or (axis < 0).any() or (np.diff(axis) < 0).any():
-                raise ConfigError(
-                    f"{name} of a curve must be finite, not negative and not decreasing, or NaN everywhere "
-                    f"where it is not known; got {axis.tolist()[:20]}"
-                )
+        values = np.stack(given)  # a copy: the caller's may change
+        values.setflags(write=False)
+        for name, array in zip(CURVE, values, strict=True):
+            object.__setattr__(self, name, array)
+        axes = values[[CURVE.index(name) for name in AXES]]
+        unknown = np.asarray(np.isnan(axes).all(axis=1))
+        right = (np.isfinite(axes) & (axes >= 0)).all(axis=1) & (axes[:, 1:] >= axes[:, :-1]).all(axis=1)
+        if not (unknown | right).all():
+            name = AXES[int(np.argmin(unknown | right))]
+            raise ConfigError(
+                f"{name} of a curve must be finite, not negative and not decreasing, or NaN everywhere where it is "
+                f"not known; got {getattr(self, name).tolist()[:20]}"
+            )
+        known = frozenset(name for name, without in zip(AXES, unknown, strict=True) if not without)
+        object.__setattr__(self, "_known", known)
         if not np.isfinite(self.score).all():
             raise ConfigError(
                 "score of a curve must be finite; end the curve before and give the status 'diverged'"
@@ -115,7 +119,7 @@ class Curve:
 
     def knows(self, axis: str) -> bool:
         """Whether there is an entry, and ``axis`` was measured."""
-        return len(self) > 0 and not bool(np.isnan(getattr(self, axis)).any())
+        return axis in self._known  # type: ignore[attr-defined]
 
 
 CURVE = tuple(field.name for field in dataclasses.fields(Curve))

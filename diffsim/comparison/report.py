@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -152,8 +151,8 @@ def _csv_tables(comparison: Comparison, page: dict[str, Any]) -> Iterable[tuple[
 def _csv(rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    for row in rows:
-        writer.writerow("" if isinstance(v, float) and math.isnan(v) else v for v in row)
+    # A NaN is the only value that is not equal to itself.
+    writer.writerows(["" if v != v else v for v in row] for row in rows)
     return text.getvalue()
 
 

@@ -205,7 +205,9 @@ class TaskData:
             [self.along(r) for r in records], [getattr(r.curve, threshold.measure) for r in records]
         )
         place, found = self._crossing(measured, measured.y >= threshold.value)
-        when = np.append(measured.x, np.full((len(records), 1), np.inf), axis=1)[np.arange(len(records)), place]
+        when = np.append(measured.x, np.full((len(records), 1), np.inf), axis=1)[
+            np.arange(len(records)), place
+        ]
         reached = found & (when <= end)
         seen = np.fmin(measured.last(measured.x), end)
         failed = np.array([record.failed for record in records])
@@ -220,7 +222,7 @@ class TaskData:
             away = ~there & (np.arange(longest) < curves.lengths[:, None])
             place = np.max(np.where(away, np.arange(1, longest + 1), 0), axis=1, initial=0)
             return place, place < curves.lengths
-        found = there.any(axis=1)
+        found = np.asarray(there.any(axis=1))
         first = np.min(np.where(there, np.arange(longest), longest), axis=1, initial=longest)
         place = np.maximum(0, first - (self.rules.crossing == "earliest"))
         return np.where(found, place, longest), found

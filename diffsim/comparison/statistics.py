@@ -25,6 +25,8 @@ Scores = Sequence[ArrayLike]
 """One array ``[runs]`` a task."""
 
 CONFIDENCE, RESAMPLES = 0.95, 2000
+_MANY_RUNS = 100
+"""Of a task; of more, fewer bootstrap samples are drawn."""
 _FEW_PAIRS = 2500
 """Up to so many it is faster to compare each than to rank."""
 
@@ -144,7 +146,7 @@ def estimate(
         scores: one array ``[runs]`` a task.
         seed: of the resampling; the same seed gives the same bits.
         confidence: of the interval.
-        resamples: number of bootstrap samples.
+        resamples: number of bootstrap samples; fewer are drawn of many runs, see :func:`samples_of`.
         widen: whether to correct for the number of runs.
     """
     samples = _tasks(scores)
@@ -216,6 +218,15 @@ def newcombe_mean(x: Scores, y: Scores, confidence: float = CONFIDENCE) -> tuple
     )
 
 
+def samples_of(runs: int, resamples: int) -> int:
+    """How many bootstrap samples of ``runs`` runs of a task are drawn where ``resamples`` are asked for.
+
+    As many up to 100 runs.  Of more, whose intervals are narrow, as many as make the same number of draws, and a fifth
+    at least: an end found from 400 samples has a standard error of 3% of the interval's width (normal, 95%).
+    """
+    return max(resamples // 5, min(resamples, resamples * _MANY_RUNS // runs))
+
+
 def bootstrap_ends(
     statistic: Callable[..., Any],
     samples: Sequence[Floats],
@@ -240,7 +251,7 @@ def bootstrap_ends(
         paired=False,
         vectorized=True,
         method="percentile",
-        n_resamples=resamples,
+        n_resamples=samples_of(max(s.shape[-1] for s in samples), resamples),
         confidence_level=confidence,
         # SciPy before 1.15 knows this name only, and later versions take it too.
         random_state=np.random.default_rng(seed),

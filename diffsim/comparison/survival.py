@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffsim.comparison.statistics import CONFIDENCE, UNKNOWN, Estimate
+from diffsim.comparison.statistics import CONFIDENCE, RESAMPLES, UNKNOWN, Estimate, samples_of
 from diffsim.errors import ConfigError
 
 Floats = NDArray[np.float64]
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +119,8 @@ def ratio(
     if runs < 2:
         return Estimate(value, math.nan, math.nan)
     generator = np.random.default_rng(seed)
-    above, below = (_resampled_medians(data, generator, resamples) for data in (theirs, ours))
+    samples = samples_of(max(len(theirs), len(ours)), resamples)
+    above, below = (_resampled_medians(data, generator, samples) for data in (theirs, ours))
     tail = (1 - confidence) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
         least = np.minimum(above, theirs.times.max()) / below
@@ -145,7 +145,7 @@ def overall_ratio(
         pairs: of each task theirs, ours, and the amount to which runs were watched.
         seed: of the resampling.
         confidence: of the interval, which is that of :func:`ratio`.
-        resamples: number of bootstrap samples.
+        resamples: number of bootstrap samples; fewer are drawn of many runs.
         widen: as in :func:`ratio`.
 
     A median that is not reached counts as the amount to which runs were watched, so the mean is a bound: ``">="`` if
@@ -154,13 +154,14 @@ def overall_ratio(
     """
     logs, resampled, open_theirs, open_ours = [], [], False, False
     generator = np.random.default_rng(seed)
+    samples = samples_of(max((len(data) for *both, _ in pairs for data in both), default=1), resamples)
     for theirs, ours, end in pairs:
         above, below = median(theirs).value, median(ours).value
         if (math.isinf(above) and math.isinf(below)) or min(above, below) <= 0:
             continue
         open_theirs, open_ours = open_theirs or math.isinf(above), open_ours or math.isinf(below)
         logs.append(math.log(min(above, end) / min(below, end)))
-        drawn = [np.minimum(_resampled_medians(data, generator, resamples), end) for data in (theirs, ours)]
+        drawn = [np.minimum(_resampled_medians(data, generator, samples), end) for data in (theirs, ours)]
         least = min(theirs.times[theirs.times > 0].min(), ours.times[ours.times > 0].min())
         resampled.append(np.log(np.maximum(drawn[0], least) / np.maximum(drawn[1], least)))
     if not logs:

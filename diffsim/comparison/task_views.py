@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from functools import partial
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -13,9 +14,9 @@ from diffsim.comparison import figures, statistics, survival, words
 from diffsim.comparison.figures import Line, Series, short3
 from diffsim.comparison.records import Comparison, Record
 from diffsim.comparison.scores import Rules, TaskData, axes_known
-from diffsim.comparison.statistics import UNKNOWN, Estimate
+from diffsim.comparison.statistics import UNKNOWN, Estimate, Scores
 from diffsim.comparison.tables import Figure, Table, TaskView, contender_views, spoken, three
-from diffsim.comparison.verdicts import verdicts
+from diffsim.comparison.verdicts import Frozen, frozen, verdicts
 from diffsim.values import counted
 
 GRID = 101
@@ -37,9 +38,11 @@ class TaskViews:
         self.found = verdicts(comparison, rules)
         self.label = words.AXIS_WORDS[rules.axis]
         self.most_points, self.stride = line_sizes(len(comparison.records) * len(axes_known(comparison)))
-        self.estimate = partial(
-            statistics.estimate, seed=rules.seed, confidence=rules.confidence, resamples=rules.resamples
-        )
+
+    def estimate(self, statistic: Callable[..., Any], scores: Scores) -> Estimate:
+        """:func:`diffsim.comparison.statistics.estimate` by the rules."""
+        rules = self.rules
+        return _known_estimate(statistic, frozen(scores), rules.seed, rules.confidence, rules.resamples)
 
     def task(self, task: str) -> TaskView:
         about, data, found = self.comparison.tasks[task], self.data[task], self.found
@@ -197,6 +200,12 @@ class TaskViews:
                    "between_evaluations", "ended_early"]  # fmt: skip
         caption = f"{task} at {words.amount(data.end(), self.rules.axis)}"
         return Table(f"task_{task}_{self.rules.axis}", caption, head, rows, numbers, columns, classes)
+
+
+# Along another axis most scores are the same numbers again.
+@functools.lru_cache(maxsize=16384)
+def _known_estimate(statistic: Callable[..., Any], scores: Frozen, *options: Any) -> Estimate:
+    return statistics.estimate(statistic, scores, *options)
 
 
 def line_sizes(lines: int) -> tuple[int, int]:

@@ -154,12 +154,12 @@ def _pair(ours: TaskData, theirs: TaskData, reference: str, name: str) -> Pair |
 
 
 def _improvement(x: Sequence[Floats], y: Sequence[Floats], rules: Rules) -> Estimate:
-    return _known_improvement(_frozen(x), _frozen(y), *_options(rules))
+    return _known_improvement(frozen(x), frozen(y), *_options(rules))
 
 
 def _ratio(theirs: Times, ours: Times, rules: Rules) -> Estimate:
     data = [(data.times, data.reached) for data in (theirs, ours)]
-    return _known_ratio(*map(_frozen, data), *_options(rules))
+    return _known_ratio(*map(frozen, data), *_options(rules))
 
 
 # Another rule, or another figure, asks most questions of the same numbers again.
@@ -181,7 +181,8 @@ def _known_overall_ratio(
     return overall_ratio(whole, *options)
 
 
-def _frozen(arrays: Sequence[Any]) -> Frozen:
+def frozen(arrays: Sequence[Any]) -> Frozen:
+    """Arrays as what caches know them by."""
     return tuple(tuple(array.tolist()) for array in arrays)
 
 
@@ -199,8 +200,8 @@ def _overall(data: Sequence[tuple[TaskData, TaskData]], reference: str, name: st
         for ours, theirs in data
         if (first := ours.times(reference)) is not None and (second := theirs.times(name)) is not None
     ]
-    frozen = [(_frozen((y.times, y.reached)), _frozen((x.times, x.reached)), end) for y, x, end in pairs]
-    times, sign = _known_overall_ratio(tuple(frozen), *_options(rules))
+    keys = [(frozen((y.times, y.reached)), frozen((x.times, x.reached)), end) for y, x, end in pairs]
+    times, sign = _known_overall_ratio(tuple(keys), *_options(rules))
     runs = sum(map(len, x)), sum(map(len, y))
     # Where medians are not reached the ratio is a bound, which can decide in one direction only.
     bounds = {">=": (times.low, math.inf), "<=": (0.0, times.high), "~": (math.nan, math.nan)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffsim.config import RunConfig, validate
 from diffsim.errors import ConfigError, DiffsimError, RunFileError
@@ -19,6 +20,9 @@ from diffsim.runs.whole_files import write_whole
 from diffsim.settings import whole_number
 from diffsim.suites.suite_file import Cell, LocalConfig, RayConfig, SlurmConfig, Suite
 from diffsim.values import shown
+
+if TYPE_CHECKING:
+    from robotics_envs import Env
 
 PLAN = "suite.json"
 RUNS = "runs"
@@ -59,6 +63,8 @@ class Plan:
     slurm: SlurmConfig
     ray: RayConfig = field(default_factory=RayConfig)
     prune: bool = False
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of each simulator what :func:`task_facts` tells, by :func:`env_key`: thresholds are fixed before the runs."""
 
     def folder(self, run: PlannedRun) -> Path:
         return self.root / RUNS / run.folder
@@ -74,6 +80,7 @@ class Plan:
             "slurm": self.slurm.model_dump(),
             "ray": self.ray.model_dump(),
             "prune": self.prune,
+            "tasks": self.tasks,
             "settings": list(groups.values()),
             "runs": [[r.folder, r.group, r.seed, numbers[id(r.settings)]] for r in self.runs],
         }
@@ -98,7 +105,7 @@ def read_plan(root: Path) -> Plan:
         )
         local, slurm = LocalConfig(**content["local"]), SlurmConfig(**content["slurm"])
         ray, prune = RayConfig(**content.get("ray", {})), content.get("prune", False)
-        return Plan(root, content["name"], runs, local, slurm, ray, prune)
+        return Plan(root, content["name"], runs, local, slurm, ray, prune, content.get("tasks", {}))
     except FileNotFoundError:
         raise RunFileError(
             f"no suite in {shown(root)} ({PLAN} is missing); 'diffsim suite run FILE --out {shown(root)}' makes one"
@@ -142,7 +149,21 @@ def resolve(suite: Suite) -> Plan:
         )
     config = suite.config
     places = config.local, config.slurm, config.ray
-    return Plan(suite.folder, suite.name, tuple(runs.values()), *places, config.prune)
+    groups = [group for group in resolved.values() if not isinstance(group, str)]
+    tasks = {env_key(group.settings): group.task for group in groups}
+    return Plan(suite.folder, suite.name, tuple(runs.values()), *places, config.prune, tasks)
+
+
+def env_key(settings: Mapping[str, Any]) -> str:
+    """The simulator of a run with its options, as one text."""
+    return json.dumps(settings["env"], sort_keys=True)
+
+
+def task_facts(env: Env) -> dict[str, Any]:
+    """What a report tells of a simulator: ``episode_steps``, ``dt`` in seconds, ``success`` (None if not declared)."""
+    criterion = env.success_criterion
+    success = None if criterion is None else dataclasses.asdict(criterion)
+    return {"episode_steps": env.episode_steps, "dt": env.dt, "success": success}
 
 
 def identity(config: RunConfig) -> str:
@@ -182,6 +203,7 @@ class _Group:
     """What runs share that differ by the seed only."""
 
     settings: dict[str, Any]
+    task: dict[str, Any]
     identifying: dict[str, Any]
     texts: list[list[str]]
 
@@ -198,7 +220,8 @@ def _resolved(cell: Cell) -> _Group | str:
             config = validate(RunConfig, assembly.config.model_dump())
             with _silent():  # the run will say what its parts have to say
                 assert assembly.algorithm is not None
-        return _Group(json.loads(config.model_dump_json(exclude={"seed"})), *_identifying(config))
+        settings = json.loads(config.model_dump_json(exclude={"seed"}))
+        return _Group(settings, task_facts(assembly.env), *_identifying(config))
     except DiffsimError as error:
         return str(error)
     except Exception as error:  # a user's class

@@ -1,6 +1,9 @@
 """A suite of trainings read as a comparison: what its plan and its run files say, and nothing else."""
 
+import dataclasses
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from diffsim.runs.runfile import RunFile
 from diffsim.suites import index
 from diffsim.suites.plan import read_plan, resolve
 from diffsim.suites.suite_file import read_suite
+from robotics_envs.simulators.pendulum import Pendulum
 
 SUITE = """
 [base]
@@ -97,8 +101,24 @@ def test_a_simulator_of_a_file_is_not_loaded(tmp_path):
     (tmp_path / "own.py").write_text("raise SystemExit('executed')\n")
     found = comparison_in(plan.root)
     assert list(found.tasks) == ["Own"]
+    assert found.tasks["Own"].threshold.value == Pendulum.success_criterion.share  # as it was at the start
+    assert found.tasks["Own"].description == "episodes of 200 intervals of 0.05 s; judged in it"
+    # Plans of former versions did not note it.
+    dataclasses.replace(plan, tasks={}).save()
+    found = comparison_in(plan.root)
     assert found.tasks["Own"].threshold is None
     assert "does not load" in found.tasks["Own"].description
+
+
+def test_a_report_of_a_suite_loads_no_torch(tmp_path):
+    plan = suite(tmp_path, 'env = "pendulum"\nseed = "0..1"', [("finished", [-30.0, -20.0])] * 2)
+    index.rows(plan)
+    code = (
+        "import sys; from diffsim.comparison.report import report; report(sys.argv[1], figures=False); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(plan.root)], check=True)
+    assert "upright" in (plan.root / "report" / "report.md").read_text()
 
 
 def test_an_index_of_a_former_version_is_made_anew(tmp_path):
