@@ -38,7 +38,7 @@ def test_the_numbers_are_those_of_rliable(name):
 
 def test_superiority_is_mann_whitney():
     rng = np.random.default_rng(3)
-    for n, m in ((10, 10), (5, 9), (1, 4), (80, 60), (3, 2000)):  # the last ones by ranks
+    for n, m in ((10, 10), (5, 9), (1, 4), (80, 60), (3, 2000)):  # the last ones by counts
         x, y = rng.integers(0, 5, n).astype(float), rng.integers(0, 5, m).astype(float)
         expected = stats.mannwhitneyu(x, y).statistic / (n * m)
         assert statistics.superiority(x, y) == pytest.approx(expected, abs=1e-15)
