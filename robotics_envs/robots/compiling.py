@@ -62,6 +62,8 @@ def compiled(source: str | Path, options: Options) -> Any:
             if not Path(text).is_file():
                 raise UnknownNameError(f"there is no file {text!r}, as seen from {str(Path.cwd())!r}")
             spec = library.MjSpec.from_file(text)
+        if options.self_collisions == "ignore":
+            spec.compiler.fusestatic = False  # a base that is fixed to the world stays a body of the robot
         _edit(library, spec, options)
         with warnings.catch_warnings(), without_log():
             # Of words that a file uses; what they mean has not changed.
@@ -160,13 +162,29 @@ def _without_contacts(library: Any, model: Any, options: Options) -> Any:
     if options.condim == 3:
         model.geom_condim[model.geom_condim > 3] = 3
     if options.self_collisions == "ignore":
-        # Two bits: geoms of the robot touch those of the world, if they did before.
+        # Two bits: geoms of the robot touch those of the world, if they did before.  Those of its base touch nothing.
+        bases = _bases(model)
+        for k in range(model.ngeom):
+            if int(model.geom_bodyid[k]) in bases:
+                model.geom_contype[k] = model.geom_conaffinity[k] = 0
         fixed = model.body_weldid[model.geom_bodyid] == 0
         touches = _touching_the_world(model, fixed)
         for k in range(model.ngeom):
             model.geom_contype[k] = int(touches[k] and not fixed[k])
             model.geom_conaffinity[k] = int(touches[k] and fixed[k])
     return model
+
+
+def _bases(model: Any) -> set[int]:
+    """The bodies that are fixed to the world and carry others that move: the bases of arms."""
+    found = set()
+    for body in range(1, model.nbody):
+        if model.body_weldid[body] != 0:
+            above = int(model.body_parentid[body])
+            while above and model.body_weldid[above] == 0:
+                found.add(above)
+                above = int(model.body_parentid[above])
+    return found
 
 
 def _touching_the_world(model: Any, fixed: Any) -> list[bool]:

@@ -22,7 +22,8 @@ class Options:
 
     Attributes:
         meshes: ``"drop"`` lets meshes and height fields touch nothing; they keep their mass.
-        self_collisions: ``"ignore"`` lets geoms of the robot touch the world only.
+        self_collisions: ``"ignore"`` lets geoms of the robot touch the world only.  A base that is fixed to the world
+            belongs to the robot if it carries bodies that move.
         cone: ``"pyramidal"`` replaces elliptic friction cones, whose solution takes more and longer steps.
         condim: 3 replaces contacts with torsional or rolling friction (4 and 6) by ones that slide only.
         control_range: bounds of the controls of actuators that have none in the file.

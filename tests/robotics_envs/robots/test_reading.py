@@ -147,6 +147,37 @@ def test_options_take_away_what_is_refused():
     assert all(pair.dimensions == 3 for pair in env.model.pairs)
 
 
+LINK = (
+    '<link name="{name}"><inertial><mass value="2"/><inertia ixx="0.01" iyy="0.02" izz="0.02" ixy="0" ixz="0" iyz="0"/>'
+    "</inertial><collision><geometry>{shape}</geometry></collision></link>"
+)
+BOX_BASED = (
+    '<robot name="arm">'
+    + LINK.format(name="base", shape='<box size="0.2 0.2 0.2"/>')
+    + LINK.format(name="upper", shape='<cylinder radius="0.05" length="0.4"/>')
+    + '<joint name="j" type="revolute"><parent link="base"/><child link="upper"/><origin xyz="0 0 0.15"/>'
+    '<axis xyz="0 1 0"/><limit lower="-1" upper="1" effort="5" velocity="3"/></joint></robot>'
+)
+
+
+@pytest.mark.parametrize("floor", [False, True])
+def test_a_fixed_base_is_part_of_the_robot(floor):
+    with pytest.raises(RobotFileError, match='self_collisions="ignore"'):
+        from_urdf(BOX_BASED)
+    env = from_urdf(BOX_BASED, self_collisions="ignore", floor=floor)
+    assert [(pair.first.kind, pair.second.kind) for pair in env.model.pairs] == [
+        ("plane", "cylinder")
+    ] * floor
+    # The same in MJCF, where a post beside the robot stays part of the world.
+    arm = (
+        '<body pos="0 0 .5"><geom type="box" size=".1 .1 .1"/><body pos="0 0 .2"><joint name="m"/>'
+        '<geom type="capsule" fromto="0 0 0 0 0 .3" size=".04"/></body></body>'
+    )
+    post = '<body name="post" pos="1 0 0"><geom type="sphere" size=".1"/></body>'
+    env = from_mjcf(model(arm + post, '<motor joint="m" ctrlrange="-1 1"/>'), self_collisions="ignore")
+    assert [(pair.first.kind, pair.second.kind) for pair in env.model.pairs] == [("sphere", "capsule")]
+
+
 def test_a_control_range_for_actuators_without_one():
     env = from_mjcf(model(ARM, '<motor joint="m"/>'), control_range=(-2.0, 3.0))
     assert env.action_box.low == (-2.0,)
