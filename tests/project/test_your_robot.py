@@ -26,6 +26,7 @@ def test_there_are_ten_commands_and_the_first_installs():
     assert not any("\n" in command for command in COMMANDS)
 
 
+@pytest.mark.slow
 def test_the_commands_run(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "examples" / "balancer", tmp_path / "examples" / "balancer")
     monkeypatch.chdir(tmp_path)

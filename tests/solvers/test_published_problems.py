@@ -38,7 +38,13 @@ def test_detest(problems, solver):
     check(problems, solver, 1e-6, 1e-9)
 
 
-@pytest.mark.parametrize("problem", VAN_DER_POL, ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "problem",
+    [
+        pytest.param(p, id=p.name, marks=[pytest.mark.slow] * (p.name in ("vdP mu=100", "vdP mu=1000")))
+        for p in VAN_DER_POL
+    ],
+)
 def test_van_der_pol(problem):
     if problem.stiff:
         check([problem], "rodas5p", 1e-6, 1e-8)

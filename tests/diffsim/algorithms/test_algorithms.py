@@ -144,7 +144,7 @@ def test_the_gradient_is_that_of_the_objective(algorithm):
     "optimizer",
     ["adam", "lbfgs", *(pytest.param(o, marks=pytest.mark.slow) for o in ("nadam", "sgd", "rmsprop"))],
 )
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_four_save_load_four_is_eight(algorithm, optimizer, dtype, tmp_path):
     options = {"name": optimizer, "max_iter": 3} if optimizer == "lbfgs" else {"name": optimizer}
     straight, first, second = (build(algorithm, optimizer=options, dtype=dtype) for _ in range(3))

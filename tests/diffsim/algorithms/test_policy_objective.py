@@ -30,6 +30,12 @@ FAMILIES = {
     "hand_over": {"name": "hand_over", "first": {"name": "cma_es", "members": 6}, "then": "lbfgs", "at": 0.5},
 }
 
+DEFAULT, LONG = (
+    "value_gradient",
+    ("lbfgsb", "hand_over", "differential_evolution", "pgpe", "openai_es", "pso"),
+)
+"""With the other algorithms these families are tested on demand."""
+
 
 class Blind(Drift):
     """Drift without a gradient: forces come in steps of a tenth, and autograd is cut."""
@@ -215,8 +221,14 @@ def test_policies_that_cannot_be_batched_go_one_after_the_other_and_it_is_said_o
     assert sum("one policy after the other" in r.message for r in caplog.records) == 1
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("algorithm", "family"),
+    [
+        pytest.param(algorithm, family, marks=[pytest.mark.slow] * (algorithm != DEFAULT and family in LONG))
+        for algorithm in ALGORITHMS
+        for family in FAMILIES
+    ],
+)
 def test_every_family_counts_every_rollout_and_resumes_to_the_bit(algorithm, family):
     def made():
         shorter = {"horizon": 4} if algorithm == "full_horizon" else {}

@@ -42,6 +42,7 @@ def parent_of(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+@pytest.mark.slow
 @needs_ray
 def test_the_run_of_a_killed_worker_begins_again_and_the_others_do_not(tmp_path):
     call = (

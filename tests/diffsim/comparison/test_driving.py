@@ -164,6 +164,7 @@ def test_a_lost_record_is_made_again(tmp_path, gone, status, monkeypatch):
     assert not is_working(plan.folder(run))
 
 
+@pytest.mark.slow
 def test_the_command_makes_what_was_deleted_and_nothing_else(tmp_path):
     """Also through diffsim suite resume."""
     call = (short(tmp_path), *ARGUMENTS, "--seeds", "1")

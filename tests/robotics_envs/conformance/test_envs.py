@@ -18,8 +18,23 @@ from robotics_envs.simulators.pendulum import Pendulum
 from solvers.methods.runge_kutta import Euler
 from solvers.methods.symplectic import SemiImplicitEuler
 
+LONG = (
+    "arm7",
+    "arm7_point",
+    "car",
+    "double_pendulum",
+    "hopper",
+    "quadrotor_eight",
+    "reactor",
+    "satellite",
+    "trebuchet",
+)
+"""Simulators whose checks compile or differentiate for long."""
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in ENVIRONMENTS]
+)
 def test_conformance(name):
     check_env(make_env(name))
 

@@ -66,7 +66,9 @@ def test_never_a_silent_nan(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("hopper", "satellite"))) for n in ENVIRONMENTS]
+)
 def test_wild_episodes_stay_finite(name, dtype):
     """200 intervals of actions from bound to bound from three times the state box; gradients of the last ten."""
     env, generator = make_env(name), torch.Generator().manual_seed(0)

@@ -14,9 +14,11 @@ from solvers import SOLVERS, Event, StepSizeController, make_solver, solve
 
 F64 = torch.float64
 PAIRS = [(name, adjoint) for name in SOLVERS for adjoint in make_solver(name).adjoints]
+OTHER_TORCHDIFFEQ = [n for n in SOLVERS if n.startswith("torchdiffeq.") and n != "torchdiffeq.dopri5"]
 # Continuous adjoints of a fixed step approach the gradient with the step; they have a test of their own.
 EXACT = [
-    (name, adjoint)
+    # Of the solvers that are torchdiffeq's, one here: what is ours is the same for all.
+    pytest.param(name, adjoint, marks=[pytest.mark.slow] * (name in OTHER_TORCHDIFFEQ))
     for name, adjoint in PAIRS
     if adjoint != "adjoint" or make_solver(name).adaptive or name.endswith("rk4")
 ]
