@@ -44,18 +44,19 @@ def updates_of(env: str, backend: str, count: int) -> dict[str, Any]:
     if backend == "eager":
         return found
     # By halving: the smallest run for which auto takes the kernel.
-    from diffsim.rollouts.rollout import Rollout
+    from diffsim.rollouts.engines import Engines
 
     seen: list[Any] = []
-    candidates = Rollout._candidates
-    Rollout._candidates = lambda self, inputs: seen.append(inputs) or candidates(self, inputs)  # type: ignore[method-assign]
+    candidates = Engines.candidates
+    Engines.candidates = lambda self, inputs: seen.append(inputs) or candidates(self, inputs)  # type: ignore[method-assign]
     assemble(load_config({"env": env, "backend": backend})).algorithm.step()
-    low, high, per_update = 1, 600, rollout.expected_steps // 600
-    rollout.backend = "auto"
+    engines = rollout.engines
+    low, high, per_update = 1, 600, engines.expected_steps // 600
+    engines.backend = "auto"
     while low < high:
         middle = (low + high) // 2
-        rollout.expected_steps = middle * per_update
-        chosen = candidates(rollout, seen[0])[0]
+        engines.expected_steps = middle * per_update
+        chosen = candidates(engines, seen[0])[0]
         low, high = (low, middle) if chosen == "native" else (middle + 1, high)
     return {**found, "auto": low}
 

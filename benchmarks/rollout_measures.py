@@ -27,7 +27,8 @@ from torch import Tensor
 
 from diffsim.policy import Policy
 from diffsim.rollouts import native
-from diffsim.rollouts.rollout import BACKENDS, Rollout
+from diffsim.rollouts.engines import BACKENDS
+from diffsim.rollouts.rollout import Rollout
 from diffsim.runs.provenance import describe
 from examples.cartpole import CartPole
 from robotics_envs.base import Actions, Box, Costs, Env, Parameter, Params, States
@@ -128,7 +129,7 @@ def ours(backend: str, env: Env, policy: Policy, x0: Tensor, steps: int) -> Run:
 
     call(x0 if backend == "inductor" else x0[:4], 2)  # only inductor compiles for a batch size
     kind = BACKENDS.load(backend)
-    if not all(type(engine) is kind for engine in rollout._engines.values()):
+    if not all(type(engine) is kind for engine in rollout.engines.prepared.values()):
         raise RuntimeError(f"the back end {backend} handed over to another one")
     return Run(call, rollout.compile_seconds)
 
@@ -170,7 +171,7 @@ def population(env: str, policies: int, rollouts: int, steps: int, rounds: int) 
     def with_native() -> Run:
         rollout = Rollout(simulator, modules[0], backend="native")
         rollout.population(parameters, x0, 2)
-        if not all(isinstance(engine, native.Native) for engine in rollout._engines.values()):
+        if not all(isinstance(engine, native.Native) for engine in rollout.engines.prepared.values()):
             raise RuntimeError("the back end native handed over to another one")
         return Run(lambda: rollout.population(parameters, x0, steps) / steps, rollout.compile_seconds)
 
@@ -230,7 +231,7 @@ def start(env: str, batch: int) -> dict:
     rollout = Rollout(simulator, policy, backend="native")
     torch.autograd.grad(rollout(x0, 2).costs.mean(), list(policy.network.parameters()))
     total = time.perf_counter() - begin
-    if not all(isinstance(engine, native.Native) for engine in rollout._engines.values()):
+    if not all(isinstance(engine, native.Native) for engine in rollout.engines.prepared.values()):
         raise RuntimeError("the back end native handed over to another one")
     return {"total": total, **spent}
 

@@ -64,7 +64,7 @@ def kernel(folder: Path, calls: int) -> dict[str, Any]:
         trajectory = rollout(start, window, algorithm.params, noise=noise)
         torch.autograd.grad(trajectory.costs.sum() + trajectory.values.sum(), (start, noise))
         seconds.append(time.perf_counter() - began)
-        back_ends |= {type(engine).__name__ for engine in rollout._engines.values()}
+        back_ends |= {type(engine).__name__ for engine in rollout.engines.prepared.values()}
     return {
         "updates": int(history["update"][-1]),
         "steps": int(history["env_steps"][-1]),

@@ -56,8 +56,10 @@ if TYPE_CHECKING:
     from diffsim.optimizers.objective import Gradient, Objective, Samples, Vector
     from diffsim.policy import MLP, Policy, make_policy
     from diffsim.rendering.render import render
+    from diffsim.rollouts.differentiable import Trajectory
+    from diffsim.rollouts.engines import BACKENDS
     from diffsim.rollouts.noise import Noise, randomised
-    from diffsim.rollouts.rollout import BACKENDS, Rollout, RolloutError, Trajectory
+    from diffsim.rollouts.rollout import Rollout, RolloutError
     from diffsim.runs.curves import plot
     from diffsim.runs.evaluation import Evaluation, LoadedPolicy, evaluate, load_policy
     from diffsim.runs.run import Run, train

@@ -11,6 +11,10 @@ State = tuple[tuple[str, torch.dtype], ...]
 """The types of devices for which autocast is on, and the dtype that each casts to; empty where it is off."""
 
 
+AS_IT_IS = contextlib.nullcontext()
+"""In the place of :func:`autocast_as` where autocast is off: entering that takes longer."""
+
+
 def _kinds(device: torch.device) -> tuple[str, ...]:
     return ("cpu",) if device.type in ("cpu", "meta") else ("cpu", device.type)
 

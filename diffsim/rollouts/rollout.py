@@ -3,65 +3,48 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, SupportsIndex, overload
+from typing import Any, Literal, SupportsIndex, overload
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffsim.errors import ConfigError, DiffsimError
-from diffsim.rollouts.autocast import autocast_as, autocast_state
+from diffsim.rollouts.autocast import AS_IT_IS, autocast_as, autocast_state
+from diffsim.rollouts.differentiable import (
+    RolloutFunction,
+    Trajectory,
+    judge,
+    trajectory_of,
+    without_inference_tensors,
+)
+from diffsim.rollouts.engines import BACKENDS, Engines
 from diffsim.rollouts.held_modules import HeldModules
 from diffsim.rollouts.inputs import (
     Engine,
     Inputs,
-    Outcome,
     SizeError,
-    UnsupportedError,
     check_actions,
     check_observation,
 )
-from diffsim.rollouts.inspection import Findings, fingerprints, look, operations
 from diffsim.rollouts.noise import Noise
-from diffsim.rollouts.stepwise import Unrolled, backward_without, finite
-from lazy_registry.registry import Registry, unknown
+from diffsim.rollouts.stepwise import Unrolled
+from lazy_registry.registry import unknown
 from lazy_registry.source_places import defined_at
 from robotics_envs.base import Costs, Env, EpisodeStates, Params, States
 from robotics_envs.divergence import check_rollouts
 from robotics_envs.user_code import UserCodeError, construct_env, describe_failure
-from solvers.cuda.nvrtc import NoNvrtcError
-from solvers.native import build
 from solvers.validation import whole_number
 
 logger = logging.getLogger("diffsim")
 
-BACKENDS = Registry(
-    "backend",
-    {
-        "eager": "diffsim.rollouts.stepwise:Stepwise",
-        "cuda_graph": "diffsim.rollouts.cuda_graph:CudaGraph",
-        "cuda_native": "diffsim.rollouts.cuda_native:CudaNative",
-        "inductor": "diffsim.rollouts.inductor:Inductor",
-        "native": "diffsim.rollouts.native:Native",
-    },
-)
-
 _FEW = 256
 """The number of rollouts from which several threads are faster than one."""
 
-_COMPILING = {"native": 3.0, "cuda_native": 10.0, "cuda_graph": 1.0, "inductor": 30.0}
-"""Approximate seconds of compiling; docs/rollouts.md has measurements."""
-
-
 ON_FAILURE = (None, "raise", "mark")
-
-_MOST_ENGINES = 16
-"""The number of prepared back ends that a rollout keeps; the oldest is dropped first."""
 
 _TOGETHER = 50
 """The number of control intervals of an episode that are in memory at a time."""
@@ -84,29 +67,10 @@ class _Explained:
 
 
 _EXPLAINED = _Explained()
-_AS_IT_IS = contextlib.nullcontext()
 
 
 class RolloutError(DiffsimError, UserCodeError):
     """Code of a policy, simulator or terminal value failed; the message holds its file and line."""
-
-
-class Trajectory(NamedTuple):
-    """``T`` control intervals of ``B`` rollouts."""
-
-    last: Float[Tensor, "batch n"]
-    """The final states."""
-    costs: Float[Tensor, "T batch"]
-    states: Float[Tensor, "T+1 batch n"] | None
-    """The initial states first; None where they were not kept."""
-    values: Float[Tensor, " batch"] | None
-    """The terminal value of the final states; None without a terminal value function."""
-    ok: Bool[Tensor, " batch"] | None = None
-    """Which rollouts have finite states, costs and values only; None where ``on_failure`` is None."""
-
-    def detached(self) -> Trajectory:
-        """The same without gradient."""
-        return Trajectory(*(None if q is None else q.detach() for q in self))  # type: ignore[arg-type]
 
 
 class Rollout:
@@ -159,33 +123,29 @@ class Rollout:
         self.env = construct_env(env) if isinstance(env, (str, type)) else env
         self.policy = policy
         self.terminal = terminal
-        self.backend = backend
         self.threads = None if threads is None else whole_number("threads", threads)
-        self.expected_steps = (
-            None if expected_steps is None else whole_number("expected_steps", expected_steps, 0)
-        )
+        expected = None if expected_steps is None else whole_number("expected_steps", expected_steps, 0)
         self.parameter_gradients = parameter_gradients
         self.on_failure = on_failure
-        self._engines: dict[Any, Engine] = {}
-        self._fingerprints = fingerprints()
+        self.engines = Engines(backend, expected)
         self._held_modules: HeldModules | None = None
-        self._said: set[str] = set()
-        self.compile_seconds = 0.0
-        """Seconds spent on preparing back ends so far."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Prepared back ends hold tensors by identity and loaded libraries: a copy prepares its own.
-        fresh: dict[str, Any] = {
-            "_engines": {},
-            "_fingerprints": None,
-            "_held_modules": None,
-            "_said": set(),
-            "compile_seconds": 0.0,
-        }
-        return {**vars(self), **fresh}
+        return {**vars(self), "engines": (self.backend, self.engines.expected_steps), "_held_modules": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _fingerprints=fingerprints())
+        vars(self).update(state, engines=Engines(*state["engines"]))
+
+    @property
+    def backend(self) -> str:
+        """The name that was given."""
+        return self.engines.backend
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds spent on preparing back ends so far."""
+        return self.engines.compile_seconds
 
     def __repr__(self) -> str:
         parts = [f"{self.env!r}", "open loop" if self.policy is None else f"policy {_sized(self.policy)}"]
@@ -234,7 +194,7 @@ class Rollout:
                 raise ValueError(f"costate_bound = {costate_bound!r} must be positive, or None for no bound")
             inputs = replace(inputs, costate_bound=float(costate_bound))
         if torch.is_grad_enabled():
-            inputs = _without_inference_tensors(inputs)
+            inputs = without_inference_tensors(inputs)
             wanted = {name: q for name, q in inputs.named().items() if q.requires_grad}
         else:
             wanted = {}
@@ -245,18 +205,18 @@ class Rollout:
             if isinstance(engine, Unrolled):
                 with _without_gradient(inputs.fixed):
                     outcome, ok = engine.unrolled(inputs, self.on_failure == "mark")
-                return _trajectory(outcome, _judge(inputs, outcome, self.on_failure) if ok is None else ok)
+                return trajectory_of(outcome, judge(inputs, outcome, self.on_failure) if ok is None else ok)
             # What Function.apply does beside calling this is for functorch, and takes as long as a small rollout.
             direct = not torch._C._are_functorch_transforms_active()
-            apply = super(torch.autograd.Function, _Function).apply if direct else _Function.apply
+            apply = super(torch.autograd.Function, RolloutFunction).apply if direct else RolloutFunction.apply
             return Trajectory(*apply(engine, inputs, self.on_failure, tuple(wanted), *wanted.values()))
 
     def _simulated(self, inputs: Inputs, keep_states: bool, on_failure: str | None) -> Trajectory:
         """The trajectory without gradient."""
         engine, device = self._engine(inputs, gradient=False), inputs.x0.device
-        with autocast_as(inputs.cast, device) if inputs.cast else _AS_IT_IS:
+        with autocast_as(inputs.cast, device) if inputs.cast else AS_IT_IS:
             outcome = engine.forward(inputs, keep_states)[0]
-        return _trajectory(outcome, _judge(inputs, outcome, on_failure))
+        return trajectory_of(outcome, judge(inputs, outcome, on_failure))
 
     def returns(self, x0: States, p: Params | None = None, noise: Float[Tensor, " m"] | None = None) -> Costs:
         """The first part of :meth:`episodes`."""
@@ -479,7 +439,7 @@ class Rollout:
                 )
             if tensor.dtype != x0.dtype or tensor.device != x0.device:
                 raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, x0 {x0.dtype} on {x0.device}")
-        held = self._fingerprints.of(env, policy, self.terminal)
+        held = self.engines.fingerprints.of(env, policy, self.terminal)
         about = self._held_modules
         if about is None or about.held is not held or about.like != (x0.dtype, x0.device):
             about = self._held_modules = HeldModules(held, x0, (policy, self.terminal))
@@ -504,6 +464,10 @@ class Rollout:
             cast=autocast_state(x0.device),
         )
 
+    def _engine(self, inputs: Inputs, gradient: bool) -> Engine:
+        assert self._held_modules is not None  # _inputs has made it
+        return self.engines.of(inputs, self._held_modules, gradient)
+
     def _act(self, x: Tensor, noise: Tensor | None) -> Tensor:
         assert self.policy is not None
         observation = self.env.observe(x)
@@ -521,117 +485,6 @@ class Rollout:
         check_actions(self.env, self.policy, u, len(x))
         return u
 
-    def _engine(self, inputs: Inputs, gradient: bool) -> Engine:
-        """The back end for these inputs, prepared if it is new."""
-        about, p, timed = self._held_modules, inputs.p, (inputs.noise, inputs.controls)
-        assert about is not None
-        kinds = [
-            type(q) if q is None or isinstance(q, Noise) else gradient and q.requires_grad for q in timed
-        ]
-        # Which parameters are trained, and how many values each physical one has, is the same as at the last call.
-        short = (inputs.cast, gradient and inputs.x0.requires_grad, *kinds, gradient)
-        if gradient:
-            short += tuple([v.requires_grad for v in p.values()])
-        engine = about.ready.get(short)
-        if engine is None:
-            engine = about.ready[short] = self._found(inputs, gradient)
-        return engine
-
-    def _found(self, inputs: Inputs, gradient: bool) -> Engine:
-        """The same by everything that it was prepared for."""
-        x0, p, cast = inputs.x0, inputs.p, inputs.cast
-        given = (x0.dtype, x0.device, cast, type(inputs.noise), inputs.controls is None)
-        kinds = (tuple(p), tuple([v.ndim for v in p.values()]), tuple(map(id, inputs.parameters)))
-        common = (given, kinds, inputs.held)
-        wanted = tuple([gradient and v.requires_grad for v in inputs.named().values()])
-        key = (common, wanted)
-        engine = self._engines.get(key)
-        if engine is None:
-            for (others, _), other in self._engines.items():
-                if others == common and not gradient:
-                    return other  # one prepared for gradients serves without them as well
-            started = time.perf_counter()
-            with (
-                torch.inference_mode(False),
-                torch.set_grad_enabled(gradient),
-                autocast_as(cast, inputs.x0.device),
-            ):
-                findings = look(inputs, gradient)
-                engine = self._ready(inputs, gradient, findings, bool(cast))
-            engine.constant = findings.constant
-            if engine.compiled:
-                self.compile_seconds += time.perf_counter() - started
-            while len(self._engines) >= _MOST_ENGINES:
-                self._engines.pop(next(iter(self._engines)))
-            self._engines[key] = engine
-            if engine.watched:  # there is a C++ compiler then
-                self._fingerprints.load = build.load
-        return engine
-
-    def _ready(self, inputs: Inputs, gradient: bool, findings: Findings, cast: bool) -> Engine:
-        if findings.changing:
-            if gradient:
-                self._say(
-                    f"the rollout {findings.changing}, so its steps cannot be computed again: plain autograd is used, "
-                    "which stores the graph of every step; pass random numbers as noise to avoid it"
-                )
-            elif self.backend not in ("auto", "eager"):
-                self._say(
-                    f"backend {self.backend!r} cannot compile a rollout that {findings.changing}: eager"
-                )
-            return Unrolled()
-        if self.env.foreign:
-            # Its forward pass computes derivatives along with the values, so steps are not computed again.
-            if self.backend not in ("auto", "eager"):
-                self._say(
-                    f"backend {self.backend!r} cannot compile {self.env.name}, which is not computed in torch: eager"
-                )
-            return Unrolled()
-        if cast:
-            if self.backend != "eager":
-                self._say("torch.autocast is on, which compiled back ends do not follow: eager")
-            return BACKENDS.load("eager").prepare(inputs, gradient)
-        for name in self._candidates(inputs):
-            try:
-                if name in ("native", "cuda_native") and findings.functions:
-                    known = ", ".join(findings.functions)
-                    raise UnsupportedError(
-                        f"a trace does not see the gradient of torch.autograd.Function {known}"
-                    )
-                return BACKENDS.load(name).prepare(inputs, gradient)
-            except UnsupportedError as error:
-                if isinstance(error.__cause__, build.NoCompilerError):
-                    continue  # logged once a process, where it is found
-                if self.backend == "auto" and isinstance(error.__cause__, NoNvrtcError):
-                    _say_no_nvrtc(str(error))
-                    continue
-                self._say(f"backend {name!r} cannot run this rollout, another one is used: {error}")
-        raise AssertionError("eager can run every rollout")
-
-    def _say(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            logger.warning(message)
-
-    def _candidates(self, inputs: Inputs) -> list[str]:
-        """Names of back ends in the order of preference."""
-        if self.backend != "auto":
-            return [self.backend, "eager"]
-        kind = inputs.x0.device.type
-        fitting = {"cpu": ["native", "inductor"], "cuda": ["cuda_native", "cuda_graph"]}.get(
-            kind, ["inductor"]
-        )
-        if self.expected_steps is None:
-            return [*(fitting if kind == "cuda" else fitting[:1]), "eager"]
-        # By counting operations, not by timing, so that the same run always uses the same back end.
-        eager = self.expected_steps * operations(inputs) * 3 * (4e-6 + 2e-9 * len(inputs.x0))
-        return [*(name for name in fitting if eager > _COMPILING[name]), "eager"]
-
-
-@functools.cache
-def _say_no_nvrtc(message: str) -> None:
-    logger.warning("rollouts on CUDA take several times as long as they could: %s", message)
-
 
 @contextlib.contextmanager
 def _without_gradient(parameters: tuple[Tensor, ...]) -> Iterator[None]:
@@ -645,106 +498,9 @@ def _without_gradient(parameters: tuple[Tensor, ...]) -> Iterator[None]:
             q.requires_grad_()
 
 
-def _trajectory(outcome: Outcome, ok: Tensor | None) -> Trajectory:
-    assert outcome.last is not None
-    assert outcome.costs is not None
-    return Trajectory(outcome.last, outcome.costs, outcome.states, outcome.values, ok)
-
-
-def _judge(inputs: Inputs, outcome: Outcome, on_failure: str | None) -> Tensor | None:
-    """Which rollouts are finite, ``[B]``; None if ``on_failure`` is None.
-
-    Raises:
-        DivergenceError: with ``"raise"``, if one is not.
-    """
-    if on_failure is None:
-        return None
-    last, costs, states, values = outcome.last, outcome.costs, outcome.states, outcome.values
-    assert last is not None
-    assert costs is not None
-    ok = finite(last, costs.t())
-    if states is not None:
-        ok = ok & states.detach().isfinite().all(0).all(-1)
-    if values is not None:
-        ok = ok & finite(values)
-    if on_failure == "raise" and not ok.all():
-        following = last.unsqueeze(0) if states is None else states[1:]
-        check_rollouts(inputs.env, inputs.x0, following.detach(), costs.detach(), values)
-    return ok
-
-
-def _without_inference_tensors(inputs: Inputs) -> Inputs:
-    """Copies in the place of tensors made under ``torch.inference_mode``, which autograd cannot keep for backward."""
-    given = {"x0": inputs.x0, "noise": inputs.noise, "controls": inputs.controls}
-    made = {k: v.clone() for k, v in given.items() if isinstance(v, Tensor) and v.is_inference()}
-    if any(v.is_inference() for v in inputs.p.values()):
-        made["p"] = {k: v.clone() if v.is_inference() else v for k, v in inputs.p.items()}  # type: ignore[assignment]
-    return replace(inputs, **made) if made else inputs  # type: ignore[arg-type]
-
-
 def _sized(function: Any) -> str:
     """A callable's name, and how many parameters it has."""
     name = getattr(function, "__name__", type(function).__name__)
     if not isinstance(function, nn.Module):
         return name
     return f"{name} of {sum(q.numel() for q in function.parameters())} parameters"
-
-
-class _Function(torch.autograd.Function):
-    """``apply(engine, inputs, on_failure, names, *tensors) -> last, costs, states, values, ok``.
-
-    ``tensors`` are those of ``inputs.named()`` that require a gradient, ``names`` their names.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        engine: Engine,
-        inputs: Inputs,
-        on_failure: str | None,
-        names: tuple[Any, ...],
-        *tensors: Tensor,
-    ) -> Any:
-        with autocast_as(inputs.cast, inputs.x0.device) if inputs.cast else _AS_IT_IS:
-            outcome, ctx.kept = engine.forward(inputs, keep_states=True)
-        ok = _judge(inputs, outcome, on_failure)
-        ctx.failed = on_failure == "mark" and not bool(ok.all())  # type: ignore[union-attr]
-        ctx.engine, ctx.inputs, ctx.names, ctx.versions = engine, inputs, names, _versions(inputs)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(outcome.states, ok)
-        constant = [getattr(outcome, name) for name in engine.constant]
-        if ok is not None:
-            constant.append(ok)
-        if constant:
-            ctx.mark_non_differentiable(*constant)
-        return outcome.last, outcome.costs, outcome.states, outcome.values, ok
-
-    @staticmethod
-    def backward(ctx: Any, by_last: Any, by_costs: Any, by_states: Any, by_values: Any, by_ok: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "a rollout has first derivatives only (create_graph=True asks for second ones); "
-                "loop over policy(env.observe(x)) and env.step yourself where you need them"
-            )
-        states, ok = ctx.saved_tensors
-        inputs, by = ctx.inputs, Outcome(by_states, by_last, by_costs, by_values)
-        if ctx.versions != _versions(inputs):
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an inplace operation: an "
-                "input of a rollout, or a parameter or buffer of its policy or terminal value, was written into "
-                "between the rollout and its backward pass"
-            )
-        with autocast_as(inputs.cast, inputs.x0.device):
-            if ctx.failed:
-                found = backward_without(ctx.engine, inputs, states, by, ok)
-            else:
-                found = ctx.engine.backward(inputs, states, by, ctx.kept)
-        return None, None, None, None, *[found.get(name) for name in ctx.names]
-
-
-def _versions(inputs: Inputs) -> list[int]:
-    """The numbers of in-place changes of everything that a backward pass reads.
-
-    Saved by autograd, each tensor would cost more than ten times as much.
-    """
-    return [*[q._version for q in inputs.named().values()], *[q._version for q in inputs.beside]]

@@ -399,7 +399,7 @@ def test_the_critic_is_fitted_to_as_many_windows_as_asked(windows):
 def test_native_rollouts_train_as_eager_ones_and_resume_to_the_bit(algorithm):
     eager, native, stopped = (build(algorithm, backend=b) for b in ("eager", "native", "native"))
     records = [[a.step() for _ in range(6)] for a in (eager, native)]
-    assert [type(e).__name__ for e in native.rollout._engines.values()] == ["Native"]
+    assert [type(e).__name__ for e in native.rollout.engines.prepared.values()] == ["Native"]
     for ours, theirs in zip(*records, strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-3)
         assert ours.env_steps == theirs.env_steps
@@ -414,7 +414,7 @@ def test_native_rollouts_train_as_eager_ones_and_resume_to_the_bit(algorithm):
     assert torch.allclose(
         native.returns(x), Rollout(native.env, native.policy, backend="eager").returns(x), rtol=1e-3
     )
-    assert len(native.rollout._engines) == 1  # evaluation takes the kernel of training
+    assert len(native.rollout.engines.prepared) == 1  # evaluation takes the kernel of training
     assert records[1][0].compile_seconds > 0
     assert not any(record.compile_seconds for record in (*records[0], *records[1][1:]))
 

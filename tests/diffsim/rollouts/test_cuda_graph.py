@@ -89,7 +89,7 @@ def test_one_recording_serves_calls_with_other_numbers():
         expected = gradients(reference, x0 + 0.1 * k, steps, leaves, **arguments)
         for got, wanted in zip((*found[0][:3], *found[1]), (*expected[0][:3], *expected[1]), strict=True):
             assert torch.allclose(got, wanted, rtol=1e-12, atol=1e-13)
-        (engine,) = rollout._engines.values()
+        (engine,) = rollout.engines.prepared.values()
         assert isinstance(engine, CudaGraph)
         (now,) = engine._recordings.values()
         assert recorded in (None, now)
@@ -126,12 +126,12 @@ def test_moved_weights_are_recorded_again():
     rollout = Rollout(env, policy, backend="cuda_graph")
     leaves = list(policy.parameters())
     gradients(rollout, x0, 3, leaves)
-    (engine,) = rollout._engines.values()
+    (engine,) = rollout.engines.prepared.values()
     (old,) = engine._recordings.values()
     trajectory = rollout(x0, 3)
     leaves[0].data = leaves[0].data.clone() * 2.0
     gradients(rollout, x0, 3, leaves)
-    (engine,) = rollout._engines.values()
+    (engine,) = rollout.engines.prepared.values()
     assert old not in engine._recordings.values()
     assert trajectory.costs.shape == (3, len(x0))
 

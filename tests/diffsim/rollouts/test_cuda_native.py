@@ -25,7 +25,7 @@ from torch import nn
 
 from diffsim.policy import MLP
 from diffsim.rollouts import Noise, Rollout, cuda_native
-from diffsim.rollouts import rollout as rollout_module
+from diffsim.rollouts import engines as engines_module
 from diffsim.rollouts.cuda_native import CudaNative
 from diffsim.rollouts.inputs import UnsupportedError
 from diffsim.rollouts.translation_cuda import laid_out
@@ -226,8 +226,8 @@ def test_on_cuda_auto_takes_kernels_then_graphs(expected, first):
     rollout = Rollout(env, make_policy(env), expected_steps=expected)
     given = rollout._inputs(x, 2, None, None, None, None)
     elsewhere = SimpleNamespace(**{**vars(given), "x0": OnCuda(x)})
-    with mock.patch("diffsim.rollouts.rollout.operations", return_value=100):
-        names = rollout._candidates(elsewhere)
+    with mock.patch("diffsim.rollouts.engines.operations", return_value=100):
+        names = rollout.engines.candidates(elsewhere)
     assert names == (["eager"] if first == "eager" else ["cuda_native", "cuda_graph", "eager"])
 
 
@@ -244,8 +244,8 @@ def test_without_nvrtc_auto_says_so_once_and_goes_on(monkeypatch, caplog):
         raise UnsupportedError("no NVRTC") from nvrtc.NoNvrtcError("no NVRTC")
 
     monkeypatch.setattr(CudaNative, "prepare", staticmethod(prepare))
-    monkeypatch.setattr(Rollout, "_candidates", lambda self, inputs: ["cuda_native", "eager"])
-    rollout_module._say_no_nvrtc.cache_clear()
+    monkeypatch.setattr(engines_module.Engines, "candidates", lambda self, inputs: ["cuda_native", "eager"])
+    engines_module._say_no_nvrtc.cache_clear()
     env = CartPole()
     x = env.reset(2, torch.Generator().manual_seed(0), F64)
     for _ in range(2):
@@ -282,7 +282,7 @@ def test_nvrtc_compiles_the_kernels_of_a_policy_for_every_architecture():
     policy = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1)).to(F32)
     rollout = Rollout(env, policy, backend="cuda_native")
     rollout(env.reset(2, torch.Generator().manual_seed(0)), 1)
-    (engine,) = rollout._engines.values()
+    (engine,) = rollout.engines.prepared.values()
     for arch in ("sm_80", "sm_90", "sm_100"):
         code, log = nvrtc.compiled(engine.source, arch)
         assert code.startswith(b"\x7fELF")

@@ -68,7 +68,7 @@ def test_costates_are_bounded_in_units_of_the_box(name, backend):
     for ours, theirs, unbounded in zip(found, expected, free, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
         assert not torch.allclose(ours, unbounded, rtol=1e-3)
-    assert len(rollout._engines) == 1  # a bound compiles nothing anew
+    assert len(rollout.engines.prepared) == 1  # a bound compiles nothing anew
 
 
 def test_a_bound_that_is_not_reached_changes_no_bit():
@@ -136,4 +136,4 @@ def test_a_kernel_for_gradients_serves_evaluations():
     x, noise = drawn(env)
     rollout(x, 5, noise=noise).costs.sum().backward()
     rollout.returns(x.detach(), noise=torch.zeros(1, dtype=F64))
-    assert len(rollout._engines) == 1
+    assert len(rollout.engines.prepared) == 1

@@ -330,9 +330,9 @@ def test_a_copy_prepares_back_ends_of_its_own(how, backend):
     x = rollout.env.reset(4, generator())
     right = rollout(x, 3)
     other = COPIES[how](rollout)
-    assert not other._engines
+    assert not other.engines.prepared
     assert other.compile_seconds == 0.0
-    assert rollout._engines
+    assert rollout.engines.prepared
     got = other(x, 3)
     assert torch.equal(got.costs, right.costs)
     if how != "copy":  # weights of its own

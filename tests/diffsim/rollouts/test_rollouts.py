@@ -541,7 +541,7 @@ def test_auto_weighs_compiling_against_what_it_saves(caplog):
     for expected, name in ((10, "Stepwise"), (100_000, "Native"), (None, "Native")):
         rollout = Rollout(env, policy, expected_steps=expected)
         rollout(x, 2)
-        assert [type(engine).__name__ for engine in rollout._engines.values()] == [name]
+        assert [type(engine).__name__ for engine in rollout.engines.prepared.values()] == [name]
     assert not caplog.records
 
 

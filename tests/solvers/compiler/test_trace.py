@@ -278,7 +278,7 @@ def test_random_graphs(all_programs):
         rollout(
             env.reset(3, torch.Generator().manual_seed(0), F64), 1, controls=torch.zeros(1, 3, 1, dtype=F64)
         )
-    assert [type(engine).__name__ for engine in rollout._engines.values()] == ["Native"]
+    assert [type(engine).__name__ for engine in rollout.engines.prepared.values()] == ["Native"]
 
 
 def test_a_trace_is_taken_in_its_own_thread_only():

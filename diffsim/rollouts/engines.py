@@ -1,0 +1,166 @@
+"""Which back end computes a rollout: chosen, prepared once, and found again at the next call."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from typing import Any
+
+import torch
+
+from diffsim.rollouts.autocast import autocast_as
+from diffsim.rollouts.held_modules import HeldModules
+from diffsim.rollouts.inputs import Engine, Inputs, UnsupportedError
+from diffsim.rollouts.inspection import Findings, fingerprints, look, operations
+from diffsim.rollouts.noise import Noise
+from diffsim.rollouts.stepwise import Unrolled
+from lazy_registry.registry import Registry
+from solvers.cuda.nvrtc import NoNvrtcError
+from solvers.native import build
+
+logger = logging.getLogger("diffsim")
+
+BACKENDS = Registry(
+    "backend",
+    {
+        "eager": "diffsim.rollouts.stepwise:Stepwise",
+        "cuda_graph": "diffsim.rollouts.cuda_graph:CudaGraph",
+        "cuda_native": "diffsim.rollouts.cuda_native:CudaNative",
+        "inductor": "diffsim.rollouts.inductor:Inductor",
+        "native": "diffsim.rollouts.native:Native",
+    },
+)
+
+_COMPILING = {"native": 3.0, "cuda_native": 10.0, "cuda_graph": 1.0, "inductor": 30.0}
+"""Approximate seconds of compiling; docs/rollouts.md has measurements."""
+
+_MOST_ENGINES = 16
+"""The number of prepared back ends that a rollout keeps; the oldest is dropped first."""
+
+
+class Engines:
+    """The back ends of one rollout.
+
+    Args:
+        backend: a name in :data:`BACKENDS`, or ``"auto"``.
+        expected_steps: how many control intervals will be simulated in all calls together, if known.
+    """
+
+    def __init__(self, backend: str, expected_steps: int | None) -> None:
+        self.backend, self.expected_steps = backend, expected_steps
+        self.prepared: dict[Any, Engine] = {}
+        self.fingerprints = fingerprints()
+        self.compile_seconds = 0.0
+        """Seconds spent on preparing back ends so far."""
+        self._said: set[str] = set()
+
+    def of(self, inputs: Inputs, about: HeldModules, gradient: bool) -> Engine:
+        """The back end for these inputs, prepared if it is new.  ``about`` holds what is the same at every call."""
+        p, timed = inputs.p, (inputs.noise, inputs.controls)
+        kinds = [
+            type(q) if q is None or isinstance(q, Noise) else gradient and q.requires_grad for q in timed
+        ]
+        # Which parameters are trained, and how many values each physical one has, is the same as at the last call.
+        short = (inputs.cast, gradient and inputs.x0.requires_grad, *kinds, gradient)
+        if gradient:
+            short += tuple([v.requires_grad for v in p.values()])
+        engine = about.ready.get(short)
+        if engine is None:
+            engine = about.ready[short] = self._found(inputs, gradient)
+        return engine
+
+    def _found(self, inputs: Inputs, gradient: bool) -> Engine:
+        """The same by everything that it was prepared for."""
+        x0, p, cast = inputs.x0, inputs.p, inputs.cast
+        given = (x0.dtype, x0.device, cast, type(inputs.noise), inputs.controls is None)
+        kinds = (tuple(p), tuple([v.ndim for v in p.values()]), tuple(map(id, inputs.parameters)))
+        common = (given, kinds, inputs.held)
+        wanted = tuple([gradient and v.requires_grad for v in inputs.named().values()])
+        key = (common, wanted)
+        engine = self.prepared.get(key)
+        if engine is None:
+            for (others, _), other in self.prepared.items():
+                if others == common and not gradient:
+                    return other  # one prepared for gradients serves without them as well
+            started = time.perf_counter()
+            with (
+                torch.inference_mode(False),
+                torch.set_grad_enabled(gradient),
+                autocast_as(cast, inputs.x0.device),
+            ):
+                findings = look(inputs, gradient)
+                engine = self._ready(inputs, gradient, findings, bool(cast))
+            engine.constant = findings.constant
+            if engine.compiled:
+                self.compile_seconds += time.perf_counter() - started
+            while len(self.prepared) >= _MOST_ENGINES:
+                self.prepared.pop(next(iter(self.prepared)))
+            self.prepared[key] = engine
+            if engine.watched:  # there is a C++ compiler then
+                self.fingerprints.load = build.load
+        return engine
+
+    def _ready(self, inputs: Inputs, gradient: bool, findings: Findings, cast: bool) -> Engine:
+        if findings.changing:
+            if gradient:
+                self._say(
+                    f"the rollout {findings.changing}, so its steps cannot be computed again: plain autograd is used, "
+                    "which stores the graph of every step; pass random numbers as noise to avoid it"
+                )
+            elif self.backend not in ("auto", "eager"):
+                self._say(
+                    f"backend {self.backend!r} cannot compile a rollout that {findings.changing}: eager"
+                )
+            return Unrolled()
+        if inputs.env.foreign:
+            # Its forward pass computes derivatives along with the values, so steps are not computed again.
+            if self.backend not in ("auto", "eager"):
+                self._say(
+                    f"backend {self.backend!r} cannot compile {inputs.env.name}, which is not computed in torch: eager"
+                )
+            return Unrolled()
+        if cast:
+            if self.backend != "eager":
+                self._say("torch.autocast is on, which compiled back ends do not follow: eager")
+            return BACKENDS.load("eager").prepare(inputs, gradient)
+        for name in self.candidates(inputs):
+            try:
+                if name in ("native", "cuda_native") and findings.functions:
+                    known = ", ".join(findings.functions)
+                    raise UnsupportedError(
+                        f"a trace does not see the gradient of torch.autograd.Function {known}"
+                    )
+                return BACKENDS.load(name).prepare(inputs, gradient)
+            except UnsupportedError as error:
+                if isinstance(error.__cause__, build.NoCompilerError):
+                    continue  # logged once a process, where it is found
+                if self.backend == "auto" and isinstance(error.__cause__, NoNvrtcError):
+                    _say_no_nvrtc(str(error))
+                    continue
+                self._say(f"backend {name!r} cannot run this rollout, another one is used: {error}")
+        raise AssertionError("eager can run every rollout")
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning(message)
+
+    def candidates(self, inputs: Inputs) -> list[str]:
+        """Names of back ends in the order of preference."""
+        if self.backend != "auto":
+            return [self.backend, "eager"]
+        kind = inputs.x0.device.type
+        fitting = {"cpu": ["native", "inductor"], "cuda": ["cuda_native", "cuda_graph"]}.get(
+            kind, ["inductor"]
+        )
+        if self.expected_steps is None:
+            return [*(fitting if kind == "cuda" else fitting[:1]), "eager"]
+        # By counting operations, not by timing, so that the same run always uses the same back end.
+        eager = self.expected_steps * operations(inputs) * 3 * (4e-6 + 2e-9 * len(inputs.x0))
+        return [*(name for name in fitting if eager > _COMPILING[name]), "eager"]
+
+
+@functools.cache
+def _say_no_nvrtc(message: str) -> None:
+    logger.warning("rollouts on CUDA take several times as long as they could: %s", message)
