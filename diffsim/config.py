@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -227,15 +227,25 @@ def _explain(model: type[BaseModel], error: Any, section: str) -> str:
     path = [section, *map(str, error["loc"])] if section else list(map(str, error["loc"]))
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        known: Iterable[str] = model.model_fields
+        inner: Any = model
         for part in error["loc"][:-1]:
-            inner = model.model_fields[str(part)].annotation
-            known = inner.model_fields if isinstance(inner, type) else known
+            # The place in a list is no field: its entries are of one model.
+            inner = (
+                _model_in(inner if isinstance(part, int) else inner.model_fields[part].annotation) or inner
+            )
+        known: Iterable[str] = inner.model_fields
         prefix = "".join(part + "." for part in path[:-1])
         return unknown("key", key, [prefix + name for name in known])
     if error["type"] == "missing":
         return f"{key} is missing; set it, for example with --set {key}=VALUE"
     return f"{key} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _model_in(annotation: Any) -> Any:
+    """The model that an annotation such as ``tuple[Budget, ...]`` or ``Matrix | None`` is made of; None without one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
 
 
 def load_class(registry: Registry, name: str) -> Any:

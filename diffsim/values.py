@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ def shown(path: Path) -> str:
     """A path for messages: relative to the current folder if it lies below that."""
     here = Path.cwd()
     return str(path.relative_to(here)) if here in path.parents else str(path)
+
+
+def pasted(path: Path) -> str:
+    """A path for commands that are to be copied from a message into a shell."""
+    return shlex.quote(shown(path))
 
 
 def printable(text: str) -> str:

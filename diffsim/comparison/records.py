@@ -444,7 +444,9 @@ def read_comparison(folder: str | os.PathLike[str]) -> Comparison:
         records[record.key] = record
     plan = _read_plan(root / PLAN)
     if plan is None and not records and not unreadable:
-        raise RunFileError(f"no comparison in {shown(root)}: it has neither {PLAN} nor {RECORDS}/*/*/*.h5")
+        raise RunFileError(
+            f"no comparison in {shown(root)}: it has no {PLAN}, no {RECORDS}/*/*/*.h5, and is no suite (suite.json)"
+        )
     budget = next((record.budget for record in records.values()), {})
     plan = {"tasks": {}, "contenders": {}, "seeds": [], "budget": budget} if plan is None else plan
     pairs = {f"{task}/{contender}" for task in plan["tasks"] for contender in plan["contenders"]}

@@ -59,6 +59,7 @@ def report(
     target = root / "report" if out is None else absolute(out)
     environment = _jinja()
     comparison = comparison_in(root)
+    _make(target)  # before the work, not after it
     page = content(comparison, rules)
     drawn = _paper(comparison, page["axes"], target / "figures") if figures else []
     page |= {"figures": [path.relative_to(target).as_posix() for path in drawn]}
@@ -167,6 +168,13 @@ def _paper(comparison: Comparison, axes: Sequence[AxisView], folder: Path) -> li
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.=-]+", "_", name)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {shown(folder)}: {error.strerror or error}") from None
 
 
 def _write(path: Path, text: str) -> Path:

@@ -23,7 +23,6 @@ import contextlib
 import io
 import json
 import os
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,7 +37,7 @@ from diffsim.errors import ConfigError, RunFileError
 from diffsim.runs import authorship, user_code
 from diffsim.runs.user_code import Source
 from diffsim.runs.whole_files import write_whole
-from diffsim.values import folder, shown
+from diffsim.values import folder, pasted, shown
 from lazy_registry.registry import unknown
 
 FORMAT = "diffsim-run"
@@ -220,6 +219,8 @@ class RunFile:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
+        if not self.folder.is_dir():  # the lock would make it
+            raise RunFileError(f"cannot write in {self.folder}: the folder is gone")
         try:
             # One lock per path in a process, so that nested use by one caller does not block itself.
             lock = FileLock(self.folder / ".write.lock", is_singleton=True)
@@ -252,8 +253,9 @@ class RunFile:
     def _open(self) -> Iterator[h5py.File]:
         """The file, open for reading."""
         if not self.path.exists():
-            place = shlex.quote(shown(self.folder))
-            raise RunFileError(f"no run at {shown(self.path)}; 'diffsim train ENV --out {place}' makes one")
+            raise RunFileError(
+                f"no run at {shown(self.path)}; 'diffsim train ENV --out {pasted(self.folder)}' makes one"
+            )
         with contextlib.ExitStack() as stack:
             try:
                 # Read as a whole: HDF5 would refuse a file that this or another program holds open.

@@ -46,6 +46,9 @@ def run(ctx: click.Context, file: str, out: str | None, dry_run: bool, **options
 
     suite = read_suite(Path(file), out)
     if dry_run:
+        from diffsim.suites.local import check_place
+
+        check_place(suite.folder)
         _one_thread()
         from diffsim.suites.plan import resolve
 
@@ -125,7 +128,8 @@ def logs(folder: str, run: str | None) -> None:
 def cancel(folder: str, run: str | None) -> None:
     """Stop the suite in FOLDER, or the runs whose names begin with RUN, each at a checkpoint."""
     from diffsim.errors import ConfigError, RunFileError
-    from diffsim.suites.worker import CANCEL
+    from diffsim.suites.worker import CANCEL, is_working
+    from diffsim.values import counted, pasted
 
     plan = _plan(folder)
     chosen = [plan.folder(one) for one in plan.runs if run and one.folder.startswith(run)]
@@ -137,7 +141,9 @@ def cancel(folder: str, run: str | None) -> None:
             (place / CANCEL).touch()
     except OSError as error:
         raise RunFileError(f"cannot write in {plan.root}: {error.strerror or error}") from None
-    click.echo("asked to stop; runs end at their next update, and 'diffsim suite resume' goes on with them")
+    running = sum(is_working(plan.folder(one)) for one in plan.runs if not run or one.folder.startswith(run))
+    what = f"{counted(running, 'run')} asked to stop, at the next update" if running else "no run is running"
+    click.echo(f"{what}; what is not done goes on with: diffsim suite resume {pasted(plan.root)}")
 
 
 @click.command()
@@ -189,11 +195,13 @@ def _drive(
     ctx: click.Context, plan: Plan, lock: int, on: str, workers: int | None, retry_failed: bool, trust: bool
 ) -> None:
     from diffsim.suites.index import rows
-    from diffsim.suites.local import Driver, take_back_cancel, to_do
+    from diffsim.suites.local import Driver, set_aside, take_back_cancel, to_do
     from diffsim.suites.tables import status as text
 
     take_back_cancel(plan)
     todo = to_do(plan, retry_failed)
+    if retry_failed:
+        set_aside(plan, todo)
 
     def say(line: str) -> None:
         click.echo(line, err=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from diffsim.errors import DiffsimError
+from diffsim.errors import DiffsimError, RunFileError
 from diffsim.suites.plan import RUNS, Plan, PlannedRun
 from diffsim.suites.worker import JOURNAL, OTHER_WORK, attempts, is_working
 
@@ -113,6 +113,8 @@ def _stamps(runs: Path) -> Iterator[tuple[str, str]]:
         names = os.listdir(runs)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise RunFileError(f"{runs} cannot be read: {error.strerror or error}") from None
     for name in names:
         parts = []
         for file in (RUN_FILE, JOURNAL):
@@ -142,11 +144,12 @@ def read_row(folder: Path) -> Row:
             return Row(folder.name, last["reason"], **last["row"])
         state = "failed" if failed else "killed" if journal else "queued"
         state = "stopped" if last["cause"] == "stopped" else state
-        return Row(folder.name, state, last["reason"], **last.get("row", {}))
+        reason = f"its {RUN_FILE} is missing; it begins again" if last["cause"] == "done" else last["reason"]
+        return Row(folder.name, state, reason, **last.get("row", {}))
     try:
         summary = file.summary()
     except DiffsimError as error:
-        return Row(folder.name, "unreadable", str(error))
+        return Row(folder.name, "unreadable", f"--retry-failed sets its file aside and begins again: {error}")
     state, reason = summary["state"], summary["reason"]
     if state not in FINAL:
         state = "failed" if failed else "stopped" if state == "stopped" else "killed"

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +27,10 @@ from pathlib import Path
 from diffsim.errors import ConfigError, Interrupted, RunFileError
 from diffsim.runs.signals import StopRequest, stop_on_signals
 from diffsim.suites.gpus import Places, needs_gpu, visible_gpus
-from diffsim.suites.index import FAILED, FINAL, read_row, rows
-from diffsim.suites.plan import RUNS, Plan, PlannedRun
+from diffsim.suites.index import FAILED, FINAL, RUN_FILE, read_row, rows
+from diffsim.suites.plan import PLAN, RUNS, Plan, PlannedRun
 from diffsim.suites.worker import CANCEL, LOG, PROGRESS, RUN_FAILED, is_working, note, output_to, work
-from diffsim.values import counted, shown
+from diffsim.values import counted, pasted, shown
 from robotics_envs.environments import JULIA
 
 DRIVER_LOCK = ".driver.lock"
@@ -48,7 +48,7 @@ Say = Callable[[str], None]
 
 
 def check_folder(root: Path, count: int) -> None:
-    """Make the folder of a suite of ``count`` runs, and write in it.
+    """Make the folder of a suite of ``count`` runs, and write in it; runs that have a file need no more space.
 
     Raises:
         RunFileError: it cannot be made or written, or the disk has too little space.
@@ -59,6 +59,7 @@ def check_folder(root: Path, count: int) -> None:
         probe.write_bytes(b"\0" * 4096)
         probe.unlink()
         free = shutil.disk_usage(root).free / 1e6
+        count -= sum((folder / RUN_FILE).exists() for folder in (root / RUNS).iterdir())
     except OSError as error:
         raise RunFileError(f"cannot write the suite in {root}: {error.strerror or error}") from None
     if free < count * RUN_FILE_MB:
@@ -66,6 +67,22 @@ def check_folder(root: Path, count: int) -> None:
             f"{root} has {free:,.0f} MB of free space, {count:,} runs need about {count * RUN_FILE_MB:,.0f} MB; "
             "free some, or choose another --out"
         )
+
+
+def check_place(root: Path) -> None:
+    """As :func:`check_folder`, without making anything.
+
+    Raises:
+        RunFileError: the folder is none, or cannot be made or written.
+    """
+    try:
+        there = next(place for place in (root, *root.parents) if place.exists())
+    except OSError as error:  # a name that is too long
+        raise RunFileError(f"cannot write the suite in {root}: {error.strerror or error}") from None
+    if not there.is_dir():
+        raise RunFileError(f"cannot write the suite in {root}: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunFileError(f"cannot write the suite in {root}: {there} cannot be written in")
 
 
 @contextmanager
@@ -85,7 +102,7 @@ def driving(root: Path) -> Iterator[int]:
         except OSError:
             whose = os.read(lock, 200).decode(errors="replace").strip() or "another process"
             raise RunFileError(
-                f"{shown(root)} is being run by {whose}; look at it with: diffsim suite watch {shown(root)}"
+                f"{shown(root)} is being run by {whose}; look at it with: diffsim suite watch {pasted(root)}"
             ) from None
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -94,10 +111,30 @@ def driving(root: Path) -> Iterator[int]:
         os.close(lock)
 
 
+def is_driven(root: Path) -> bool:
+    """Whether a process drives the suite in a folder, as far as this machine can see."""
+    try:
+        with open(root / DRIVER_LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def to_do(plan: Plan, retry_failed: bool) -> list[PlannedRun]:
     """The runs that are not at their end; those that failed are, unless they are to be retried."""
     at_end = FINAL if retry_failed else (*FINAL, *FAILED)
     return [run for run, row in zip(plan.runs, rows(plan), strict=True) if row.state not in at_end]
+
+
+def set_aside(plan: Plan, runs: Iterable[PlannedRun]) -> None:
+    """Rename the files of ``runs`` that cannot be read, so that these runs begin again."""
+    for run in runs:
+        folder = plan.folder(run)
+        if (folder / RUN_FILE).exists() and read_row(folder).state == "unreadable":
+            (folder / RUN_FILE).replace(folder / f"{RUN_FILE}.damaged")
 
 
 def take_back_cancel(plan: Plan) -> None:
@@ -152,10 +189,15 @@ class Driver:
                 raise
         if stop.signal is not None:
             raise Interrupted(
-                f"stopped; go on with: diffsim suite resume {shown(self.plan.root)}", stop.signal
+                f"stopped; go on with: diffsim suite resume {pasted(self.plan.root)}", stop.signal
             )
 
     def _step(self, workers: int, stop: StopRequest) -> None:
+        if not (self.plan.root / PLAN).exists():
+            raise RunFileError(
+                f"the suite's folder has vanished: {self.plan.root}; bring it back, and go on with: "
+                f"diffsim suite resume {pasted(self.plan.root)}"
+            )
         cancelled = (self.plan.root / CANCEL).exists()
         if (stop.signal is not None or cancelled) and not self._told:
             self._told = True

@@ -19,7 +19,7 @@ from diffsim.errors import ConfigError, DiffsimError, RunFileError
 from diffsim.runs.whole_files import write_whole
 from diffsim.settings import whole_number
 from diffsim.suites.suite_file import Cell, LocalConfig, RayConfig, SlurmConfig, Suite
-from diffsim.values import shown
+from diffsim.values import pasted, shown
 
 if TYPE_CHECKING:
     from robotics_envs import Env
@@ -108,10 +108,14 @@ def read_plan(root: Path) -> Plan:
         return Plan(root, content["name"], runs, local, slurm, ray, prune, content.get("tasks", {}))
     except FileNotFoundError:
         raise RunFileError(
-            f"no suite in {shown(root)} ({PLAN} is missing); 'diffsim suite run FILE --out {shown(root)}' makes one"
+            f"no suite in {shown(root)} ({PLAN} is missing); 'diffsim suite run FILE --out {pasted(root)}' makes one"
         ) from None
+    except NotADirectoryError:
+        raise RunFileError(f"{shown(root)} is a file; give the folder of a suite") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFileError(f"{path} cannot be read: {error}") from None
+        raise RunFileError(
+            f"{shown(path)} is damaged ({error}); 'diffsim suite run FILE --out {pasted(root)}' writes it again"
+        ) from None
 
 
 def resolve(suite: Suite) -> Plan:

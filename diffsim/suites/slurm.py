@@ -25,7 +25,7 @@ from diffsim.suites.index import FAILED, FINAL, read_row
 from diffsim.suites.plan import Plan, PlannedRun
 from diffsim.suites.suite_file import SlurmConfig
 from diffsim.suites.worker import CANCEL, LOG, MACHINE_FAILED, RUN_FAILED, is_working
-from diffsim.values import shown
+from diffsim.values import pasted
 from lazy_registry.installation import install_command
 
 FOLDER = "slurm"
@@ -116,8 +116,8 @@ def drive(plan: Plan, todo: Sequence[PlannedRun], trust: bool, say: Say) -> None
                 time.sleep(0.1)
             if stop.signal is not None:
                 raise Interrupted(
-                    f"no longer watching; the jobs go on. Watch again with: diffsim suite resume {shown(plan.root)} "
-                    f"--on slurm; stop them with: diffsim suite cancel {shown(plan.root)}",
+                    f"no longer watching; the jobs go on. Watch again with: diffsim suite resume {pasted(plan.root)} "
+                    f"--on slurm; stop them with: diffsim suite cancel {pasted(plan.root)}",
                     stop.signal,
                 )
             cancelled = (plan.root / CANCEL).exists()

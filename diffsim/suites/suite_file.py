@@ -17,6 +17,8 @@ from diffsim.values import folder
 from robotics_envs.environments import JULIA
 
 _NAMED = ("env", "policy", "algorithm", "optimizer")
+_MOST_SEEDS = 100_000
+"""Of a range: more are a mistake, which would take all memory before it is seen."""
 
 
 def _listed(value: Any) -> Any:
@@ -25,10 +27,16 @@ def _listed(value: Any) -> Any:
 
 def _range(value: Any) -> Any:
     """``"0..9"`` is the seeds 0 to 9."""
-    first, dots, last = value.partition("..") if isinstance(value, str) else ("", "", "")
-    if dots and first.strip().isdigit() and last.strip().isdigit() and int(first) <= int(last):
-        return list(range(int(first), int(last) + 1))
-    return _listed(value)
+    if not isinstance(value, str) or value.strip().isdigit():
+        return _listed(value)
+    first, dots, last = (part.strip() for part in value.partition(".."))
+    if not (dots and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise ValueError(
+            'must be a list such as [0, 1, 2], or a range such as "0..2", the smaller number first'
+        )
+    if int(last) - int(first) >= _MOST_SEEDS:
+        raise ValueError(f"is a range of {int(last) - int(first) + 1:,} seeds; the most is {_MOST_SEEDS:,}")
+    return list(range(int(first), int(last) + 1))
 
 
 Names = Annotated[tuple[str | dict[str, Any], ...], BeforeValidator(_listed), Field(min_length=1)]
@@ -167,7 +175,11 @@ def read_suite(path: Path, out: str | None = None) -> Suite:
     values = _located(read_toml(path), path.expanduser().resolve().parent)
     config = validate(SuiteConfig, values)
     name = config.name or path.stem
+    if "/" in name or name in ("", ".", ".."):
+        raise ConfigError(f"name = {name!r} must be the name of a folder without '/'; a path is given by out")
     cells = tuple(_cells(config))
+    if not cells and config.exclude:
+        raise ConfigError(f"{path}: the rules of exclude leave no run")
     if not cells or any("env" not in cell.settings for cell in cells):
         raise ConfigError(f"{path} names no simulator: give [base] an env, or [matrix] a list of them")
     return Suite(config, name, folder(out or config.out or Path("runs") / name), cells)
@@ -187,6 +199,7 @@ def _located(value: Any, base: Path) -> Any:
 
 def _cells(config: SuiteConfig) -> Iterator[Cell]:
     matrix, excluded = config.matrix, [0] * len(config.exclude)
+    _check_overrides(matrix)
     axes: list[Sequence[Any]] = [getattr(matrix, key) or (None,) for key in _NAMED]
     combined = [
         _cell(
@@ -206,7 +219,7 @@ def _cells(config: SuiteConfig) -> Iterator[Cell]:
         excluded = [count + fit for count, fit in zip(excluded, fits, strict=True)]
         if not any(fits):
             kept.append(Cell(cell.words or _words_of(settings), settings))
-    for extra in config.include:
+    for extra in itertools.chain.from_iterable(map(_by_seed, config.include)):
         settings = _laid_over(config.base, _nested(extra))
         kept.append(Cell((*_words_of(settings), *_option_words(extra, skip=(*_NAMED, "seed"))), settings))
     used = [0] * len(config.budget)
@@ -224,6 +237,36 @@ def _cells(config: SuiteConfig) -> Iterator[Cell]:
         for rule, count in zip(rules, counts, strict=True):
             if not count:
                 raise ConfigError(f"{kind} {rule} fits no run of the matrix; check its names and values")
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in _range(text)]
+    except ValueError as error:
+        raise ConfigError(f"seed = {text!r} {error}") from None
+
+
+def _by_seed(extra: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """An entry of include, once for each of its seeds."""
+    seeds = extra.get("seed")
+    if isinstance(seeds, str):
+        seeds = _seeds(seeds)
+    if isinstance(seeds, list):
+        yield from ({**extra, "seed": seed} for seed in seeds)
+    else:
+        yield extra
+
+
+def _check_overrides(matrix: Matrix) -> None:
+    """Refuse settings that an axis of the matrix would overrule, or be overruled by."""
+    for override in matrix.overrides or ():
+        for key in (*_NAMED, "seed"):
+            value = override.get(key)
+            named = not isinstance(value, Mapping) or "name" in value
+            if getattr(matrix, key) is not None and value is not None and named:
+                raise ConfigError(
+                    f"matrix.overrides sets {key} = {value!r}, as matrix.{key} does; use one of them, or [[include]]"
+                )
 
 
 def _laid_over(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,4 +340,6 @@ def _has(settings: Any, key: str, wanted: Any) -> bool:
         return _fits(settings, wanted) if isinstance(settings, Mapping) else False
     if isinstance(settings, Mapping):
         settings = settings.get("name")
+    if key == "seed" and isinstance(wanted, str):
+        wanted = _seeds(wanted)
     return settings == wanted or (isinstance(wanted, (list, tuple)) and settings in wanted)

@@ -18,7 +18,7 @@ from diffsim.runs.progress import clock, short
 from diffsim.suites.index import FAILED, Row, rows
 from diffsim.suites.plan import Plan
 from diffsim.suites.worker import LOG, PROGRESS
-from diffsim.values import printable, shown
+from diffsim.values import pasted, printable, shown
 
 _ORDER = ("finished", "running", "queued", "stopped", "killed", "diverged", "failed", "unreadable")
 _NOTES = 20
@@ -32,7 +32,7 @@ def status(plan: Plan) -> str:
     lines += [f"  {line}" for line in _running(plan, found)]
     lines += _reasons(found)
     if any(row.state in ("queued", "stopped", "killed") for row in found):
-        lines.append(f"go on with: diffsim suite resume {shown(plan.root)}")
+        lines.append(f"go on with: diffsim suite resume {pasted(plan.root)}")
     return printable("\n".join(lines))
 
 
@@ -44,16 +44,28 @@ def table(plan: Plan, every_run: bool = False) -> str:
 
 
 def watch(plan: Plan, console: Console | None = None) -> None:
-    """A live view of the files until no run is running or queued; Ctrl-C ends the view only."""
+    """A live view of the files until no run is running, and none will begin; Ctrl-C ends the view only."""
+    from diffsim.suites.local import is_driven
+
+    console = console or Console()
+    waiting = False
     with Live(console=console, auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while True:
             found = rows(plan)
             running = [f"  {line}" for line in _running(plan, found)]
             text = "\n".join([f"{plan.name}: {_counts(found)}", *running, *_reasons(found)])
             live.update(Text(printable(text), no_wrap=True, overflow="ellipsis"), refresh=True)
-            if not any(row.state in ("running", "queued") for row in found):
-                return
+            if not any(row.state == "running" for row in found):
+                if not any(row.state == "queued" for row in found):
+                    break
+                if not is_driven(plan.root):
+                    waiting = True
+                    break
             time.sleep(_REFRESH_SECONDS)
+    if waiting:
+        resume = f"diffsim suite resume {pasted(plan.root)}"
+        text = f"no process drives this suite now; jobs in Slurm's queue begin by themselves, else go on with: {resume}"
+        console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def log_of(plan: Plan, name: str | None) -> str:
@@ -136,8 +148,8 @@ def _group_cells(plan: Plan, found: Iterable[Row]) -> list[list[str]]:
                 str(sum(row.state in FAILED for row in members)),
                 *([_number(f(last)) for f in (statistics.median, min, max)] if last else ["-"] * 3),
                 f"{statistics.median(success):.0%}" if success else "-",
-                short(_median(row.env_steps for row in ended)),
-                f"{_median(row.wall_seconds for row in ended):.0f}",
+                short(_median(row.env_steps for row in ended)) if ended else "-",
+                f"{_median(row.wall_seconds for row in ended):.0f}" if ended else "-",
             ]
         )
     return cells

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from diffsim.errors import ConfigError, DiffsimError, DivergenceError, Interrupted, ProcessError, RunFileError
-from diffsim.suites.plan import Plan, PlannedRun
+from diffsim.suites.plan import PLAN, Plan, PlannedRun
 
 DONE, RUN_FAILED, MACHINE_FAILED = 0, 70, 75  # as sysexits.h: EX_SOFTWARE, EX_TEMPFAIL
 WORKER_LOCK = ".worker.lock"
@@ -71,6 +71,8 @@ def work(plan: Plan, run: PlannedRun, trust: bool = False) -> int:
     from diffsim.runs.runfile import RunFile
 
     folder = plan.folder(run)
+    if not (plan.root / PLAN).exists():
+        return MACHINE_FAILED  # the folder has vanished: nothing may be begun anew in its place
     with FileLock(folder / WORKER_LOCK):
         file = RunFile(folder)
         try:

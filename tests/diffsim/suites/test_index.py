@@ -19,7 +19,7 @@ import diffsim
 from diffsim.cli import main
 from diffsim.errors import ConfigError, RunFileError
 from diffsim.runs.runfile import RunFile
-from diffsim.suites import index, tables
+from diffsim.suites import index, local, tables
 from diffsim.suites.index import INDEX, read_row, read_rows, rows
 from diffsim.suites.plan import read_plan, resolve
 from diffsim.suites.suite_file import read_suite
@@ -146,9 +146,26 @@ def test_logs_are_of_failed_runs_or_of_those_asked_for(plan):
 
 def test_watch_ends_when_nothing_runs_and_nothing_waits(plan, monkeypatch):
     monkeypatch.setattr(tables.time, "sleep", lambda _: make_run(plan.folder(plan.runs[4]), [-3.0]))
+    monkeypatch.setattr(local, "is_driven", lambda root: True)
     out = Console(file=io.StringIO(), force_terminal=True, width=100)
     tables.watch(plan, out)
     assert "6 runs, 3 finished" in out.file.getvalue()
+
+
+def test_watch_ends_where_runs_wait_and_nothing_drives_them(plan):
+    out = Console(file=io.StringIO(), force_terminal=True, width=300)
+    with local.driving(plan.root):
+        assert local.is_driven(plan.root)
+    assert not local.is_driven(plan.root)
+    tables.watch(plan, out)
+    assert f"diffsim suite resume {plan.root}" in out.file.getvalue()
+
+
+def test_a_finished_run_without_its_file_says_so(plan):
+    note(plan.folder(plan.runs[0]), "done", "finished")
+    (plan.folder(plan.runs[0]) / "run.h5").unlink()
+    row = rows(plan)[0]
+    assert (row.state, row.reason) == ("killed", "its run.h5 is missing; it begins again")
 
 
 def test_looking_at_a_suite_loads_no_torch(plan):

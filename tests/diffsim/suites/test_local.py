@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
-from suite_folders import call, run_folders, same_parameters, start, write_suite
+from run_files import make_run
+from suite_folders import call, change_pause, run_folders, same_parameters, start, write_suite
 
 import diffsim
 from diffsim.cli import main
@@ -340,10 +341,64 @@ def test_workers_are_bounded_by_cpus_memory_and_threads(tmp_path, monkeypatch):
     assert local.Driver(plan, 0, workers=5, say=said.append)._workers(list(plan.runs)) == 5
 
 
-def test_a_folder_that_vanishes_is_given_up_and_not_a_crash(tmp_path, monkeypatch):
-    write_suite(tmp_path, "[matrix]\nseed = 0\n[local]\nretries = 1\nbackoff_seconds = 0.0\n")
-    plan = resolve(read_suite(tmp_path / "suite.toml", str(tmp_path / "never" / "made")))
-    said = []
-    local.Driver(plan, 0, workers=1, say=said.append).drive(list(plan.runs))
-    assert "No such file or directory; goes on from update 0 in 0 s" in said[1]
-    assert "given up after 2 attempts without an update more; No such file or directory" in said[2]
+def test_a_folder_that_vanishes_ends_the_suite_and_nothing_is_begun_in_its_place(tmp_path):
+    matrix = '[matrix]\nseed = "0..1"\n'
+    write_suite(tmp_path, matrix, updates=40)
+    driver = start("run", "suite.toml", "--out", "a suite", cwd=tmp_path, pause=0.3)
+    wait_for(lambda: list(tmp_path.glob("a suite/runs/*/progress.json")), 300)
+    (tmp_path / "a suite").rename(tmp_path / "elsewhere")
+    change_pause(tmp_path, 0.0)
+    printed, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 1, printed
+    assert "the suite's folder has vanished" in printed
+    assert "diffsim suite resume 'a suite'" in printed
+    plan = resolve(read_suite(tmp_path / "suite.toml", str(tmp_path / "a suite")))
+    assert worker.work(plan, plan.runs[0]) == worker.MACHINE_FAILED
+    assert not (tmp_path / "a suite").exists()
+    (tmp_path / "elsewhere").rename(tmp_path / "a suite")
+    code, printed = call("resume", "a suite", cwd=tmp_path)
+    assert code == 0, printed
+    assert "2 finished" in printed
+
+
+def test_a_damaged_file_is_set_aside_on_request(tmp_path):
+    write_suite(tmp_path, "[matrix]\nseed = 0\n")
+    assert call("run", "suite.toml", "--out", "out", cwd=tmp_path)[0] == 0
+    (place,) = run_folders(tmp_path / "out")
+    damaged = (place / "run.h5").read_bytes()[:1000]
+    (place / "run.h5").write_bytes(damaged)
+    code, printed = call("resume", "out", cwd=tmp_path)
+    assert code == 1
+    assert "--retry-failed sets its file aside and begins again" in printed
+    code, printed = call("resume", "out", "--retry-failed", cwd=tmp_path)
+    assert code == 0, printed
+    assert (place / "run.h5.damaged").read_bytes() == damaged
+    assert "1 finished" in printed
+
+
+def test_space_is_needed_for_runs_to_come_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(local.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e6))
+    for name in ("a", "b"):
+        make_run(tmp_path / "runs" / name, [-1.0])
+    local.check_folder(tmp_path, 3)
+    with pytest.raises(RunFileError, match="2 runs need about 2 MB"):
+        local.check_folder(tmp_path, 4)
+
+
+@pytest.mark.parametrize("place", ["/proc/suite", "a_file", "n" * 300])
+def test_a_dry_run_looks_at_the_folder(tmp_path, invoke, place):
+    (tmp_path / "a_file").write_text("")
+    path = write_suite(tmp_path, "[matrix]\nseed = 0\n")
+    result = invoke("run", path, "--out", tmp_path / place, "--dry-run")
+    if place.startswith("/proc") and os.access("/proc", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    assert result.exit_code == 1
+    assert "cannot write the suite in" in result.output
+
+
+def test_cancel_says_when_nothing_runs(tmp_path, invoke):
+    write_suite(tmp_path, "[matrix]\nseed = 0\n")
+    plan = resolve(read_suite(tmp_path / "suite.toml", str(tmp_path / "out")))
+    plan.root.mkdir()
+    plan.save()
+    assert "no run is running" in invoke("cancel", plan.root).output

@@ -240,3 +240,46 @@ def test_other_words_in_the_file_move_no_run(tmp_path):
         one.folder(run).mkdir(parents=True)
     other = plan_of(tmp_path, SMALL + '[matrix]\nenv = "pendulum"\n')
     assert [run.folder for run in other.runs] == [run.folder for run in one.runs]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[matrix]\nseed = "4..0"\n', 'a range such as "0..2", the smaller number first'),
+        ('[matrix]\nseed = "0,1"\n', "must be a list such as [0, 1, 2]"),
+        ('[matrix]\nseed = "0..1000000000"\n', "a range of 1,000,000,001 seeds; the most is 100,000"),
+        (
+            "[matrix]\nseed = [0, 1]\noverrides = [{seed = 3}]\n",
+            "overrides sets seed = 3, as matrix.seed does",
+        ),
+        ('[matrix]\noptimizer = ["adam"]\noverrides = [{optimizer = "sgd"}]\n', "as matrix.optimizer does"),
+        ("[[budget]]\nlr = 3\n", "unknown key 'budget.0.lr'; known: budget.0.stop"),
+        ("[matrix]\nseed = [0]\n[[exclude]]\nseed = 0\n", "the rules of exclude leave no run"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        plan_of(tmp_path, SMALL + 'env = "pendulum"\n' + text)
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "."])
+def test_a_name_is_no_path(tmp_path, name):
+    with pytest.raises(ConfigError, match="must be the name of a folder"):
+        plan_of(tmp_path, f'name = "{name}"\n' + SMALL)
+
+
+def test_rules_take_ranges_of_seeds(tmp_path):
+    plan = plan_of(
+        tmp_path,
+        SMALL
+        + 'env = "pendulum"\n[matrix]\nseed = "0..5"\n[[exclude]]\nseed = "1..3"\n'
+        + '[[include]]\nenv = "crane"\nseed = "7..8"\n[[budget]]\nwhen = {seed = "4..8"}\nupdates = 3\n',
+    )
+    found = [(run.config["env"]["name"], run.seed, run.config["updates"] == 3) for run in plan.runs]
+    assert found == [
+        ("pendulum", 0, False),
+        ("pendulum", 4, True),
+        ("pendulum", 5, True),
+        ("crane", 7, True),
+        ("crane", 8, True),
+    ]
