@@ -100,6 +100,11 @@ def seconds_to_success(run: dict[str, Any]) -> float:
     return found
 
 
+def steps_in_words(steps: float) -> str:
+    """In millions; below one million, exactly."""
+    return f"{steps / 1e6:.2f}M" if steps >= 1e6 else f"{steps:,.0f}"
+
+
 def table(results: dict[str, Any], variant: str, times: bool) -> str:
     """A row a simulator: seeds solved, successes of every seed, returns, steps; seconds to success and in all."""
     heads = [
@@ -124,7 +129,7 @@ def table(results: dict[str, Any], variant: str, times: bool) -> str:
             ", ".join("failed" if "error" in r else str(r["best"]["successes"]) for r in runs),
             ", ".join(f"{r['best']['mean']:.4g}" for r in fine),
             ", ".join(f"{r['twin']:.5g}" for r in fine if "twin" in r) or "–",
-            f"{statistics.median(r['env_steps'] for r in fine) / 1e6:.2f}M",
+            steps_in_words(statistics.median(r["env_steps"] for r in fine)),
         ]
         if times:
             cells.append("–" if reached == float("inf") else f"{reached:.0f}")
