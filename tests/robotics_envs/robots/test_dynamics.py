@@ -12,7 +12,7 @@ from robotics_envs.base import Env
 from robotics_envs.environments import GYM_TASKS, make_env
 from robotics_envs.robots import DisagreementError, from_mjcf, newton, verify
 from robotics_envs.robots.env import RobotEnv
-from robotics_envs.robots.tasks.gymnasium_model import gymnasium_model
+from robotics_envs.robots.tasks.models import gymnasium_model
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import torch
 from small_robots import JOINTS, TOUCHING
 
 from robotics_envs.environments import GYM_TASKS, make_env
-from robotics_envs.robots import from_mjcf, kernels
+from robotics_envs.robots import RobotEnv, from_mjcf, kernels
 from robotics_envs.robots.comparison import converged
 
 # Name and control intervals.
@@ -119,6 +119,19 @@ def test_success_is_to_be_fast_enough_and_alive_to_the_end(name, fast):
     assert env.success(states).tolist() == [True, False, True]
     states[500, 2, 2] = torch.nan if name == "HalfCheetah" else 1.5  # falls, and is carried on
     assert env.success(states).tolist() == [True, False, False]
+
+
+def test_what_a_frame_of_tasks_states_is_not_replaced_by_what_the_model_says():
+    class Frame(RobotEnv):
+        episode_steps = 7
+        frame_skip = 3
+
+    class Task(Frame):
+        model = make_env("gym:Hopper-v5").model
+        name = "task"
+
+    assert (Task.episode_steps, Task.frame_skip) == (7, 3)
+    assert Task.dt == pytest.approx(3 * Task.model.timestep)
 
 
 def test_success_of_the_inverted_pendulum_is_to_live_for_950_intervals():

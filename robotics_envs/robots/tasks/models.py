@@ -1,4 +1,4 @@
-"""The models of Gymnasium's MuJoCo environments."""
+"""The models of suites of tasks: files that installed packages bring."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ def gymnasium_model(file: str, **options: Any) -> RobotModel:
     Raises:
         RobotFileError: gymnasium is not installed, or has no such file.
     """
-    found = importlib.util.find_spec("gymnasium")
+    return _installed("gymnasium", "Gymnasium", Path("envs", "mujoco", "assets", file), options)
+
+
+def _installed(package: str, title: str, file: Path, options: dict[str, Any]) -> RobotModel:
+    found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         raise RobotFileError(
-            f"the model is a file of Gymnasium, which is not installed: {install_command('twins')}"
+            f"the model is a file of {title}, which is not installed: {install_command('twins')}"
         )
-    path = Path(found.origin).parent / "envs" / "mujoco" / "assets" / file
+    path = Path(found.origin).parent / file
     if not path.is_file():
         raise RobotFileError(
-            f"the installed gymnasium has no {path}: {install_command('twins')} brings one that has"
+            f"the installed {package} has no {path}: {install_command('twins')} brings one that has"
         )
     return read(path, Options(**options))
