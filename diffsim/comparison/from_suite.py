@@ -30,7 +30,7 @@ from diffsim.errors import DiffsimError
 from diffsim.suites import plan as suite_plan
 from diffsim.suites.index import Row, rows
 from diffsim.suites.plan import Plan, PlannedRun, read_plan
-from robotics_envs.environments import ENVIRONMENTS, GYM
+from robotics_envs.environments import ENVIRONMENTS, SUITES
 
 _STATUS = {"finished": "finished", "diverged": "diverged", "failed": "crashed"}
 
@@ -127,7 +127,7 @@ def _about(run: PlannedRun) -> Task:
     from diffsim.comparison.compare import about_task
 
     name = str(run.settings["env"]["name"])
-    if name not in ENVIRONMENTS and not name.startswith(GYM):
+    if name not in ENVIRONMENTS and not name.startswith(SUITES):
         return Task(description=f"{name}, which a report does not load")
     try:
         return about_task(name)
