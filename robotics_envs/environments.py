@@ -23,7 +23,11 @@ GYM_TASKS = {
     "gym:HalfCheetah-v5": "robotics_envs.robots.tasks.half_cheetah:HalfCheetah",
     "gym:Hopper-v5": "robotics_envs.robots.tasks.hopper:Hopper",
     "gym:Walker2d-v5": "robotics_envs.robots.tasks.walker2d:Walker2d",
+    "gym:Ant-v5": "robotics_envs.robots.tasks.ant:Ant",
+    "gym:Humanoid-v5": "robotics_envs.robots.tasks.humanoid:Humanoid",
+    "gym:Reacher-v5": "robotics_envs.robots.tasks.reacher:Reacher",
     "gym:InvertedPendulum-v5": "robotics_envs.robots.tasks.inverted_pendulum:InvertedPendulum",
+    "gym:InvertedDoublePendulum-v5": "robotics_envs.robots.tasks.inverted_double_pendulum:InvertedDoublePendulum",
 }
 """Tasks on models that the package gymnasium brings; no part of the catalogue, which needs no other package."""
 

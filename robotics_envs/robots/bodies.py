@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,11 +37,11 @@ class Bodies:
 
     def centre_of_mass(self, axis: int) -> Tensor:
         """A coordinate, in m, of the centre of mass of all bodies."""
-        return self._tensor(self._mean(self._centre(b)[axis] for b in self._moving()))
+        return self._tensor(_mean(self._model, [self._centre(b)[axis] for b in _moving(self._model)]))
 
     def speed_of_mass(self, axis: int) -> Tensor:
         """A component, in m/s, of the velocity of that centre: MuJoCo's ``subtreelinvel`` of the only tree's root."""
-        return self._tensor(self._mean(self._velocity(b)[axis] for b in self._moving()))
+        return self._tensor(_mean(self._model, [self._velocity(b)[axis] for b in _moving(self._model)]))
 
     def _index(self, name: str) -> int:
         names = [body.name for body in self._model.bodies]
@@ -49,27 +49,36 @@ class Bodies:
             raise UnknownNameError(unknown(f"body of {self._model.name}", name, names))
         return names.index(name)
 
-    def _moving(self) -> range:
-        return range(1, len(self._model.bodies))
-
     def _place(self, b: int) -> Vec:
         return vadd(self._motions.origin[b], self._motions.position[b])
 
-    def _arm(self, b: int) -> Vec:
-        """From the origin of the tree to the body's centre of mass."""
-        centre = apply(self._motions.rotation[b], self._model.bodies[b].centre)
-        return vadd(self._motions.position[b], centre)
-
     def _centre(self, b: int) -> Vec:
-        return vadd(self._motions.origin[b], self._arm(b))
+        return vadd(self._motions.origin[b], _arm(self._model, self._motions, b))
 
     def _velocity(self, b: int) -> Vec:
         angular, linear = self._motions.velocity[b]
-        return vadd(linear, cross(angular, self._arm(b)))
-
-    def _mean(self, values: Iterable[Scalar]) -> Scalar:
-        masses = [self._model.bodies[b].mass for b in self._moving()]
-        return total(mul(m / sum(masses), value) for m, value in zip(masses, values, strict=True))
+        return vadd(linear, cross(angular, _arm(self._model, self._motions, b)))
 
     def _tensor(self, value: Scalar) -> Tensor:
         return value if isinstance(value, Tensor) else torch.full_like(self._like, value)
+
+
+def centre_of_mass(model: RobotModel, motions: Motions) -> Vec:
+    """The centre of mass, in m, of a robot of one tree, relative to the origin of the tree."""
+    arms = [_arm(model, motions, b) for b in _moving(model)]
+    return [_mean(model, [arm[axis] for arm in arms]) for axis in range(3)]
+
+
+def _moving(model: RobotModel) -> range:
+    return range(1, len(model.bodies))
+
+
+def _arm(model: RobotModel, motions: Motions, b: int) -> Vec:
+    """From the origin of the tree to a body's centre of mass."""
+    return vadd(motions.position[b], apply(motions.rotation[b], model.bodies[b].centre))
+
+
+def _mean(model: RobotModel, values: Sequence[Scalar]) -> Scalar:
+    """The mean over all bodies, weighted by their masses."""
+    masses = [model.bodies[b].mass for b in _moving(model)]
+    return total(mul(m / sum(masses), value) for m, value in zip(masses, values, strict=True))

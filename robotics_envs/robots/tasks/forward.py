@@ -42,13 +42,13 @@ class Forward(RobotEnv):
 
     def cost_of_step(self, x: States, following: States, u: Actions, p: Params) -> Costs:
         """Minus Gymnasium's reward, with the mean speed of the interval."""
-        return self._cost(u, (self.place(following) - self.place(x)) / self.dt)
+        return self._cost(following, u, (self.place(following) - self.place(x)) / self.dt)
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
         """The same with the speed at this instant; ``step`` returns that of the interval."""
-        return self._cost(u, self.speed(x))
+        return self._cost(x, u, self.speed(x))
 
-    def _cost(self, u: Actions, speed: Tensor) -> Costs:
+    def _cost(self, reached: States, u: Actions, speed: Tensor) -> Costs:
         cost = self.effort * u.square().sum(-1) - speed
         return cost - self.living if self.living else cost
 
@@ -65,12 +65,3 @@ class Forward(RobotEnv):
         lived = ~ended.any(0) & states.isfinite().all(-1).all(0)
         distance = self.place(states[-1]) - self.place(states[0])
         return lived & (distance >= self.fast * self.dt * (len(states) - 1))
-
-    def reset_near(
-        self, size: float, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
-        """Positions uniform within ``size`` of the pose of the file, velocities normal with std ``size``."""
-        like: dict[str, Any] = {"generator": generator, "dtype": dtype, "device": generator.device}
-        q = torch.rand(batch, self.model.positions, **like) * (2 * size) - size
-        v = size * torch.randn(batch, self.model.velocities, **like)
-        return torch.cat((q + q.new_tensor(self.model.reference), v), -1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from robotics_envs.base import MOST_STARTS, Box, Success
 from robotics_envs.robots.tasks.forward import Forward
 from robotics_envs.robots.tasks.models import gymnasium_model
+from robotics_envs.robots.tasks.starts import near_the_file
 
 
 class HalfCheetah(Forward):
@@ -37,4 +38,4 @@ class HalfCheetah(Forward):
 
     def reset(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """Positions uniform within 0.1, velocities normal with std 0.1; the start box is three std."""
-        return self.reset_near(0.1, batch, generator, dtype)
+        return near_the_file(self.model, 0.1, batch, generator, dtype)
