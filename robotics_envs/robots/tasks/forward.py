@@ -15,9 +15,9 @@ from robotics_envs.robots.env import RobotEnv
 class Forward(RobotEnv):
     """A robot has to go forward (along x) as fast as it can, for 1000 intervals, as long as it is not ``done``.
 
-    An interval costs ``effort |u|²`` less the mean forward speed in m/s less ``living``.  The observation is the state
-    without its first ``unseen`` positions, with velocities clipped to ±``fastest_seen``.  An episode succeeds that
-    lives to its end, at a mean speed of at least ``fast`` m/s.
+    An interval costs ``effort |u|²`` less the mean forward speed in m/s less ``living``, which the interval that ends
+    the episode does not get.  The observation is the state without its first ``unseen`` positions, with velocities
+    clipped to ±``fastest_seen``.  An episode succeeds that lives to its end, at a mean speed of at least ``fast`` m/s.
     """
 
     episode_steps = 1000
@@ -50,7 +50,7 @@ class Forward(RobotEnv):
 
     def _cost(self, reached: States, u: Actions, speed: Tensor) -> Costs:
         cost = self.effort * u.square().sum(-1) - speed
-        return cost - self.living if self.living else cost
+        return cost - self.living * (~self.done(reached)).to(cost.dtype) if self.living else cost
 
     def observe(self, x: States) -> Observations:
         """All but how far it is; clipping cuts the gradient of velocities beyond their bounds."""

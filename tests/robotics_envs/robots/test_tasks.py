@@ -95,7 +95,7 @@ def states_of(env, generator, count=40):
     return env.state_box.sample(count, generator, torch.float64)
 
 
-@pytest.mark.parametrize("name", ["gym:InvertedDoublePendulum-v5"])
+@pytest.mark.parametrize("name", ["gym:Hopper-v5", "gym:Walker2d-v5", "gym:InvertedDoublePendulum-v5"])
 def test_the_step_that_ends_an_episode_is_rewarded_as_in_gymnasium(name):
     ours, theirs = make_env(name), exact(gymnasium.make(name.removeprefix("gym:"))).unwrapped
     theirs.reset(seed=0)
