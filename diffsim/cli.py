@@ -318,12 +318,12 @@ def check(env: str) -> None:
     from diffsim.runs.references import env_section
     from robotics_envs import ENVIRONMENTS
     from robotics_envs.conformance import CHECKS, ConformanceError, check_env
-    from robotics_envs.environments import GYM, ROBOTS
+    from robotics_envs.environments import ROBOTS, SUITES
     from robotics_envs.user_code import describe_failure
 
     try:
         made = load_class(ENVIRONMENTS, env_section(env)["name"])
-        if env.startswith((*ROBOTS, GYM)):
+        if env.startswith((*ROBOTS, *SUITES)):
             from robotics_envs.robots import verify
 
             click.echo(verify(made()))

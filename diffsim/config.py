@@ -21,7 +21,7 @@ from diffsim.errors import ConfigError
 from diffsim.settings import Seed, Settings
 from lazy_registry.registry import Registry, UnknownNameError, remember, unknown
 from lazy_registry.user_files import file_of
-from robotics_envs.environments import ENVIRONMENTS, GYM_TASKS, JULIA, robot_file
+from robotics_envs.environments import ENVIRONMENTS, JULIA, SUITE_TASKS, robot_file
 from robotics_envs.julia.installation import JuliaError
 from robotics_envs.robots.compiling import RobotFileError
 
@@ -108,7 +108,7 @@ def name_of_class(named: type) -> str:
     if isinstance(robot := getattr(named, "registry_name", None), str):
         return robot
     path = f"{named.__module__}:{named.__qualname__}"
-    for name, known in {**ENVIRONMENTS, **GYM_TASKS}.items():
+    for name, known in {**ENVIRONMENTS, **SUITE_TASKS}.items():
         if known == path:
             return name
     file = file_of(named.__module__)

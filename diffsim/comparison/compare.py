@@ -36,7 +36,7 @@ from diffsim.suites.suite_file import LocalConfig, SlurmConfig
 from diffsim.values import shown
 from lazy_registry.installation import install_command
 from lazy_registry.registry import unknown
-from robotics_envs.environments import ENVIRONMENTS, GYM, GYM_TASKS
+from robotics_envs.environments import ENVIRONMENTS, GYM, SUITE_TASKS, SUITES
 
 SEEDS_FOR_INTERVALS = 10
 """With fewer seeds the report's intervals cover less than they say; see docs/comparisons.md."""
@@ -127,8 +127,8 @@ def _budgets(texts: Sequence[str], contenders: Iterable[str]) -> tuple[Budget, d
 
 
 def _check_task(name: str) -> None:
-    known = [*ENVIRONMENTS, *GYM_TASKS]
-    if name not in known and (":" not in name or name.startswith(GYM)):
+    known = [*ENVIRONMENTS, *SUITE_TASKS]
+    if name not in known and (":" not in name or name.startswith(SUITES)):
         raise ConfigError(unknown("simulator", name, known))
 
 

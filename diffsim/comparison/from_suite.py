@@ -30,7 +30,7 @@ from diffsim.errors import DiffsimError
 from diffsim.suites import plan as suite_plan
 from diffsim.suites.index import Row, rows
 from diffsim.suites.plan import Plan, PlannedRun, env_key, read_plan
-from robotics_envs.environments import ENVIRONMENTS, GYM
+from robotics_envs.environments import ENVIRONMENTS, SUITES
 
 _STATUS = {"finished": "finished", "diverged": "diverged", "failed": "crashed"}
 
@@ -137,7 +137,7 @@ def _about(run: PlannedRun, plan: Plan) -> Task:
     if facts is not None:
         return described(name, facts)
     # A plan of a version that did not note them.
-    if name not in ENVIRONMENTS and not name.startswith(GYM):
+    if name not in ENVIRONMENTS and not name.startswith(SUITES):
         return Task(description=f"{name}, which a report does not load")
     try:
         return about_task(name)

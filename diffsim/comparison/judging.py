@@ -77,12 +77,12 @@ class GymnasiumJudge:
         self._copies = [gymnasium.make(name, disable_env_checker=True) for _ in range(starts)]
 
     def __call__(self, act: Act) -> tuple[float, float]:
-        copies = self._copies
+        copies, seen = self._copies, self.env.observation_from_twin
         observations = np.stack([copy.reset(seed=self.seed + i)[0] for i, copy in enumerate(copies)])
         total, alive = np.zeros(len(copies)), np.ones(len(copies), dtype=bool)
         states = [np.stack([_state(copy) for copy in copies])]
         while alive.any():
-            actions = np.asarray(act(observations.astype(np.float32)))
+            actions = np.asarray(act(seen(observations).astype(np.float32)))
             for i in np.flatnonzero(alive):
                 observations[i], reward, terminated, truncated, _ = copies[i].step(actions[i])
                 total[i] += float(reward)

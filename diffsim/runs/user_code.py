@@ -29,7 +29,7 @@ from diffsim.runs.whole_files import write_whole
 from diffsim.values import printable, shown
 from lazy_registry.installation import cache_folder
 from lazy_registry.user_files import definitions, file_of, imported_files
-from robotics_envs.environments import ENVIRONMENTS, GYM, JULIA, ROBOTS
+from robotics_envs.environments import ENVIRONMENTS, JULIA, ROBOTS, SUITES
 from robotics_envs.julia import SIMULATORS
 
 logger = logging.getLogger("diffsim")
@@ -74,7 +74,7 @@ def user_names(config: RunConfig, sections: Iterable[str] | None = None) -> dict
         "env": lambda n: (
             n in ENVIRONMENTS
             or (n.removeprefix(JULIA) in SIMULATORS and n.startswith(JULIA))
-            or n.startswith((*ROBOTS, GYM))
+            or n.startswith((*ROBOTS, *SUITES))
         ),
         "policy": lambda n: n in NETWORKS,
         "algorithm": lambda n: n in ALGORITHMS,

@@ -42,8 +42,8 @@ def constraints(model: RobotModel, motions: Motions, q: Vec, v: Vec) -> list[Con
     ]
     found += [_limit(model, joint, side, q, v) for joint in model.limits for side in (1.0, -1.0)]
     for pair in model.pairs:
-        contacts = [_contact(model, pair, touch, motions, v) for touch in touches(pair, motions)]
-        found += [contact for contact in contacts if isinstance(contact, Cone) or contact.edges]
+        contacts = [contact(model, pair, touch, motions, v) for touch in touches(pair, motions)]
+        found += [row for row in contacts if isinstance(row, Cone) or row.edges]
     return found
 
 
@@ -65,7 +65,8 @@ def _limit(model: RobotModel, joint: Joint, side: float, q: Vec, v: Vec) -> Cons
     return Constraint([{k: side}], [mul(side, v[k])], stiffness, pull, damping, [((1.0,), 1)])
 
 
-def _contact(model: RobotModel, pair: Pair, touch: Touch, motions: Motions, v: Vec) -> Constraint | Cone:
+def contact(model: RobotModel, pair: Pair, touch: Touch, motions: Motions, v: Vec) -> Constraint | Cone:
+    """The constraint of two geoms at one of the points where they can touch."""
     directions = frame(touch) if pair.dimensions > 1 else (touch.normal,)
     basis = [_jacobian(model, pair, touch, motions, direction) for direction in directions]
     basis += [_turning(model, pair, motions, direction) for direction in directions[: pair.dimensions - 3]]

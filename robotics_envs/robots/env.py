@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -68,8 +70,9 @@ class RobotEnv(Env):
         cls.parameters = (*inputs, *(own for own in cls.parameters if own.name not in replaced))
         if _same_robot(cls.model, base):
             return  # a task whose model has other parameters as inputs keeps what it has set
-        for name, value in _defaults(cls.model, vars(cls)).items():
-            if name not in vars(cls):
+        stated = _stated(cls)
+        for name, value in _defaults(cls.model, stated).items():
+            if name not in stated:
                 setattr(cls, name, value)
 
     def __init__(self, **parameters: Any) -> None:
@@ -153,7 +156,7 @@ class RobotEnv(Env):
         return x
 
     def step(self, x: States, u: Actions, p: Params) -> tuple[States, Costs]:
-        """``frame_skip`` steps of MuJoCo, and the cost of the state before them."""
+        """``frame_skip`` steps of MuJoCo, and :meth:`cost_of_step`."""
         self._check_sizes(x, u, p)
         u = self.clip_action(u)
         following = self.simulate(x, u, p)
@@ -161,7 +164,7 @@ class RobotEnv(Env):
 
     def cost_of_step(self, x: States, following: States, u: Actions, p: Params) -> Costs:
         """The cost ``[B]`` of a control interval from ``x`` to ``following``."""
-        return self.cost(x, u, p)
+        return self.cost(following if self.cost_of_reached_state else x, u, p)
 
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
         """Squared distance from the pose of the file, 0.1 times that of the velocities from 0, 0.01 times effort."""
@@ -204,6 +207,12 @@ def with_parameters(task: type[RobotEnv], *names: str) -> type[RobotEnv]:
     return type(
         task.__name__, (task,), {"model": model, "__module__": task.__module__, "__doc__": task.__doc__}
     )
+
+
+def _stated(cls: type) -> dict[str, Any]:
+    """What a class of a robot states, and its bases up to the next one that has a robot too."""
+    bases = itertools.takewhile(lambda base: "model" not in vars(base), cls.__mro__[1:])
+    return dict(ChainMap(dict(vars(cls)), *(dict(vars(base)) for base in bases)))
 
 
 def _same_robot(model: RobotModel, other: RobotModel | None) -> bool:

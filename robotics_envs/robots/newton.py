@@ -114,7 +114,7 @@ def _newton(
     return following, moving
 
 
-def _lack(row: Constraint, a: Vec) -> list[tuple[Scalar, Scalar]]:
+def shortfalls(row: Constraint, a: Vec) -> list[tuple[Scalar, Scalar]]:
     """By edge: its acceleration less the reference, and the reference."""
     along = [total(mul(x, a[k]) for k, x in basis.items()) for basis in row.basis]
     lacks = []
@@ -126,12 +126,12 @@ def _lack(row: Constraint, a: Vec) -> list[tuple[Scalar, Scalar]]:
 
 def _pushing(row: Constraint, a: Vec, is_first: Any) -> list[Any]:
     """By edge, whether it acts; in the first step all do."""
-    return [row.always or is_first | (lack < 0) for lack, _ in _lack(row, a)]
+    return [row.always or is_first | (lack < 0) for lack, _ in shortfalls(row, a)]
 
 
 def _friction_force(row: Constraint, a: Vec) -> Any:
     """The force of dry friction if it were not bounded."""
-    ((lack, _),) = _lack(row, a)
+    ((lack, _),) = shortfalls(row, a)
     return neg(mul(row.stiffness, lack))
 
 
@@ -186,7 +186,7 @@ def _changed(row: Constraint, a: Vec, sides: list[Any], tolerance: float) -> Sca
     if row.always:
         return 0.0
     found: Scalar = 0.0
-    for (lack, reference), is_active in zip(_lack(row, a), sides, strict=True):
+    for (lack, reference), is_active in zip(shortfalls(row, a), sides, strict=True):
         far = absolute(lack) > mul(tolerance, add(1.0, absolute(reference)))
         changed = _differ(lack < 0, is_active) & far
         if isinstance(row.stiffness, Tensor):

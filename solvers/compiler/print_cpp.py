@@ -316,10 +316,11 @@ class _Block:
                 self.lines.append(f"{assign} {self.text(first.value)};")
                 continue
             table = f"{self.prefix}{len(self.lines)}"
-            values = self._column([store.value for store in run], "k", f"{table}s")
+            i = f"{table}i"  # a name of its own: one letter would hide an array of the function's parameters
+            values = self._column([store.value for store in run], i, f"{table}s")
             indices = [store.place.index for store in run if store.place]
-            target = self.printer.indexed(first.place, self._index(indices, "k", f"{table}d"))
-            self.lines.append(f"for (int k = 0; k < {len(run)}; k++) {target} {sign} {values};")
+            target = self.printer.indexed(first.place, self._index(indices, i, f"{table}d"))
+            self.lines.append(f"for (int {i} = 0; {i} < {len(run)}; {i}++) {target} {sign} {values};")
 
     def _array(self, node: Node, name: str) -> str:
         """The declaration of the array of a call's or loop's results."""
@@ -333,7 +334,7 @@ class _Block:
         self.lines += [
             f"for (int {i} = 0; {i} < {function.most}; {i}++) {{",
             f"  {statement}",
-            f"  for (int k = 0; k < {function.carried}; k++) {name}a[k] = {name}[k];",
+            f"  for (int {name}k = 0; {name}k < {function.carried}; {name}k++) {name}a[{name}k] = {name}[{name}k];",
             f"  if (!any({name}[{len(function.results) - 1}] != 0)) break;",
             "}",
         ]
@@ -356,8 +357,9 @@ class _Block:
             if len(run) < _RUN:
                 self.lines += [f"{name}[{at + k}] = {self.text(arg)};" for k, arg in enumerate(run)]
             else:
-                values = self._column(run, "k", f"{name}{at}t")
-                self.lines.append(f"for (int k = 0; k < {len(run)}; k++) {name}[{at} + k] = {values};")
+                i = f"{name}{at}i"
+                values = self._column(run, i, f"{name}{at}t")
+                self.lines.append(f"for (int {i} = 0; {i} < {len(run)}; {i}++) {name}[{at} + {i}] = {values};")
             at += len(run)
 
     def _loop(self, node: Node, name: str) -> None:

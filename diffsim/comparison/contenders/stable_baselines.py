@@ -75,11 +75,13 @@ def make_envs(task: str, settings: Mapping[str, Any]) -> VecEnv:
     starts = settings.get("starts", "task")
     if not task.startswith(GYM):
         return SB3VecEnv(task, count, starts=starts, dtype=torch.float32, backend="native")
-    env = construct_env(task) if starts == "state_box" else None
+    env = construct_env(task)
 
     def make() -> gymnasium.Env[Any, Any]:
         made: gymnasium.Env[Any, Any] = gymnasium.make(task.removeprefix(GYM), disable_env_checker=True)
-        return made if env is None else _FromStateBox(made, env)
+        if starts == "state_box":
+            made = _FromStateBox(made, env)
+        return made if made.observation_space.shape == (len(env.observation_names),) else _Seen(made, env)
 
     return DummyVecEnv([make] * count)
 
@@ -204,6 +206,19 @@ class Standardised(VecEnvWrapper):
         for i in np.flatnonzero(ended):
             infos[i]["terminal_observation"] = self.standardised(infos[i]["terminal_observation"])
         return self.standardised(observations), rewards, ended, infos  # type: ignore[arg-type]
+
+
+class _Seen(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """A task of Gymnasium's of which a policy sees what our simulator of it observes."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], simulator: Env) -> None:
+        super().__init__(env)
+        self._translate = simulator.observation_from_twin
+        shape = (len(simulator.observation_names),)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float64)
+
+    def observation(self, observation: Any) -> Any:
+        return self._translate(observation)
 
 
 class _FromStateBox(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -318,6 +318,14 @@ _NEAREST: Mapping[str, tuple[str, ...]] = {
     "gym:HalfCheetah-v5": ("HalfCheetah-v4",),
     "gym:Hopper-v5": ("Hopper-v4",),
     "gym:Walker2d-v5": ("Walker2d-v4",),
+    "gym:Ant-v5": ("HalfCheetah-v4",),
+    "gym:Humanoid-v5": ("HalfCheetah-v4",),
+    "gym:Reacher-v5": ("Reacher-v2", "ReacherBulletEnv-v0", "HalfCheetahBulletEnv-v0"),
+    "gym:InvertedDoublePendulum-v5": (
+        "InvertedDoublePendulum-v2",
+        "InvertedDoublePendulumBulletEnv-v0",
+        "HalfCheetahBulletEnv-v0",
+    ),
     "rocket_landing": (_FLYING,),
     "quadrotor_planar": (_FLYING,),
     "quadrotor": (_FLYING,),
@@ -329,6 +337,8 @@ _SAME = {
     "gym:Hopper-v5",
     "gym:Walker2d-v5",
     "gym:InvertedPendulum-v5",
+    "gym:InvertedDoublePendulum-v5",
+    "gym:Reacher-v5",
     "reacher",
 }
 

@@ -17,7 +17,7 @@ from robotics_envs.base import (
     Successes,
 )
 from robotics_envs.robots.env import RobotEnv
-from robotics_envs.robots.tasks.gymnasium_model import gymnasium_model
+from robotics_envs.robots.tasks.models import gymnasium_model
 
 LARGEST = 0.2  # rad
 LONG = 950  # intervals
@@ -36,6 +36,7 @@ class InvertedPendulum(RobotEnv):
     name = "inverted_pendulum_v5"
     frame_skip = 2
     episode_steps = 1000
+    cost_of_reached_state = True
     start_box = Box.symmetric(0.01, 0.01, 0.01, 0.01)
     state_box = Box.symmetric(0.9, 0.2, 1.0, 1.5)
     success_criterion = Success(
@@ -44,12 +45,8 @@ class InvertedPendulum(RobotEnv):
         source="Gymnasium's reward threshold of InvertedPendulum-v5, 950 in 1000 intervals",
     )
 
-    def cost_of_step(self, x: States, following: States, u: Actions, p: Params) -> Costs:
-        """The cost of the angle that is reached, less Gymnasium's reward."""
-        return (following[..., 1] / LARGEST).square() - (~self.done(following)).to(x.dtype)
-
     def cost(self, x: States, u: Actions, p: Params) -> Costs:
-        """The same of the present angle; ``step`` returns that of the one reached."""
+        """The cost of the angle, less Gymnasium's reward."""
         return (x[..., 1] / LARGEST).square() - (~self.done(x)).to(x.dtype)
 
     def done(self, x: States) -> Bool[Tensor, " batch"]:

@@ -12,7 +12,7 @@ from robotics_envs.base import Env
 from robotics_envs.environments import GYM_TASKS, make_env
 from robotics_envs.robots import DisagreementError, from_mjcf, newton, verify
 from robotics_envs.robots.env import RobotEnv
-from robotics_envs.robots.tasks.gymnasium_model import gymnasium_model
+from robotics_envs.robots.tasks.models import gymnasium_model
 
 
 @pytest.fixture(autouse=True)
@@ -44,25 +44,18 @@ def test_elliptic_cones_at_a_constant_distance_agree_with_mujoco(name):
     verify(from_mjcf(xml, check=False), 40, tolerance=1e-9)
 
 
-@pytest.mark.parametrize("name", GYM_TASKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * ("Humanoid" in n)) for n in GYM_TASKS]
+)
 def test_tasks_agree_with_mujoco(name):
     assert verify(make_env(name), 40, tolerance=1e-9).largest < 1e-9
 
 
-@pytest.mark.parametrize(
-    ("file", "options"),
-    [
-        ("ant.xml", {}),
-        ("reacher.xml", {}),
-        ("inverted_double_pendulum.xml", {}),
-        pytest.param("humanoid.xml", {}, marks=pytest.mark.slow),
-        pytest.param("humanoid.xml", {"self_collisions": "ignore"}, marks=pytest.mark.slow),
-    ],
-)
-def test_models_of_gymnasium_agree_with_mujoco(file, options):
+@pytest.mark.slow
+def test_a_model_without_its_self_collisions_agrees_with_mujoco():
     class Robot(RobotEnv):
-        model = gymnasium_model(file, **options)
-        name = file
+        model = gymnasium_model("humanoid.xml", self_collisions="ignore")
+        name = "humanoid"
 
     verify(Robot(), 24, tolerance=1e-9)
 

@@ -13,7 +13,7 @@ from robotics_envs.robots import from_mjcf, from_urdf, read
 from robotics_envs.robots.compiling import compiled
 from robotics_envs.robots.env import RobotEnv
 from robotics_envs.robots.pictures import Pictures
-from robotics_envs.robots.tasks.gymnasium_model import gymnasium_model
+from robotics_envs.robots.tasks.models import gymnasium_model
 from robotics_envs.solids import Solid, surface
 
 TETRAHEDRON = '<mesh name="part" vertex="0 0 0 .3 0 0 0 .2 0 0 0 .1"/>'

@@ -8,23 +8,40 @@ import torch
 from small_robots import JOINTS, TOUCHING
 
 from robotics_envs.environments import GYM_TASKS, make_env
-from robotics_envs.robots import from_mjcf, kernels
+from robotics_envs.robots import RobotEnv, from_mjcf, kernels
 from robotics_envs.robots.comparison import converged
+from robotics_envs.robots.wrenches import contact_wrenches
 
 # Name and control intervals.
 TWINS = [
     ("gym:HalfCheetah-v5", 6),
     ("gym:InvertedPendulum-v5", 25),
+    ("gym:InvertedDoublePendulum-v5", 4),
+    ("gym:Reacher-v5", 3),
     pytest.param("gym:HalfCheetah-v5", 25, marks=pytest.mark.slow),
     pytest.param("gym:Hopper-v5", 25, marks=pytest.mark.slow),
     pytest.param("gym:Walker2d-v5", 25, marks=pytest.mark.slow),
+    pytest.param("gym:Ant-v5", 8, marks=pytest.mark.slow),
+    pytest.param("gym:Humanoid-v5", 4, marks=pytest.mark.slow),
 ]
 
 
 def exact(env):
-    """A Gymnasium environment whose solver runs to the end."""
-    option = env.unwrapped.model.opt
+    """A Gymnasium environment whose solver runs to the end, and that sees the state that a step reaches.
+
+    Where it looks at places and forces, Gymnasium sees those of the last of the stages of RK4 (docs/robots.md).
+    """
+    made = env.unwrapped
+    option = made.model.opt
+    option.solver = mujoco.mjtSolver.mjSOL_NEWTON
     option.tolerance, option.iterations, option.ls_iterations = 0.0, 100, 100
+
+    def simulate(control, steps, stock=made._step_mujoco_simulation):
+        stock(control, steps)
+        mujoco.mj_forward(made.model, made.data)
+        mujoco.mj_rnePostConstraint(made.model, made.data)
+
+    made._step_mujoco_simulation = simulate
     return env
 
 
@@ -44,16 +61,17 @@ def test_a_task_is_its_twin_in_gymnasium(name, intervals, monkeypatch):
             u = rng.uniform(*(np.array(b) for b in (ours.action_box.low, ours.action_box.high)))
             observation, reward, terminated, *_ = theirs.step(u)
             x, cost = ours.step(x, torch.tensor(u)[None], {})
+            observation = ours.observation_from_twin(observation)
             np.testing.assert_allclose(ours.observe(x)[0].numpy(), observation, rtol=1e-8, atol=1e-8)
             assert bool(ours.done(x)) == terminated
-            if "Pendulum" in name:  # the shaped part has no twin
+            if "InvertedPendulum" in name:  # the shaped part has no twin
                 cost = cost - (x[:, 1] / 0.2).square()
             assert float(cost) == pytest.approx(-reward, abs=1e-8)
             if terminated:
                 break
 
 
-@pytest.mark.parametrize("name", ["gym:HalfCheetah-v5", "gym:Hopper-v5", "gym:Walker2d-v5"])
+@pytest.mark.parametrize("name", GYM_TASKS)
 def test_resets_and_ends_are_gymnasiums(name):
     ours, theirs = make_env(name), gymnasium.make(name.removeprefix("gym:")).unwrapped
     x = ours.reset(4000, torch.Generator().manual_seed(0), torch.float64)
@@ -66,9 +84,80 @@ def test_resets_and_ends_are_gymnasiums(name):
     if hasattr(theirs, "is_healthy"):
         wide = ours.state_box.sample(300, torch.Generator().manual_seed(1), torch.float64)
         wide[:, 1:3] = wide[:, 1:3] * 1.4 - 0.1
+        if ours.unseen == 2:
+            wide[:, 2] = torch.linspace(0.0, 2.5, len(wide), dtype=torch.float64)
         for state, done in zip(wide.numpy(), ours.done(wide), strict=True):
-            theirs.set_state(*np.split(state, 2))
+            theirs.set_state(*np.split(state, [ours.model.positions]))
             assert bool(done) != theirs.is_healthy
+
+
+def states_of(env, generator, count=40):
+    return env.state_box.sample(count, generator, torch.float64)
+
+
+@pytest.mark.parametrize("name", ["gym:Hopper-v5", "gym:Walker2d-v5", "gym:InvertedDoublePendulum-v5"])
+def test_the_step_that_ends_an_episode_is_rewarded_as_in_gymnasium(name):
+    ours, theirs = make_env(name), exact(gymnasium.make(name.removeprefix("gym:"))).unwrapped
+    theirs.reset(seed=0)
+    x = states_of(ours, torch.Generator().manual_seed(0))
+    x[:, 2] += torch.linspace(-1.0, 1.0, len(x))  # many fall
+    rng, ends = np.random.default_rng(0), []
+    for state in x.numpy():
+        theirs.set_state(*np.split(state, 2))
+        u = rng.uniform(ours.action_box.low, ours.action_box.high)
+        _, reward, terminated, *_ = theirs.step(u)
+        following = torch.tensor(np.concatenate((theirs.data.qpos, theirs.data.qvel)))[None]
+        cost = ours.cost_of_step(torch.tensor(state)[None], following, torch.tensor(u)[None], {})
+        assert float(cost) == pytest.approx(-reward, rel=1e-9)
+        ends.append(terminated)
+    assert 0 < sum(ends) < len(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"), [("gym:Ant-v5", 27), pytest.param("gym:Humanoid-v5", 45, marks=pytest.mark.slow)]
+)
+def test_forces_of_contacts_are_mujocos(name, seen):
+    """At states on the ground; with them reward and observation are Gymnasium's."""
+    ours, theirs = make_env(name), exact(gymnasium.make(name.removeprefix("gym:"))).unwrapped
+    theirs.reset(seed=0)
+    rng = np.random.default_rng(0)
+    states, actions, forces = [], [], []
+    for k in range(6):
+        for _ in range(8 + 3 * k):
+            u = rng.uniform(ours.action_box.low, ours.action_box.high)
+            observation = theirs.step(u)[0]
+        states.append(np.concatenate((theirs.data.qpos, theirs.data.qvel)))
+        actions.append(u)
+        forces.append(theirs.data.cfrc_ext[1:].copy())
+        np.testing.assert_allclose(ours.observation_from_twin(observation), states[-1][2:], atol=1e-12)
+    assert len(ours.observation_names) == seen == len(states[-1][2:])
+    x, u = torch.tensor(np.array(states)), torch.tensor(np.array(actions))
+    ours.dynamics = lambda t, x, u, p: ours.rates(ours.packed(x, u, p))  # without a kernel
+    with torch.no_grad():
+        found = contact_wrenches(ours, x, u, {}).numpy()
+    assert np.abs(forces).max() > 1.0
+    np.testing.assert_allclose(found, np.array(forces), rtol=1e-7, atol=1e-7 * np.abs(forces).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "written_out", "order"),
+    [
+        (
+            "gym:Reacher-v5",
+            "reacher",
+            [0, 1, 4, 5, 2, 3],
+        ),  # the target of the written-out reacher has no velocity
+        ("gym:InvertedDoublePendulum-v5", "double_pendulum", [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_written_out_simulators_move_as_the_models_do(name, written_out, order):
+    read, own = make_env(name), make_env(written_out)
+    x = states_of(read, torch.Generator().manual_seed(0))
+    u = read.action_box.sample(len(x), torch.Generator().manual_seed(1), torch.float64)
+    rates = read.rates(read.packed(x, u, {}))
+    assert torch.allclose(
+        own.dynamics(0.0, x[:, order], u, own.params(x)), rates[:, order], rtol=1e-9, atol=1e-9
+    )
 
 
 def test_every_task_is_named_as_in_gymnasium():
@@ -121,6 +210,19 @@ def test_success_is_to_be_fast_enough_and_alive_to_the_end(name, fast):
     assert env.success(states).tolist() == [True, False, False]
 
 
+def test_what_a_frame_of_tasks_states_is_not_replaced_by_what_the_model_says():
+    class Frame(RobotEnv):
+        episode_steps = 7
+        frame_skip = 3
+
+    class Task(Frame):
+        model = make_env("gym:Hopper-v5").model
+        name = "task"
+
+    assert (Task.episode_steps, Task.frame_skip) == (7, 3)
+    assert Task.dt == pytest.approx(3 * Task.model.timestep)
+
+
 def test_success_of_the_inverted_pendulum_is_to_live_for_950_intervals():
     env = make_env("gym:InvertedPendulum-v5")
     states = torch.zeros(1001, 4, 4)
@@ -135,4 +237,4 @@ def test_tasks_of_gymnasium_declare_success_with_its_source(name):
     criterion = make_env(name).success_criterion
     assert criterion is not None
     threshold = gymnasium.spec(name.removeprefix("gym:")).reward_threshold
-    assert (f"{threshold:.0f}" if threshold else "this project's choice") in criterion.source
+    assert (f"{threshold:g}" if threshold else "this project's choice") in criterion.source

@@ -1,5 +1,7 @@
 """Expressions with called functions and loops: values and gradients are torch's."""
 
+import re
+
 import pytest
 import torch
 from kernels import run
@@ -217,3 +219,15 @@ def test_long_bodies_are_split_without_a_change_of_values(monkeypatch):
     parted = compare(build, right)
     assert "numbers_part0" not in whole
     assert "numbers_part3" in parted
+
+
+def test_loops_hide_no_array_of_a_called_function():
+    """What a function keeps for its vector-Jacobian product goes to the array k."""
+    g = Graph()
+    rows = g.parameters(40)
+    for number in range(12):  # long enough to be made a loop
+        rows = [g.apply("mul", g.apply("sin", x), g.apply("add", x, 2.0 + number)) for x in rows]
+    stores = [Store(Place("kept", k * k), row) for k, row in enumerate(rows)]  # places that no formula gives
+    text = Printer(g, {}).function("f", [("const V*", "a"), ("V*", "k")], stores, inline=False)
+    assert re.search(r" k\[\w+\[\w+\]\] = ", text), text
+    assert not {"a", "r", "k", "s"} & set(re.findall(r"for \(int (\w+) = 0", text))
