@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robotics_envs.robots.kinematics import Motions
 from robotics_envs.robots.model import Joint, Pair, RobotModel, Softness
+from robotics_envs.robots.onset import begun
 from robotics_envs.robots.rows import Cone, Constraint, Row
 from robotics_envs.robots.scalars import (
     Scalar,
@@ -73,7 +74,7 @@ def _contact(model: RobotModel, pair: Pair, touch: Touch, motions: Motions, v: V
     coefficients = [sliding, sliding, torsion, rolling, rolling][: pair.dimensions - 1]
     gap, weight = sub(touch.distance, pair.margin), pair.inverse_weight
     if model.cone == "elliptic" and any(basis[1:]):
-        stiffness, pull, damping = _soft(model, pair.softness, gap, weight, touch.present)
+        stiffness, pull, damping = _soft(model, pair.softness, gap, weight, touch.present, model.onset)
         used = [k for k in range(len(basis)) if k == 0 or basis[k]]
         rows = [basis[k] for k in used]
         return Cone(
@@ -93,7 +94,7 @@ def _contact(model: RobotModel, pair: Pair, touch: Touch, motions: Motions, v: V
             for along, mu in enumerate(coefficients)
             for side in (1, -1)
         ]
-    stiffness, pull, damping = _soft(model, pair.softness, gap, weight, touch.present)
+    stiffness, pull, damping = _soft(model, pair.softness, gap, weight, touch.present, model.onset)
     basis = basis[: len(weights[0])]
     # A direction in which nothing can move, as across a planar robot, leaves equal rows, and rows that move nothing.
     merged = [tuple(w if row else 0.0 for w, row in zip(edge, basis, strict=True)) for edge in weights]
@@ -163,23 +164,37 @@ def _power(x: Any, power: float) -> Any:
 
 
 def _soft(
-    model: RobotModel, softness: Softness, gap: Scalar, weight: float, present: Any = True
+    model: RobotModel,
+    softness: Softness,
+    gap: Scalar,
+    weight: float,
+    present: Any = True,
+    onset: Scalar = 0.0,
 ) -> tuple[Scalar, Scalar, float]:
     """Stiffness, pull and damping of a constraint that begins at a gap of zero."""
-    impedance = impedance_of(softness.solimp, gap)
+    impedance, share = impedance_of(softness.solimp, gap), begun(gap, onset)
+    soft = mul(share, impedance)
+    if _is_weightless(weight):  # the impedance has no effect on the stiffness
+        stiffness = mul(share, stiffness_of(impedance, weight))
+    else:
+        stiffness = stiffness_of(soft, weight)
     near = both(present, gap < 0)
     return (
-        where(near, stiffness_of(impedance, weight), 0.0, like=gap),
-        pulled(model, softness, impedance, gap),
+        where(near, stiffness, 0.0, like=gap),
+        pulled(model, softness, soft, gap),
         damping_of(model, softness),
     )
 
 
 def stiffness_of(impedance: Any, weight: Any) -> Scalar:
     """The inverse of MuJoCo's ``efc_R``, which is at least 1e-15: a body can have no inverse weight."""
-    if isinstance(weight, float) and weight < _WEIGHTLESS:
+    if _is_weightless(weight):
         return 1.0 / larger((1.0 - impedance) / impedance * weight, _LEAST_SOFTNESS)
     return impedance / ((1.0 - impedance) * weight)
+
+
+def _is_weightless(weight: Any) -> bool:
+    return isinstance(weight, float) and weight < _WEIGHTLESS
 
 
 def pulled(model: RobotModel, softness: Softness, impedance: Scalar, gap: Scalar) -> Scalar:
