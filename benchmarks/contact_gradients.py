@@ -5,8 +5,8 @@
 The objective is the mean cost of B = 512 rollouts, summed over a horizon, of a policy that acts in closed loop (an MLP
 with random weights, the last layer's times 10, so that it moves), from poses near that of the file; in float64.  Its
 derivative along 24 random directions of unit length in the space of the policy's parameters is computed in two ways: by
-backpropagation, and as the central difference of the same objective, from the same starts, after steps of EPSILONS along
-the direction.  A discontinuity of a rollout appears in the second only.  For every task, onset and horizon:
+backpropagation, and as the central difference of the same objective, from the same starts, after steps of EPSILONS
+along the direction.  A discontinuity of a rollout appears in the second only.  For every task, onset and horizon:
 
   corr    correlation of the two over the directions
   slope   the factor of backpropagation that comes nearest to differences, 1 if it is unbiased
@@ -130,7 +130,9 @@ def table(cells: dict[str, list[dict[str, Any]]], epsilon: float) -> str:
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the numbers are kept, as JSON.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Where the numbers are kept, as JSON."
+)
 def main(out: Path) -> None:
     """Measure the cells that are missing, and print the tables."""
     torch.set_num_threads(1)

@@ -172,16 +172,12 @@ def _soft(
     onset: Scalar = 0.0,
 ) -> tuple[Scalar, Scalar, float]:
     """Stiffness, pull and damping of a constraint that begins at a gap of zero."""
-    impedance, share = impedance_of(softness.solimp, gap), begun(gap, onset)
-    soft = mul(share, impedance)
-    if _is_weightless(weight):  # the impedance has no effect on the stiffness
-        stiffness = mul(share, stiffness_of(impedance, weight))
-    else:
-        stiffness = stiffness_of(soft, weight)
+    share = 1.0 if _is_weightless(weight) else begun(gap, onset)
+    impedance = mul(share, impedance_of(softness.solimp, gap))
     near = both(present, gap < 0)
     return (
-        where(near, stiffness, 0.0, like=gap),
-        pulled(model, softness, soft, gap),
+        where(near, stiffness_of(impedance, weight), 0.0, like=gap),
+        pulled(model, softness, impedance, gap),
         damping_of(model, softness),
     )
 

@@ -227,16 +227,18 @@ class RobotEnv(Env):
         return pictures(self.model).followed(self.view, x[: self.model.positions])
 
 
-def with_parameters(task: type[RobotEnv], *names: str, onset: float = 0.0) -> type[RobotEnv]:
+def with_parameters(task: type[RobotEnv], *names: str, onset: float | None = None) -> type[RobotEnv]:
     """A task with these physical parameters of its robot as inputs, such as ``"torso.mass"``.
 
-    ``onset`` (m) softens its contacts while a policy is trained: :mod:`robotics_envs.robots.onset`.
+    ``onset`` (m), that of the task by default, softens its contacts while a policy is trained:
+    :mod:`robotics_envs.robots.onset`.
 
     Raises:
         UnknownNameError: the robot has none of such a name; the message lists near ones.
         RobotFileError: the onset is no length, or nothing can touch.
     """
-    model = _softened(replace(task.model, options=replace(task.model.options, parameters=names)), onset)
+    model = replace(task.model, options=replace(task.model.options, parameters=names))
+    model = _softened(model, model.options.onset if onset is None else onset)
     return type(
         task.__name__, (task,), {"model": model, "__module__": task.__module__, "__doc__": task.__doc__}
     )
@@ -249,7 +251,11 @@ def _softened(model: RobotModel, onset: float) -> RobotModel:
 def _same_robot(model: RobotModel, other: RobotModel | None) -> bool:
     return (
         other is not None
-        and replace(model, options=replace(model.options, parameters=other.options.parameters, onset=other.options.onset)) == other
+        and replace(
+            model,
+            options=replace(model.options, parameters=other.options.parameters, onset=other.options.onset),
+        )
+        == other
     )
 
 

@@ -23,9 +23,7 @@ def in_mujoco(env: RobotEnv) -> RobotEnv:
     """
     usual = {parameter.name: parameter.value for parameter in env.parameters}
     changed = [
-        name
-        for name, constant in env.constants.items()
-        if constant.value != usual[name] and name != ONSET
+        name for name, constant in env.constants.items() if constant.value != usual[name] and name != ONSET
     ]
     if changed:
         raise RobotFileError(

@@ -40,7 +40,7 @@ def task_of_name(name: str, task: type[RobotEnv]) -> type[RobotEnv]:
         RobotFileError: an option has no such value.
     """
     options = {key: _value(name, key, text) for key, text in _options(name, ("parameters", "onset"))}
-    made = with_parameters(task, *options.get("parameters", ()), onset=options.get("onset", 0.0))
+    made = with_parameters(task, *options.get("parameters", ()), onset=options.get("onset"))
     made.registry_name = name
     return made
 

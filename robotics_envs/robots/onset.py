@@ -7,7 +7,8 @@ gradient through a rollout knows nothing of the jump.  With an onset of w metres
 
 so that acceleration is a differentiable function of the depth where a contact begins.  At depths of w and more, and
 everywhere for w = 0, it is MuJoCo's.  For a constant d that is nearly ``solimp="0 d w 0.5 2"``.  docs/robots.md has
-measurements.  Joint limits, dry friction and equality constraints stay as they are.
+measurements.  Joint limits, dry friction and equality constraints stay as they are, and contacts of bodies that cannot
+be shifted (``body_invweight0`` of 0), which MuJoCo makes hard whatever their impedance.
 """
 
 from __future__ import annotations

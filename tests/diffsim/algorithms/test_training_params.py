@@ -66,6 +66,7 @@ def test_windows_are_not_longer_than_gradients_are_good_for():
     made = assemble(load_config({"env": Lighter, "updates": 4, "backend": "eager"})).algorithm
     made.step()
     assert made.objective.steps == 6
+
     class Short(Lighter):
         longest_window = 0.01 * Pendulum.dt
 

@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 import pytest
 import torch
-from small_robots import FLOOR, FRICTION, JOINTS, TOUCHING, on_the_floor, rubbing
+from small_robots import FLOOR, FRICTION, JOINTS, TOUCHING, model, on_the_floor, rubbing
 from test_parameters import PLANAR
 from test_robot_gradients import errors, touching_states
 
@@ -16,7 +16,7 @@ from diffsim.rollouts.rollout import Rollout
 from lazy_registry.registry import UnknownNameError
 from robotics_envs import check_env
 from robotics_envs.environments import make_env
-from robotics_envs.robots import RobotFileError, from_mjcf, in_mujoco, verify
+from robotics_envs.robots import RobotFileError, from_mjcf, in_mujoco, verify, with_parameters
 from robotics_envs.robots.comparison import converged
 from robotics_envs.robots.kinematics import kinematics
 from robotics_envs.robots.onset import begun
@@ -63,7 +63,9 @@ def at_first_contact(env, count=6):
     n, m = env.model.positions, env.model.velocities
     x = torch.zeros(count, n + m, dtype=torch.float64)
     x[:, :n] = torch.tensor(env.model.reference)
-    x[:, 3:7] = torch.nn.functional.normalize(torch.randn(count, 4, generator=rng, dtype=torch.float64), dim=1)
+    x[:, 3:7] = torch.nn.functional.normalize(
+        torch.randn(count, 4, generator=rng, dtype=torch.float64), dim=1
+    )
     x[:, n : n + 6] = torch.randn(count, 6, generator=rng, dtype=torch.float64)
     x[:, n + 2] = -2.0
     motions = kinematics(env.model, columns(x[:, :n]), columns(x[:, n:]))
@@ -199,11 +201,20 @@ def test_it_is_mujocos_contact_with_the_impedance_of_the_formula(cone, condim):
         np.testing.assert_allclose(expected, data.qacc, rtol=1e-8, atol=1e-9)
 
 
-def test_a_body_without_inverse_weight_is_softened_too():
-    wheel = TOUCHING["a wheel on a sledge"].replace('pos=".15 0 1"><joint axis="1 0 0"/>', 'pos=".15 0 1"><joint/>')
-    env = softened(wheel)
-    x = torch.zeros(1, len(env.state_names), dtype=torch.float64)
-    assert accelerations(env, x).isfinite().all()
+def test_a_contact_that_mujoco_makes_hard_stays_so():
+    seesaw = model(
+        f'{FLOOR}<body pos="0 0 .2"><joint name="m" axis="0 1 0"/><geom size=".1" pos=".3 0 0"/>'
+        '<geom size=".1" pos="-.3 0 0"/></body>'
+    )
+    plain, env = from_mjcf(seesaw, check=False), softened(seesaw)
+    assert plain.model.pairs[0].inverse_weight < 1e-10
+    x = torch.tensor([[angle, 1.0] for angle in (0.2, 0.33, 0.34, 0.35, 0.4)], dtype=torch.float64)
+    x.requires_grad_()
+    u = x.new_zeros(5, 1)
+    ours = accelerations(env, x)
+    assert torch.equal(ours, plain.rates(plain.packed(x, u, {}))[:, 1:])
+    assert (ours[:2] - ours[3]).abs().min() > 1  # two in the air
+    assert torch.autograd.grad(ours.sum(), x)[0].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -273,6 +284,7 @@ def test_names_and_settings_lead_to_it(tmp_path):
         make_env(section.name, **section.options),
         make_env("gym:Hopper-v5?onset=0.01"),
         make_env("gym:Hopper-v5?parameters=torso.mass&onset=0.01"),
+        with_parameters(type(make_env("gym:Hopper-v5?onset=0.01")), "torso.mass")(),
         make_env("gym:Hopper-v5", onset=0.01),
     ):
         assert env.constants["onset"].value == 0.01
@@ -318,15 +330,15 @@ def test_options_of_names_are_refused_in_words(tmp_path):
     }.items():
         with pytest.raises(RobotFileError, match=words):
             make_env(name)
-    with pytest.raises(RobotFileError, match="nothing of .* can touch"):
+    with pytest.raises(RobotFileError, match=r"nothing of .* can touch"):
         make_env("gym:InvertedPendulum-v5", onset=0.01)
-    with pytest.raises(RobotFileError, match="nothing of .* can touch"):
+    with pytest.raises(RobotFileError, match=r"nothing of .* can touch"):
         from_mjcf(JOINTS["actuators"], onset=0.01)
     with pytest.raises(UnknownNameError, match="did you mean 'onset'"):
         make_env("gym:Hopper-v5?onsets=0.01")
     from diffsim.assembly import assemble
 
-    with pytest.raises(ConfigError, match="onset = -0.1: give a finite length"):
+    with pytest.raises(ConfigError, match=r"onset = -0\.1: give a finite length"):
         assemble(load_config({"env": {"name": "gym:Hopper-v5", "onset": -0.1}})).env  # noqa: B018
 
 
