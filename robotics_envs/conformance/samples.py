@@ -15,7 +15,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def sample(env: Env, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """States in the state box, actions in the action box and the parameters at the start of training."""
+    """States in the state box, actions in the action box and the parameters."""
     rng = generator()
     x = env.state_box.sample(BATCH, rng, dtype)
-    return x, env.action_box.sample(BATCH, rng, dtype), dict(env.training_params(env.params(x)))
+    return x, env.action_box.sample(BATCH, rng, dtype), env.params(x)
