@@ -28,7 +28,7 @@ ANNEALED = 0.5
 """The share of a run's updates in which the onset falls linearly to 0.  A run that goes on to twice its updates has
 trained half of them by then: its contacts are not softened again."""
 LONGEST_WINDOW = 0.3
-"""Seconds up to which the gradient through softened contacts was found to be unbiased (docs/robots.md)."""
+"""Seconds up to which gradients through softened contacts were found to be right (docs/robots.md)."""
 _LEAST = 1e-9  # m, so that nothing is divided by 0
 
 
