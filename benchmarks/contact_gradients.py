@@ -12,7 +12,8 @@ along the direction.  A discontinuity of a rollout appears in the second only.  
   slope   the factor of backpropagation that comes nearest to differences, 1 if it is unbiased
   error   the length of the difference of the two, over that of the differences
 
-The hopper is measured without the limits of its joints too, which are not softened.  Cells that the file holds are not measured again, so that a run can be stopped and continued.
+The hopper is measured without the limits of its joints too, which are not softened.  Cells that the file holds are not
+measured again, so that a run can be stopped and continued.
 """
 
 from __future__ import annotations
