@@ -12,15 +12,13 @@ along the direction.  A discontinuity of a rollout appears in the second only.  
   slope   the factor of backpropagation that comes nearest to differences, 1 if it is unbiased
   error   the length of the difference of the two, over that of the differences
 
-The hopper is measured without the limits of its joints too, which are not softened.  Cells that the file holds are not
-measured again, so that a run can be stopped and continued.
+Cells that the file holds are not measured again, so that a run can be stopped and continued.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ from diffsim.policy import MLP
 from diffsim.rollouts import Rollout
 from robotics_envs.environments import make_env
 
-TASKS = ("gym:Hopper-v5", "gym:HalfCheetah-v5", "gym:Hopper-v5 without limits")
+TASKS = ("gym:Hopper-v5", "gym:HalfCheetah-v5")
 ONSETS = (0.0, 0.003, 0.01, 0.03)
 HORIZONS = (0.1, 0.2, 0.3, 0.5, 1.0)
 EPSILONS = (1e-2, 1e-1)
@@ -45,9 +43,7 @@ class Cells:
 
     def __init__(self, task: str, batch: int = BATCH, directions: int = DIRECTIONS) -> None:
         # The onset is an input of the simulator, whatever its value.
-        name, _, without = task.partition(" without ")
-        env = make_env(f"{name}?parameters=onset")
-        self.env = env = without_limits(env) if without else env
+        self.env = env = make_env(f"{task}?parameters=onset")
         torch.manual_seed(3)
         self.policy = MLP(len(env.observation_names), len(env.action_box)).double()
         with torch.no_grad():
@@ -102,18 +98,6 @@ class Cells:
 
     def _set(self, vector: Tensor) -> None:
         torch.nn.utils.vector_to_parameters(vector.clone(), self.policy.parameters())
-
-
-def without_limits(env: Any) -> Any:
-    """The same task of a robot whose joints have no ranges: a limit's force may jump too."""
-    bodies = tuple(
-        replace(body, joints=tuple(replace(joint, limit=None) for joint in body.joints))
-        for body in env.model.bodies
-    )
-    kept = ("state_box", "start_box", "action_box", "frame_skip", "dt", "episode_steps", "state_names")
-    members = {name: getattr(env, name) for name in (*kept, "observation_names", "name")}
-    members |= {"model": replace(env.model, bodies=bodies), "__module__": __name__}
-    return type("WithoutLimits", (type(env),), members)()
 
 
 def compared(gradient: Tensor, differences: Tensor) -> dict[str, float]:

@@ -62,7 +62,8 @@ def _limit(model: RobotModel, joint: Joint, side: float, q: Vec, v: Vec) -> Cons
     at, k = q[joint.position], joint.velocity
     distance = sub(at, limit.range[0]) if side > 0 else sub(limit.range[1], at)
     gap = sub(distance, limit.margin)
-    stiffness, pull, damping = _soft(model, limit.softness, gap, model.dofs[k].inverse_weight)
+    weight = model.dofs[k].inverse_weight
+    stiffness, pull, damping = _soft(model, limit.softness, gap, weight, onset=model.onset)
     return Constraint([{k: side}], [mul(side, v[k])], stiffness, pull, damping, [((1.0,), 1)])
 
 

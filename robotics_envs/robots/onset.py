@@ -7,8 +7,9 @@ gradient through a rollout knows nothing of the jump.  With an onset of w metres
 
 so that acceleration is a differentiable function of the depth where a contact begins.  At depths of w and more, and
 everywhere for w = 0, it is MuJoCo's.  For a constant d that is nearly ``solimp="0 d w 0.5 2"``.  docs/robots.md has
-measurements.  Joint limits, dry friction and equality constraints stay as they are, and contacts of bodies that cannot
-be shifted (``body_invweight0`` of 0), which MuJoCo makes hard whatever their impedance.
+measurements.  Joint limits, whose force jumps in the same way, are softened over as many metres (slides) or radians
+(hinges).  Dry friction and equality constraints stay as they are, and contacts of bodies that cannot be shifted
+(``body_invweight0`` of 0), which MuJoCo makes hard whatever their impedance.
 """
 
 from __future__ import annotations
@@ -74,6 +75,6 @@ def annealed(onset: float, left: float) -> float:
 def note(onset: float) -> str:
     """What a person who trains has to know."""
     return (
-        f"training softens the onset of contacts over {onset:g} m, falling to 0 in the first {ANNEALED:.0%} of the "
-        "updates; evaluations do not soften it"
+        f"training softens the onset of contacts over {onset:g} m (of joint limits: {onset:g} m or rad), falling to 0 in "
+        f"the first {ANNEALED:.0%} of the updates; evaluations do not soften it"
     )

@@ -44,6 +44,13 @@ FREE = {
 """A free body with one geom above the floor."""
 
 
+LIMITED = model(
+    f'{FLOOR}<body pos="0 0 .4"><joint name="m" axis="0 1 0" range="-20 20"/><geom size=".1" pos=".3 0 0"/>'
+    '<body pos=".3 0 0"><joint type="slide" axis="1 0 0" range="-.05 .05"/><geom size=".1"/></body></body>'
+)
+"""A hinge and a slide with ranges."""
+
+
 def softened(xml, onset=ONSET):
     return from_mjcf(xml, check=False, onset=onset)
 
@@ -115,6 +122,21 @@ def test_accelerations_are_differentiable_where_the_softening_ends(xml):
         weights = torch.linspace(1, 2, values.shape[1], dtype=values.dtype)
         slopes.append(torch.autograd.grad((values * weights).sum(), at)[0][:, 2])
     assert torch.allclose(*slopes, rtol=1e-4)
+
+
+@pytest.mark.parametrize("joint", [0, 1])
+def test_a_joint_limit_sets_in_smoothly_too(joint):
+    env = softened(LIMITED)
+    limit = env.model.joints[joint].limit.range[1]
+    found = []
+    for beyond in (-1e-9, 2e-5, 1e-5, ONSET * 1.01):
+        x = torch.zeros(1, 4, dtype=torch.float64)
+        x[:, joint], x[:, 2 + joint] = limit + beyond, 1.0
+        found.append((accelerations(env, x), accelerations(env, x, 0.0)))
+    outside, *jumps, (deep, own_deep) = found
+    halves = [(soft - outside[0]).abs().max() for soft, _ in jumps]
+    assert halves[1] < 1e-2 * (jumps[1][1] - outside[1]).abs().max()  # MuJoCo's own jumps
+    assert torch.equal(deep, own_deep)
 
 
 def test_the_share_is_a_smooth_step():
@@ -227,6 +249,7 @@ def test_a_contact_that_mujoco_makes_hard_stays_so():
         FRICTION["ellipsoid, elliptic, condim 6"],
         FRICTION["capsule, pyramidal, condim 6"],
         FRICTION["elliptic, planar"],
+        LIMITED,
     ],
 )
 def test_gradients_in_the_onset_are_exact(xml):
