@@ -33,7 +33,8 @@ class Options:
         timestep: replaces the time step of the file, in s.
         parameters: the physical parameters that become inputs, such as ``("torso.mass", "floor.friction")``: see
             :mod:`robotics_envs.robots.parameters`.  All others are constants of the kernel.
-        onset: softens contacts and joint limits over so many metres (hinges: radians) while a policy is trained; see :mod:`robotics_envs.robots.onset`.
+        onset: softens contacts and joint limits over so many metres (hinges: radians) while a policy is trained; see
+            :mod:`robotics_envs.robots.onset`.
     """
 
     meshes: Literal["refuse", "drop"] = "refuse"

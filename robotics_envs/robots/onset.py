@@ -75,6 +75,6 @@ def annealed(onset: float, left: float) -> float:
 def note(onset: float) -> str:
     """What a person who trains has to know."""
     return (
-        f"training softens the onset of contacts over {onset:g} m (of joint limits: {onset:g} m or rad), falling to 0 in "
-        f"the first {ANNEALED:.0%} of the updates; evaluations do not soften it"
+        f"training softens the onset of contacts over {onset:g} m (of joint limits: {onset:g} m or rad), falling to 0 "
+        f"in the first {ANNEALED:.0%} of the updates; evaluations do not soften it"
     )
