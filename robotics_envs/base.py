@@ -249,6 +249,10 @@ class Env(abc.ABC):
     """
     foreign: ClassVar[bool] = False
     """Whether the methods are computed outside of torch: nothing of them can be traced, and ``solver`` is not used."""
+    longest_window: float = math.inf
+    """Seconds over which gradients tell of costs; trainers that choose the length of windows do not go beyond."""
+    training_note: str = ""
+    """What training simulates differently from evaluations, for a person to read; see :meth:`training_params`."""
     success_criterion: ClassVar[Success | None] = None
     """What :meth:`success` computes, in words, and where it comes from; None where a simulator declares no success."""
     view: ClassVar[View] = View((-1.2, -1.2), (1.2, 1.2))
@@ -324,6 +328,14 @@ class Env(abc.ABC):
     def params(self, like: Tensor) -> dict[str, Tensor]:
         """The physical parameters as scalar tensors of the dtype and device of ``like``."""
         return {name: like.new_tensor(c.value) for name, c in self.constants.items()}
+
+    def training_params(self, p: Params, left: float = 1.0) -> Params:
+        """What training simulates with in place of ``p``, while the share ``left`` of its updates is left.
+
+        ``p`` itself unless overridden: for a simulator that is easier, or smoother, at the start of a run.  Evaluations
+        use ``p``.  ``training_note`` says what differs.
+        """
+        return p
 
     @abc.abstractmethod
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:

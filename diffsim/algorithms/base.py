@@ -16,7 +16,7 @@ from diffsim.policy import Policy
 from diffsim.rollouts import Rollout
 from diffsim.settings import Settings as AnySettings
 from diffsim.shards import Shards
-from robotics_envs.base import Costs, Env, EpisodeStates, States
+from robotics_envs.base import Costs, Env, EpisodeStates, Params, States
 
 
 class Record(NamedTuple):
@@ -100,6 +100,11 @@ class Algorithm(abc.ABC):
     def _no_noise(self, x: States) -> Tensor | None:
         """What rollouts without noise are given, ``[m]``: zeros where those compiled for training take noise."""
         return None
+
+    @property
+    def training_params(self) -> Params:
+        """The physical parameters of this update; ``self.params`` are those of evaluations."""
+        return self.env.training_params(self.params, self.remaining)
 
     @property
     def remaining(self) -> float:

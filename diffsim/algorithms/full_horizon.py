@@ -73,6 +73,7 @@ class FullHorizon(Algorithm):
         """Draw as many new initial states as the optimizer asks for and take one optimizer step."""
         compiled = self.rollout.compile_seconds
         self._x = x = self._starts()
+        self.objective.params = self.training_params
         self.objective.begin(x)
         report = self.optimizer.step(self.objective, self.remaining)
         self.updates_done += 1

@@ -166,6 +166,7 @@ class ShortWindow(Algorithm):
         """One optimizer step of the policy on the next windows, then a fit of the critic to them."""
         objective = self.objective
         compiled, evaluations = self.rollout.compile_seconds, objective.evaluations
+        objective.params = self.training_params
         # Where the windows start, and the noise on their actions.
         self._windows = x, noise = self._draw()
         # Rollouts over the windows, the critic's value at their ends, and the loss from both: WindowObjective.terms.

@@ -313,7 +313,9 @@ class ValueGradient(Algorithm):
         # What depends on time: the discount, and the length of windows.
         episode, left = self.env.episode_steps, self.remaining
         objective.gamma = math.exp(-annealed(s.discount_start, s.discount_end, left) / episode)
-        self._longest = min(self._longest, annealed(s.window, s.window_end, left), episode)
+        most = max(self.env.longest_window / self.env.dt, 1.0)
+        self._longest = min(self._longest, annealed(s.window, s.window_end, left), episode, most)
+        objective.params = self.training_params
         objective.steps = round(self._longest)
         self._x = x = self._draw()
         # The derivative by actions is that by a noise which is zero.

@@ -306,6 +306,8 @@ class Run:
         # Now that everything was built: constructors may import too.
         self.sources = user_code.sources(self.config)
         self._facts = {**provenance.describe(str(self.assembly.device)), **start}
+        if note := self.algorithm.env.training_note:
+            self._facts["training"] = note
         self.file.create(self.config, self._facts, self._sections("running"), self.sources)
 
     def train(self, callbacks: Sequence[Callback] = ()) -> None:
@@ -315,6 +317,8 @@ class Run:
         """
         config = self.config
         self.team.connect()
+        if note := self.algorithm.env.training_note:
+            self.progress.say(note)
         self.progress.begin(config.updates, self.updates_done)
         self.progress.status("first update, which may compile")
         with contextlib.ExitStack() as stack:

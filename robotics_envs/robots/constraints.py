@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robotics_envs.robots.kinematics import Motions
 from robotics_envs.robots.model import Joint, Pair, RobotModel, Softness
+from robotics_envs.robots.onset import begun
 from robotics_envs.robots.rows import Cone, Constraint, Row
 from robotics_envs.robots.scalars import (
     Scalar,
@@ -61,7 +62,8 @@ def _limit(model: RobotModel, joint: Joint, side: float, q: Vec, v: Vec) -> Cons
     at, k = q[joint.position], joint.velocity
     distance = sub(at, limit.range[0]) if side > 0 else sub(limit.range[1], at)
     gap = sub(distance, limit.margin)
-    stiffness, pull, damping = _soft(model, limit.softness, gap, model.dofs[k].inverse_weight)
+    weight = model.dofs[k].inverse_weight
+    stiffness, pull, damping = _soft(model, limit.softness, gap, weight, onset=model.onset)
     return Constraint([{k: side}], [mul(side, v[k])], stiffness, pull, damping, [((1.0,), 1)])
 
 
@@ -74,7 +76,7 @@ def contact(model: RobotModel, pair: Pair, touch: Touch, motions: Motions, v: Ve
     coefficients = [sliding, sliding, torsion, rolling, rolling][: pair.dimensions - 1]
     gap, weight = sub(touch.distance, pair.margin), pair.inverse_weight
     if model.cone == "elliptic" and any(basis[1:]):
-        stiffness, pull, damping = _soft(model, pair.softness, gap, weight, touch.present)
+        stiffness, pull, damping = _soft(model, pair.softness, gap, weight, touch.present, model.onset)
         used = [k for k in range(len(basis)) if k == 0 or basis[k]]
         rows = [basis[k] for k in used]
         return Cone(
@@ -94,7 +96,7 @@ def contact(model: RobotModel, pair: Pair, touch: Touch, motions: Motions, v: Ve
             for along, mu in enumerate(coefficients)
             for side in (1, -1)
         ]
-    stiffness, pull, damping = _soft(model, pair.softness, gap, weight, touch.present)
+    stiffness, pull, damping = _soft(model, pair.softness, gap, weight, touch.present, model.onset)
     basis = basis[: len(weights[0])]
     # A direction in which nothing can move, as across a planar robot, leaves equal rows, and rows that move nothing.
     merged = [tuple(w if row else 0.0 for w, row in zip(edge, basis, strict=True)) for edge in weights]
@@ -164,10 +166,16 @@ def _power(x: Any, power: float) -> Any:
 
 
 def _soft(
-    model: RobotModel, softness: Softness, gap: Scalar, weight: float, present: Any = True
+    model: RobotModel,
+    softness: Softness,
+    gap: Scalar,
+    weight: float,
+    present: Any = True,
+    onset: Scalar = 0.0,
 ) -> tuple[Scalar, Scalar, float]:
     """Stiffness, pull and damping of a constraint that begins at a gap of zero."""
-    impedance = impedance_of(softness.solimp, gap)
+    share = 1.0 if _is_weightless(weight) else begun(gap, onset)
+    impedance = mul(share, impedance_of(softness.solimp, gap))
     near = both(present, gap < 0)
     return (
         where(near, stiffness_of(impedance, weight), 0.0, like=gap),
@@ -178,9 +186,13 @@ def _soft(
 
 def stiffness_of(impedance: Any, weight: Any) -> Scalar:
     """The inverse of MuJoCo's ``efc_R``, which is at least 1e-15: a body can have no inverse weight."""
-    if isinstance(weight, float) and weight < _WEIGHTLESS:
+    if _is_weightless(weight):
         return 1.0 / larger((1.0 - impedance) / impedance * weight, _LEAST_SOFTNESS)
     return impedance / ((1.0 - impedance) * weight)
+
+
+def _is_weightless(weight: Any) -> bool:
+    return isinstance(weight, float) and weight < _WEIGHTLESS
 
 
 def pulled(model: RobotModel, softness: Softness, impedance: Scalar, gap: Scalar) -> Scalar:

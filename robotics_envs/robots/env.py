@@ -26,6 +26,7 @@ from robotics_envs.robots.kernels import evaluate
 from robotics_envs.robots.kinematics import kinematics
 from robotics_envs.robots.model import Joint, Options, RobotModel
 from robotics_envs.robots.newton import accelerate
+from robotics_envs.robots.onset import LONGEST_WINDOW, ONSET, annealed, checked, note, with_onset
 from robotics_envs.robots.parameters import chosen, with_values
 from robotics_envs.robots.pictures import ViewOfModel, pictures
 from robotics_envs.robots.reading import read
@@ -49,6 +50,8 @@ class RobotEnv(Env):
 
     The gradient is exact where constraints stay active or inactive.  Where a contact is made or lost, the force may
     jump (``solimp`` with a first number above 0), and the gradient does not know of that jump.
+
+    ``onset`` (m) softens contacts in training: :meth:`training_params`.  :meth:`params` never does.
     """
 
     model: ClassVar[RobotModel]
@@ -82,7 +85,37 @@ class RobotEnv(Env):
             flat |= (
                 {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
             )
+        if ONSET in flat and all(q.name != ONSET for q in self.parameters):
+            onset = flat[ONSET] = checked(flat[ONSET])
+            if not onset:
+                del flat[ONSET]
+            else:  # it becomes a parameter of this simulator, whose class has none
+                model = _softened(self.model, onset)
+                added = replace(chosen(model)[-1], value=0.0)
+                vars(self).update(model=model, parameters=(*self.parameters, added))
         super().__init__(**flat)
+
+    @property
+    def _onset(self) -> float:
+        """Metres over which contacts set in at the start of training."""
+        return self.constants[ONSET].value if ONSET in self.model.options.parameters else 0.0
+
+    def params(self, like: Tensor) -> dict[str, Tensor]:
+        """The physical parameters as scalar tensors; contacts are MuJoCo's, whatever the onset for training is."""
+        p = super().params(like)
+        return p | {ONSET: torch.zeros_like(p[ONSET])} if ONSET in self.model.options.parameters else p
+
+    def training_params(self, p: Params, left: float = 1.0) -> Params:
+        """``p`` with the onset that contacts have while the share ``left`` of a run is left."""
+        return {**p, ONSET: p[ONSET].new_tensor(annealed(self._onset, left))} if self._onset else p
+
+    @property
+    def training_note(self) -> str:  # type: ignore[override]
+        return note(self._onset) if self._onset else ""
+
+    @property
+    def longest_window(self) -> float:  # type: ignore[override]
+        return LONGEST_WINDOW if self._onset else math.inf
 
     def _accelerations(
         self, model: RobotModel, x: States, u: Actions
@@ -197,13 +230,18 @@ class RobotEnv(Env):
         return pictures(self.model).followed(self.view, x[: self.model.positions])
 
 
-def with_parameters(task: type[RobotEnv], *names: str) -> type[RobotEnv]:
+def with_parameters(task: type[RobotEnv], *names: str, onset: float | None = None) -> type[RobotEnv]:
     """A task with these physical parameters of its robot as inputs, such as ``"torso.mass"``.
+
+    ``onset`` (m), that of the task by default, softens its contacts while a policy is trained:
+    :mod:`robotics_envs.robots.onset`.
 
     Raises:
         UnknownNameError: the robot has none of such a name; the message lists near ones.
+        RobotFileError: the onset is no length, or nothing can touch.
     """
     model = replace(task.model, options=replace(task.model.options, parameters=names))
+    model = _softened(model, model.options.onset if onset is None else onset)
     return type(
         task.__name__, (task,), {"model": model, "__module__": task.__module__, "__doc__": task.__doc__}
     )
@@ -215,10 +253,18 @@ def _stated(cls: type) -> dict[str, Any]:
     return dict(ChainMap(dict(vars(cls)), *(dict(vars(base)) for base in bases)))
 
 
+def _softened(model: RobotModel, onset: float) -> RobotModel:
+    return replace(model, options=with_onset(replace(model.options, onset=onset)))
+
+
 def _same_robot(model: RobotModel, other: RobotModel | None) -> bool:
     return (
         other is not None
-        and replace(model, options=replace(model.options, parameters=other.options.parameters)) == other
+        and replace(
+            model,
+            options=replace(model.options, parameters=other.options.parameters, onset=other.options.onset),
+        )
+        == other
     )
 
 

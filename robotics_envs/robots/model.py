@@ -34,6 +34,8 @@ class Options:
         timestep: replaces the time step of the file, in s.
         parameters: the physical parameters that become inputs, such as ``("torso.mass", "floor.friction")``: see
             :mod:`robotics_envs.robots.parameters`.  All others are constants of the kernel.
+        onset: softens contacts and joint limits over so many metres (hinges: radians) while a policy is trained; see
+            :mod:`robotics_envs.robots.onset`.
     """
 
     meshes: Literal["refuse", "drop"] = "refuse"
@@ -46,6 +48,7 @@ class Options:
     floor: bool = False
     timestep: float | None = None
     parameters: tuple[str, ...] = ()
+    onset: float = 0.0
 
     def __post_init__(self) -> None:
         given = self.parameters
@@ -209,7 +212,7 @@ class RobotModel:
     takes joint damping at the end of the step, ``shortest_time`` raises time constants of constraints to twice the
     time step.  ``mesh_boxes`` are the bounding boxes of meshes, which are only looked at.  ``equality_drifts`` says
     whether the motion that needs no acceleration counts in connected points and welded frames.  ``disabled`` are the
-    names of MuJoCo's flags of what is left out.
+    names of MuJoCo's flags of what is left out.  ``onset`` (m) is that of contacts, 0 where they are MuJoCo's.
     """
 
     name: str
@@ -235,6 +238,7 @@ class RobotModel:
     disabled: tuple[str, ...]
     mujoco_version: str
     mesh_boxes: tuple[Geom, ...] = ()
+    onset: float = 0.0
 
     @property
     def joints(self) -> tuple[Joint, ...]:

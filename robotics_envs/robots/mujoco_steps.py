@@ -8,6 +8,7 @@ import torch
 from robotics_envs.base import Actions, Params, States
 from robotics_envs.robots.compiling import RobotFileError, compiled, mujoco, without_log
 from robotics_envs.robots.env import RobotEnv
+from robotics_envs.robots.onset import ONSET
 
 
 def in_mujoco(env: RobotEnv) -> RobotEnv:
@@ -21,7 +22,9 @@ def in_mujoco(env: RobotEnv) -> RobotEnv:
             the file does not know of.
     """
     usual = {parameter.name: parameter.value for parameter in env.parameters}
-    changed = [name for name, constant in env.constants.items() if constant.value != usual[name]]
+    changed = [
+        name for name, constant in env.constants.items() if constant.value != usual[name] and name != ONSET
+    ]
     if changed:
         raise RobotFileError(
             f"MuJoCo steps {env.name} as in its file: leave {', '.join(changed)} at the default"

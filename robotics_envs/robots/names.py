@@ -33,13 +33,14 @@ def robot_of_name(name: str) -> type[RobotEnv]:
 
 
 def task_of_name(name: str, task: type[RobotEnv]) -> type[RobotEnv]:
-    """A task whose robot has parameters as inputs: ``"gym:Hopper-v5?parameters=torso.mass,floor.friction"``.
+    """A task with options: ``"gym:Hopper-v5?parameters=torso.mass,floor.friction"``, ``"gym:Hopper-v5?onset=0.01"``.
 
     Raises:
         UnknownNameError: there is no such option or parameter.
+        RobotFileError: an option has no such value.
     """
-    options = dict(_options(name, ("parameters",)))
-    made = with_parameters(task, *_value(name, "parameters", options.get("parameters", "")))
+    options = {key: _value(name, key, text) for key, text in _options(name, ("parameters", "onset"))}
+    made = with_parameters(task, *options.get("parameters", ()), onset=options.get("onset"))
     made.registry_name = name
     return made
 
@@ -74,6 +75,8 @@ def _value(name: str, key: str, text: str) -> Any:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         raise RobotFileError(f"{name}: {key} = {text!r} is no number") from None
-    if key == "condim":
-        return int(numbers[0])
-    return tuple(numbers) if key == "control_range" else numbers[0]
+    if key == "control_range":
+        return tuple(numbers)
+    if len(numbers) > 1:
+        raise RobotFileError(f"{name}: {key} is one number, got {text!r}")
+    return int(numbers[0]) if key == "condim" else numbers[0]

@@ -14,9 +14,11 @@ from typing import Any
 
 from lazy_registry.registry import UnknownNameError
 from robotics_envs.base import Parameter
+from robotics_envs.robots.compiling import RobotFileError
 from robotics_envs.robots.inertia import factor, inertia_and_bias
 from robotics_envs.robots.kinematics import kinematics
 from robotics_envs.robots.model import Body, Equality, Geom, Pair, RobotModel
+from robotics_envs.robots.onset import ONSET
 from robotics_envs.robots.scalars import (
     ZERO,
     Mat,
@@ -73,6 +75,8 @@ def available(model: RobotModel) -> dict[str, Parameter]:
             "sliding coefficient, mixed with the other geom's",
             low=0.0,
         )
+    if model.pairs:
+        offer(ONSET, model.options.onset, "m over which contacts set in, in training")
     for actuator in model.actuators:
         offer(
             f"{actuator.name}.gear",
@@ -98,12 +102,17 @@ def chosen(model: RobotModel) -> tuple[Parameter, ...]:
 
     Raises:
         UnknownNameError: it has none of such a name; the message lists near ones.
+        RobotFileError: it is to have softened contacts, and has none.
     """
     names = model.options.parameters
     if not names:
         return ()
     known = available(model)
     for name in names:
+        if name == ONSET and name not in known:
+            raise RobotFileError(
+                f"nothing of {model.name} can touch: there are no contacts that onset could soften; leave it out"
+            )
         if name not in known:
             raise UnknownNameError(_unknown(model, name, known))
     return tuple(known[name] for name in names)
@@ -149,6 +158,7 @@ def with_values(model: RobotModel, values: Values) -> RobotModel:
         dofs=dofs,
         actuators=actuators,
         gravity=gravity,
+        onset=values.get(ONSET, model.onset),
         pairs=tuple(_pair(pair, values) for pair in model.pairs),
     )
     if any(name.endswith((".mass", ".armature")) for name in values):
@@ -258,6 +268,8 @@ def edit(robot: RobotModel, model: Any, library: Any, values: Mapping[str, float
     known = available(robot)
     for name, value in values.items():
         owner, _, what = name.rpartition(".")
+        if name == ONSET:
+            continue  # MuJoCo has none: `params` leaves it at 0
         if name == "gravity":
             model.opt.gravity[:] *= value / known[name].value
         elif what == "mass":

@@ -26,6 +26,7 @@ from robotics_envs.robots.model import (
     Softness,
     Vector,
 )
+from robotics_envs.robots.onset import with_onset
 from robotics_envs.robots.parameters import LEAST_FRICTION, chosen
 from robotics_envs.robots.refusals import refusals
 
@@ -49,7 +50,7 @@ def read(source: str | Path, options: Options | None = None) -> RobotModel:
         UnknownNameError: there is no such file.
         RobotFileError: MuJoCo cannot read it, or it holds what is not simulated here: the message names all of it.
     """
-    options = Options() if options is None else options
+    options = with_onset(Options() if options is None else options)
     model = compiled(source, options)
     return _Reading(model, str(source), options).model()
 

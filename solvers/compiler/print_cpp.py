@@ -359,7 +359,9 @@ class _Block:
             else:
                 i = f"{name}{at}i"
                 values = self._column(run, i, f"{name}{at}t")
-                self.lines.append(f"for (int {i} = 0; {i} < {len(run)}; {i}++) {name}[{at} + {i}] = {values};")
+                self.lines.append(
+                    f"for (int {i} = 0; {i} < {len(run)}; {i}++) {name}[{at} + {i}] = {values};"
+                )
             at += len(run)
 
     def _loop(self, node: Node, name: str) -> None:
