@@ -123,6 +123,7 @@ def plan_on(tmp_path, monkeypatch):
         monkeypatch.setattr("diffsim.assembly.Assembly.device", torch.device("cpu"))
         plan = resolve(read_suite(tmp_path / "suite.toml", str(tmp_path / "out")))
         plan.folder(plan.runs[0]).mkdir(parents=True)
+        plan.save()
         return plan
 
     return make
