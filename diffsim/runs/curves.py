@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffsim.colours import COLOURS
 from diffsim.errors import ConfigError
 from diffsim.runs.references import RunLike
 from diffsim.runs.runfile import RunFile
@@ -31,7 +32,6 @@ QUANTITIES = (
     ("loss", "loss", "linear"),
     ("grad_norm", "gradient norm", "log"),
 )
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito, Color Universal Design, 2008, without its yellow, which is faint on white."""
 _DASHES = ("-", "--", ":", "-.")
 _MOST_POINTS = 500
