@@ -138,7 +138,7 @@ def table(results: dict[str, Any], variant: str, times: bool) -> str:
     return "\n".join(lines)
 
 
-def _in_a_process(name: str, seed: int, overrides: list[str], twins: bool) -> dict[str, Any]:
+def in_a_process(name: str, seed: int, overrides: list[str], twins: bool) -> dict[str, Any]:
     """:func:`judge` in a process of its own, so that one that dies takes nothing else with it."""
     command = [sys.executable, __file__, "--one", name, str(seed), json.dumps(overrides), str(int(twins))]
     started = time.perf_counter()
@@ -201,7 +201,7 @@ def main(
     todo = [job for job in ((n, s) for s, n in itertools.product(wanted, names)) if job not in done]
 
     def work(job: tuple[str, int]) -> tuple[str, int, dict[str, Any]]:
-        return *job, _in_a_process(*job, list(overrides), twins)
+        return *job, in_a_process(*job, list(overrides), twins)
 
     with ThreadPoolExecutor(processes) as pool:
         for future in as_completed([pool.submit(work, job) for job in todo]):
