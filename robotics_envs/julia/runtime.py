@@ -167,9 +167,11 @@ def start(threads: int | None = None) -> Runtime:
 
 
 def _start(threads: int | None) -> Runtime:
-    installation = find()
-    if threads is not None and "JULIA_NUM_THREADS" not in os.environ:
-        os.environ.setdefault("PYTHON_JULIACALL_THREADS", str(threads))
+    earlier = "juliacall" in sys.modules
+    installation = None if earlier else find()
+    told = "JULIA_NUM_THREADS" in os.environ or "PYTHON_JULIACALL_THREADS" in os.environ
+    if threads is not None and not told:
+        os.environ["PYTHON_JULIACALL_THREADS"] = str(threads)
     # Julia's threads synchronise through its SIGSEGV handler.  Without that handler, garbage collection with more than
     # one thread (an adopted one counts) is a segmentation fault.
     if os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "yes") != "yes":
@@ -181,22 +183,67 @@ def _start(threads: int | None) -> Runtime:
         # A warning about torch imported before; harmless with signals handled (measured, docs/julia.md).
         warnings.simplefilter("ignore")
         try:
-            import juliacall  # noqa: F401
+            import juliacall
         except Exception as error:
             raise _does_not_load(installation, error) from error
+        installation = _settings_of(juliacall.CONFIG, earlier) or installation
         library = ctypes.PyDLL(None)
-        library.jl_eval_string.restype = _POINTER
-        library.jl_string_ptr.argtypes, library.jl_string_ptr.restype = (_POINTER,), _TEXT
-        found = tomllib.loads(library.jl_string_ptr(library.jl_eval_string(_LOAD.encode())).decode())
+        found = _load(library)
     if "error" in found:
         raise _does_not_load(installation, found["error"])
     _leave_julia(library)
+    if earlier and not told and threads not in (None, found["threads"]):
+        warnings.warn(
+            f"juliacall was imported before Julia's first environment, and threads = {found['threads']} was settled "
+            f"then: for {threads}, call robotics_envs.julia.start({threads}) before that import, or set "
+            f"PYTHON_JULIACALL_THREADS={threads}; it changes the speed only",
+            stacklevel=3,
+        )
     return Runtime(found["threads"], found["versions"], found["addresses"])
 
 
-def _does_not_load(installation: Installation, reason: object) -> JuliaError:
+def _settings_of(config: Mapping[str, Any], earlier: bool) -> Installation | None:
+    """What juliacall has started Julia with; nothing where Julia was there first and has loaded Python.
+
+    ``config`` is ``juliacall.CONFIG``.  It holds what was in force at juliacall's first import, by whomever, with
+    Python's options ``-X juliacall-...``, which the environment does not show.
+
+    Raises:
+        JuliaError: it has started none, or one that leaves its signals to Python.
+    """
+    if not config["inited"]:
+        raise JuliaError("juliacall was told to start no Julia: unset PYTHON_JULIACALL_INIT")
+    if "lib" not in config:  # the library that juliacall has opened
+        return None
+    if config["opt_handle_signals"] != "yes":
+        way_out = (
+            "it was imported before Julia's first environment: call robotics_envs.julia.start() before that import, or "
+            "set PYTHON_JULIACALL_HANDLE_SIGNALS=yes"
+            if earlier
+            else "drop the option -X juliacall-handle-signals"
+        )
+        raise JuliaError(
+            "juliacall has started Julia without Julia's signal handling, where threads in Julia end in "
+            f"segmentation faults; {way_out}.  Ctrl-C raises KeyboardInterrupt all the same"
+        )
+    return Installation(config["exepath"], config["project"], "juliacall")
+
+
+def _load(library: ctypes.PyDLL) -> dict[str, Any]:
+    """Load DiffSimEnvs into the running Julia; its entry points, or an ``error``."""
+    library.jl_eval_string.restype = _POINTER
+    library.jl_string_ptr.argtypes, library.jl_string_ptr.restype = (_POINTER,), _TEXT
+    return tomllib.loads(library.jl_string_ptr(library.jl_eval_string(_LOAD.encode())).decode())
+
+
+def _does_not_load(installation: Installation | None, reason: object) -> JuliaError:
+    running = (
+        "the running Julia"
+        if installation is None
+        else f"{installation.executable} with the project {installation.project}"
+    )
     return JuliaError(
-        f"{installation.executable} with the project {installation.project} does not load {PACKAGE} "
+        f"{running} does not load {PACKAGE} "
         f"({str(reason).strip().splitlines()[0]}); run {SETUP}; python -m {MODULE} status shows what is there"
     )
 

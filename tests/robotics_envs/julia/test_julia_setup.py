@@ -31,6 +31,7 @@ def no_julia(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(STATE, "project", str(tmp_path / "julia_env"))
     monkeypatch.setattr(runtime, "_runtime", None)
+    monkeypatch.delitem(sys.modules, "juliacall", raising=False)
     from robotics_envs.julia import env
 
     env._julia_env.cache_clear()
@@ -208,6 +209,82 @@ def test_signals_left_to_python_are_refused(no_julia, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHON_JULIACALL_HANDLE_SIGNALS", "no")
     with pytest.raises(JuliaError, match="HANDLE_SIGNALS has to be yes or unset"):
         runtime.start()
+
+
+# What another package does first: juliacall reads its own options, and only its start of Julia is left out.
+EARLIER = """
+import os, sys
+for name in [n for n in os.environ if n.startswith(("PYTHON_JULIACALL_", "JULIA_"))]:
+    del os.environ[name]
+os.environ["PYTHON_JULIACALL_INIT"] = "no"
+import juliacall
+del os.environ["PYTHON_JULIACALL_INIT"]
+os.environ.update(PYTHON_JULIACALL_EXE=sys.executable, PYTHON_JULIACALL_PROJECT=os.sep)
+def started(**options):
+    os.environ.update({"PYTHON_JULIACALL_" + name.upper(): value for name, value in options.items()})
+    juliacall.CONFIG["inited"] = True
+    juliacall.init()
+    juliacall.CONFIG["lib"] = None
+    for name in options:
+        del os.environ["PYTHON_JULIACALL_" + name.upper()]
+from robotics_envs.julia import JuliaError, runtime
+def said(threads=None):
+    try:
+        return runtime.start(threads).threads
+    except JuliaError as error:
+        return str(error)
+runtime._leave_julia = lambda library: None
+"""
+
+
+def after_an_earlier_juliacall(code: str, *options: str) -> str:
+    command = [sys.executable, *options, "-W", "always", "-c", EARLIER + code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_a_juliacall_that_started_without_signals_is_refused():
+    for options in ("", "handle_signals='no'"):
+        out = after_an_earlier_juliacall(f"started({options}); print(said())")
+        assert "without Julia's signal handling" in out
+        assert "imported before Julia's first environment: call robotics_envs.julia.start() before" in out
+    option = ("-X", "juliacall-handle-signals=no")
+    out = after_an_earlier_juliacall("started(handle_signals='yes'); print(said())", *option)
+    assert "without Julia's signal handling" in out
+
+
+def test_a_juliacall_that_started_no_julia_is_refused():
+    assert "unset PYTHON_JULIACALL_INIT" in after_an_earlier_juliacall("print(said())")
+
+
+def test_the_julia_that_an_earlier_juliacall_started_is_named(tmp_path):
+    out = after_an_earlier_juliacall(
+        f"started(handle_signals='yes', project={str(tmp_path)!r})\n"
+        "runtime._load = lambda library: {'error': 'Package DiffSimEnvs not found'}\n"
+        "print(said())"
+    )
+    assert f"{sys.executable} with the project {tmp_path} does not load DiffSimEnvs" in out
+
+
+@pytest.mark.parametrize(
+    ("asked", "variable", "warned"),
+    [("3", "", True), ("1", "", False), ("None", "", False), ("3", "PYTHON_JULIACALL_THREADS", False)],
+)
+def test_threads_that_an_earlier_juliacall_settled_are_said(asked, variable, warned):
+    out = after_an_earlier_juliacall(
+        "started(handle_signals='yes')\n"
+        "found = {'threads': 1, 'versions': {}, 'addresses': [0] * 7}\n"
+        "runtime._load = lambda library: found\n"
+        f"if {variable!r}: os.environ[{variable!r}] = '1'\n"
+        f"print(said({asked}))"
+    )
+    assert out.splitlines()[0] == "1"
+    assert ("threads = 1 was settled then: for 3, call robotics_envs.julia.start(3)" in out) == warned
+
+
+def test_a_julia_that_runs_python_is_left_as_it_is():
+    config = {"inited": True, "opt_handle_signals": None, "exepath": None, "project": None}
+    assert runtime._settings_of(config, True) is None
 
 
 def test_a_number_of_threads_below_one_is_refused(no_julia):
