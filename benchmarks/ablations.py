@@ -110,8 +110,9 @@ def table(runs: list[dict[str, Any]]) -> str:
         for k in range(2):
             x = [np.array([measures(a)[k] for a, _ in cell]) for cell in pairs]
             y = [np.array([measures(b)[k] for _, b in cell]) for cell in pairs]
-            p = improvement(x, y)
-            cells += [f"{p.value:.2f} ({p.low:.2f}–{p.high:.2f})", verdict(p.low, p.high)]
+            p = improvement(x, y)  # without an interval where a simulator has one seed
+            interval = f" ({p.low:.2f}–{p.high:.2f})" if p.low == p.low else ""
+            cells += [f"{p.value:.2f}{interval}", verdict(p.low, p.high)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
