@@ -115,6 +115,8 @@ def table(results: dict[str, Any]) -> str:
     entries, known = results["simulators"], [*ENVIRONMENTS]
     rows = [row(env, entries[env]) for env in sorted(entries, key=known.index)]
     ratios = [entry["ratio"] for entry in entries.values()]
+    others = ", ".join(env for env in known if env not in entries)
+    missing = [f"Not measured yet: {others}."] if others else []
     return "\n".join(
         [
             "| simulator | updates | window | empty cache, CPU s | filled, CPU s | training, M steps/s | "
@@ -124,6 +126,7 @@ def table(results: dict[str, Any]) -> str:
             "",
             f"{len(entries)} of {len(known)} simulators, median ratio {statistics.median(ratios):.2f} "
             f"({min(ratios):.2f} to {max(ratios):.2f}).",
+            *missing,
         ]
     )
 
