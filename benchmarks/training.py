@@ -6,7 +6,14 @@ A training is the command ``diffsim train`` at default settings, from the start 
 compiling, evaluations and checkpoints included.  The first one fills a kernel cache of its own (``cold``), the others
 use it, and their median counts.  The kernel's figure is that of calls with the trained policy, forward and backward,
 at the same batch and threads, and at the median of the run's windows.  Results of simulators that are in the file
-already are kept, so an interrupted benchmark goes on.  Run it on a machine that does nothing else.
+already are kept, so an interrupted benchmark goes on.
+
+Seconds are those of the CPU, of training and kernel alike; both use one thread.  They depend less on what else the
+machine does than those of the clock, which are in the file, too.
+
+    python benchmarks/training.py --table benchmarks/results/training.json
+
+prints the table of ``docs/performance.md`` from the results.
 """
 
 from __future__ import annotations
@@ -60,10 +67,10 @@ def kernel(folder: Path, calls: int) -> dict[str, Any]:
     for _ in range(calls + 3):
         start = x.clone().requires_grad_()
         noise = x.new_zeros(window, batch, len(env.action_box)).requires_grad_()
-        began = time.perf_counter()
+        began = time.process_time()
         trajectory = rollout(start, window, algorithm.params, noise=noise)
         torch.autograd.grad(trajectory.costs.sum() + trajectory.values.sum(), (start, noise))
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
         back_ends |= {type(engine).__name__ for engine in rollout.engines.prepared.values()}
     return {
         "updates": int(history["update"][-1]),
@@ -89,15 +96,38 @@ def measured(env: str, repeats: int, calls: int, updates: int | None) -> dict[st
         surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "DIFFSIM_CACHE": str(cache)}
         done = subprocess.run(command, env=surroundings, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
-    rate = found["steps"] / statistics.median(run["wall"] for run in warm)
+    rate = found["steps"] / statistics.median(run["cpu"] for run in warm)
     return {**found, "cold": cold, "warm": warm, "rate": rate, "ratio": rate / found["kernel_rate"]}
 
 
 def row(env: str, entry: dict[str, Any]) -> str:
-    wall = statistics.median(run["wall"] for run in entry["warm"])
+    warm = statistics.median(run["cpu"] for run in entry["warm"])
     return (
-        f"| {env} | {entry['window']} | {entry['steps'] / 1e6:.2f} | {entry['cold']['wall']:.1f} | {wall:.1f} | "
+        f"| {env} | {entry['updates']:,} | {entry['window']} | {entry['cold']['cpu']:.1f} | {warm:.1f} | "
         f"{entry['rate'] / 1e6:.3f} | {entry['kernel_rate'] / 1e6:.3f} | {entry['ratio']:.2f} |"
+    )
+
+
+def table(results: dict[str, Any]) -> str:
+    """A row for each simulator that was measured, and the median ratio, as Markdown."""
+    from robotics_envs import ENVIRONMENTS
+
+    entries, known = results["simulators"], [*ENVIRONMENTS]
+    rows = [row(env, entries[env]) for env in sorted(entries, key=known.index)]
+    ratios = [entry["ratio"] for entry in entries.values()]
+    others = ", ".join(env for env in known if env not in entries)
+    missing = [f"Not measured yet: {others}."] if others else []
+    return "\n".join(
+        [
+            "| simulator | updates | window | empty cache, CPU s | filled, CPU s | training, M steps/s | "
+            "kernel, M steps/s | ratio |",
+            "|---|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"{len(entries)} of {len(known)} simulators, median ratio {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f}).",
+            *missing,
+        ]
     )
 
 
@@ -107,6 +137,7 @@ def row(env: str, entry: dict[str, Any]) -> str:
 @click.option("--calls", default=30, show_default=True, help="Timed calls of the kernel.")
 @click.option("--updates", type=int, help="Length of the trainings.  [default: that of a run]")
 @click.option("--out", type=click.Path(path_type=Path))
+@click.option("--table", "tabled", type=click.Path(path_type=Path), help="Print the table of this file.")
 @click.option("--kernel-of", type=click.Path(path_type=Path), hidden=True)
 def main(
     envs: tuple[str, ...],
@@ -114,22 +145,33 @@ def main(
     calls: int,
     updates: int | None,
     out: Path | None,
+    tabled: Path | None,
     kernel_of: Path | None,
 ) -> None:
     """Print a row for each simulator, and the median ratio."""
+    if tabled is not None:
+        print(table(json.loads(tabled.read_text())))
+        return
     if kernel_of is not None:
         print(json.dumps(kernel(kernel_of, calls)))
         return
     from robotics_envs import ENVIRONMENTS
 
-    about = {"machine": platform.platform(), "cores": os.cpu_count(), "repeats": repeats, "updates": updates}
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    about = {
+        "commit": commit,
+        "machine": platform.platform(),
+        "cores": os.cpu_count(),
+        "repeats": repeats,
+        "updates": updates,
+    }
     results: dict[str, Any] = {"about": about, "simulators": {}}
     if out is not None and out.exists():
         results = json.loads(out.read_text())
         if results["about"] != about:
             raise click.UsageError(f"{out} was measured as {results['about']}, not as {about}; move it away")
-    print("| simulator | window | million steps | cold, s | warm, s | training, M/s | kernel, M/s | ratio |")
-    print("|---|---|---|---|---|---|---|---|")
     for env in envs or tuple(ENVIRONMENTS):
         if env not in results["simulators"]:
             results["simulators"][env] = measured(env, repeats, calls, updates)
@@ -138,8 +180,7 @@ def main(
                 unfinished.write_text(json.dumps(results, indent=1) + "\n")
                 unfinished.replace(out)
         print(row(env, results["simulators"][env]), flush=True)
-    ratios = [entry["ratio"] for entry in results["simulators"].values()]
-    print(f"\nmedian ratio {statistics.median(ratios):.2f} of {len(ratios)} simulators")
+    print(f"\n{table(results)}")
 
 
 if __name__ == "__main__":

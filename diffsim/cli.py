@@ -150,6 +150,7 @@ def train(
 
     from diffsim.config import merge, parse_assignment, read_toml
     from diffsim.launcher import launched
+    from diffsim.loading import collector_paused
     from diffsim.runs.progress import Progress
     from diffsim.values import shown
 
@@ -161,7 +162,8 @@ def train(
         processes = launched()[1]
     with Progress(quiet=quiet or launched()[0] > 0) as progress:
         progress.status("loading")
-        from diffsim.runs.run import trained  # which loads torch, for a second and more
+        with collector_paused():
+            from diffsim.runs.run import trained  # which loads torch, for a second and more
 
         run = trained(
             merge(*layers),
@@ -211,7 +213,10 @@ def train(
 @_TRUST
 def evaluate(run: str, **options: Any) -> None:
     """Measure the policy of RUN and append the result to its file."""
-    from diffsim.runs.evaluation import evaluate as run_evaluation
+    from diffsim.loading import collector_paused
+
+    with collector_paused():
+        from diffsim.runs.evaluation import evaluate as run_evaluation
 
     click.echo(str(run_evaluation(run, **options)))
 

@@ -23,7 +23,7 @@ from lazy_registry.registry import Registry, UnknownNameError, remember, unknown
 from lazy_registry.user_files import file_of
 from robotics_envs.environments import ENVIRONMENTS, JULIA, SUITE_TASKS, robot_file
 from robotics_envs.julia.installation import JuliaError
-from robotics_envs.robots.compiling import RobotFileError
+from robotics_envs.robots.errors import RobotFileError
 
 if sys.version_info >= (3, 11):
     import tomllib

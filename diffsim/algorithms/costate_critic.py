@@ -12,8 +12,10 @@ modeling", 1992 (DHP and GDHP).
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -147,7 +149,7 @@ class CostateCritic:
         deviations.  No value is outside the least and the largest of ``costs`` seen so far, times ``1 / (1 - gamma)``,
         which bound every discounted sum of such costs.
         """
-        low, middle, high = targets.quantile(targets.new_tensor([0.16, 0.5, 0.84]))
+        low, middle, high = quantiles(targets, targets.new_tensor([0.16, 0.5, 0.84]))
         scale = torch.maximum((high - low) / 2, 0.02 * targets.std(correction=0))
         # Constant targets have no scale; any positive number serves, because the mean alone predicts them.
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -187,20 +189,24 @@ class CostateCritic:
         scales = self.target.scale * (1 + self.standardised(torch.cat(costs)).square()).sqrt()
         slopes = torch.cat(costates) / scales.unsqueeze(-1)
         weights = self.costate_weight * bounded(slopes.norm(dim=1), self.costate_bound).square()
-        shuffled = (_Shuffled(generator, batch_size, y), _Shuffled(generator, batch_size, slopes))
-        chosen = [[rows.next() for rows in shuffled] for _ in range(batches)]
+        i, j = minibatches(generator, batches, batch_size, (len(y), len(slopes)), y.device)
         target: list[Tensor] = list(self.target.network.parameters())
         network = TanhStack.of(self.network, self.backend)
         if network is not None:
-            i, j = map(torch.stack, zip(*chosen, strict=True))
             batch = Minibatches(z, starts, jacobians, slopes, weights, i, torch.asinh(y[i]), j)
             network.fit(batch, self.optimizer, target, self.tau)
             return
         y = torch.asinh(y).unsqueeze(-1)
         all_z, all_starts, all_jacobians = map(torch.cat, (z, starts, jacobians))
-        for i, j in chosen:
+        for rows, others in zip(i, j, strict=True):
             gradients = sobolev_gradient(
-                self.network, all_z[i], y[i], all_starts[j], all_jacobians[j], slopes[j], weights[j]
+                self.network,
+                all_z[rows],
+                y[rows],
+                all_starts[others],
+                all_jacobians[others],
+                slopes[others],
+                weights[others],
             )
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
@@ -233,21 +239,38 @@ class CostateCritic:
         self.fitted = state["fitted"]
 
 
-class _Shuffled:
-    """Minibatches of the numbers of rows, which are shuffled before each pass over them."""
+def minibatches(
+    generator: torch.Generator, batches: int, size: int, counts: Sequence[int], device: torch.device
+) -> list[Int[Tensor, "batches K"]]:
+    """Numbers of rows for ``batches`` minibatches of each kind, of which there are ``counts`` rows.
 
-    def __init__(self, generator: torch.Generator, size: int, rows: Tensor) -> None:
-        self.generator, self.size, self.rows = generator, size, rows
-        self.per_pass = max(len(rows) // size, 1)
-        self.part = 0
+    The rows of a kind are shuffled before each pass over them, those of the first kind first where passes begin
+    together; a pass leaves the last rows out that fill no minibatch.  ``K`` is ``size``, or less where there are fewer
+    rows.
+    """
+    passes: list[list[Tensor]] = [[] for _ in counts]
+    per_pass = [max(count // size, 1) for count in counts]
+    for k in range(batches):
+        for found, count, length in zip(passes, counts, per_pass, strict=True):
+            if k % length == 0:
+                order = torch.randperm(count, generator=generator, device=device)
+                found.append(order[: length * size].view(length, min(size, count)))
+    return [torch.cat(found)[:batches] for found in passes]
 
-    def next(self) -> Int[Tensor, " K"]:
-        if self.part % self.per_pass == 0:
-            self.order = torch.randperm(len(self.rows), generator=self.generator, device=self.rows.device)
-            self.part = 0
-        chosen = self.order[self.part * self.size : (self.part + 1) * self.size]
-        self.part += 1
-        return chosen
+
+def quantiles(values: Float[Tensor, " N"], shares: Float[Tensor, " Q"]) -> Float[Tensor, " Q"]:
+    """``values.quantile(shares)``.
+
+    On the CPU numpy sorts, in a twentieth of the time of torch, which keeps the order of equal values.
+    """
+    if not values.is_cpu:
+        return values.quantile(shares)
+    in_order = torch.from_numpy(np.sort(values.detach().numpy()))
+    if in_order[-1].isnan():  # all quantiles are
+        return shares * torch.nan
+    ranks = shares * (len(in_order) - 1)
+    below = ranks.long()
+    return torch.lerp(in_order[below], in_order[ranks.ceil().long()], ranks - below)
 
 
 def bounded(lengths: Float[Tensor, " N"], bound: float) -> Float[Tensor, " N"]:

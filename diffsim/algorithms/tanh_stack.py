@@ -55,7 +55,7 @@ class TanhStack:
     def __init__(self, layers: Sequence[_Layer], library: ctypes.CDLL) -> None:
         self.parameters = [q for layer in layers for q in layer]
         self.dtype = self.parameters[0].dtype
-        widths = [layers[0].weight.shape[1], *[len(layer.bias) for layer in layers]]
+        widths = [layers[0].weight.shape[1], *[layer.bias.shape[0] for layer in layers]]
         self.outputs = widths[-1]
         self.widths = (ctypes.c_int64 * len(widths))(*widths)
         self.library = library
@@ -222,7 +222,7 @@ def _addresses(parts: Sequence[Tensor]) -> Any:
 
 
 def _ends(parts: Sequence[Tensor]) -> Any:
-    return (ctypes.c_int64 * len(parts))(*accumulate(len(q) for q in parts))
+    return (ctypes.c_int64 * len(parts))(*accumulate(q.shape[0] for q in parts))
 
 
 def _state(optimizer: torch.optim.Adam, parameter: Tensor) -> dict[str, Tensor]:

@@ -12,13 +12,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from rich import filesize
-from rich.cells import cell_len, set_cell_size
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
 
 REDRAW_SECONDS = 0.1
 """A terminal is redrawn at most so often; new phases and evaluations are drawn at once."""
@@ -53,18 +51,8 @@ class Progress:
         self.seconds = seconds
         self._announce = announce
         self._out = _Guarded(sys.stderr if stream is None else stream)
-        terminal = self._out.isatty()
-        self._console = Console(
-            file=cast(TextIO, self._out),
-            force_terminal=terminal,  # FORCE_COLOR and its like must not send escape codes into a pipe
-            force_jupyter=False,
-            force_interactive=terminal,
-            highlight=False,
-            markup=False,
-            emoji=False,
-        )
-        moves = terminal and not quiet and not self._console.is_dumb_terminal
-        self._live = Live(console=self._console, auto_refresh=False, **_NO_REDIRECTION) if moves else None
+        # Without a terminal there are plain lines only: no escape codes, even where FORCE_COLOR asks for them.
+        self._live = _live_line(self._out) if self._out.isatty() and not quiet else None
         self._return = self._success = math.nan
         self._row: Mapping[str, float] | None = None
         self._phase = self._count = ""
@@ -79,7 +67,7 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._live is not None:
             self._live.start()
-            self._console.show_cursor(True)  # a killed process would leave a terminal without one
+            self._live.console.show_cursor(True)  # a killed process would leave a terminal without one
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,8 +113,13 @@ class Progress:
 
     def say(self, message: str) -> None:
         """Print a message without tearing the live line."""
-        self._fit_console()
-        self._console.print(Text(message), soft_wrap=True)
+        if self._live is None:
+            self._out.write(_without_controls(message) + "\n")
+        else:
+            from rich.text import Text
+
+            self._fit_console(self._live.console)
+            self._live.console.print(Text(message), soft_wrap=True)
         self._out.flush()
 
     def _print(self, line: str) -> None:
@@ -137,18 +130,22 @@ class Progress:
     def _draw(self) -> None:
         if self._live is None:
             return
+        from rich.text import Text
+
         self._drawn = time.monotonic()
-        width = self._fit_console() - 1  # in the last column some terminals begin a new line
+        width = (
+            self._fit_console(self._live.console) - 1
+        )  # in the last column some terminals begin a new line
         fields = self._fields(self._row) if self._row is not None else []
         if self._phase:
             fields.append((8, self._phase + self._count))
         line = fit(fields, width)
         self._live.update(Text(line, no_wrap=True, overflow="crop"), refresh=True)
 
-    def _fit_console(self) -> int:
+    def _fit_console(self, console: Console) -> int:
         """The width of the terminal as it is now, given to the console too."""
-        self._console.width = self._out.columns()
-        return self._console.width
+        console.width = self._out.columns()
+        return console.width
 
     def _fields(self, row: Mapping[str, float]) -> list[tuple[int, str]]:
         """The parts of a line with their importance: those of a small one are left out first."""
@@ -171,6 +168,31 @@ class Progress:
 
 
 _NO_REDIRECTION: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
+
+
+def _live_line(terminal: _Guarded) -> Live | None:
+    """A line of a terminal that changes; None on one that cannot move its cursor."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(
+        file=cast(TextIO, terminal),
+        force_terminal=True,
+        force_jupyter=False,
+        force_interactive=True,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    return None if console.is_dumb_terminal else Live(console=console, auto_refresh=False, **_NO_REDIRECTION)
+
+
+_CONTROLS = dict.fromkeys((7, 8, 11, 12, 13))
+"""What moves a terminal's cursor, or rings its bell."""
+
+
+def _without_controls(text: str) -> str:
+    return text.translate(_CONTROLS)
 
 
 class _Guarded:
@@ -242,6 +264,8 @@ def _discard(stream: TextIO) -> None:
 
 def fit(fields: list[tuple[int, str]], width: int) -> str:
     """The texts joined to a line of at most ``width`` characters, without the least important where it is too long."""
+    from rich.cells import cell_len, set_cell_size
+
     kept = list(fields)
     while len(kept) > 1 and cell_len(_joined(kept)) > width:
         kept.remove(min(kept, key=lambda field: field[0]))
@@ -254,7 +278,11 @@ def _joined(fields: list[tuple[int, str]]) -> str:
 
 def short(number: float) -> str:
     """A count of at least 1,000 with k, M, G or T: 61,234 is ``61.2k``."""
-    unit, suffix = filesize.pick_unit_and_suffix(int(number), ["", "k", "M", "G", "T"], 1000)
+    unit, suffix = 1, ""
+    for larger in "kMGT":
+        if int(number) < 1000 * unit:
+            break
+        unit, suffix = 1000 * unit, larger
     return f"{number / unit:.{1 if suffix else 0}f}{suffix}"
 
 

@@ -8,8 +8,8 @@ from lazy_registry.lazy_import import lazy_attributes
 
 if TYPE_CHECKING:
     from robotics_envs.robots.comparison import Comparison, DisagreementError, verify
-    from robotics_envs.robots.compiling import RobotFileError
     from robotics_envs.robots.env import RobotEnv, from_mjcf, from_urdf, with_parameters
+    from robotics_envs.robots.errors import RobotFileError
     from robotics_envs.robots.model import Options, RobotModel
     from robotics_envs.robots.mujoco_steps import in_mujoco
     from robotics_envs.robots.reading import read
@@ -32,7 +32,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_attributes(
     __name__,
     {
-        "compiling": ("RobotFileError",),
+        "errors": ("RobotFileError",),
         "env": ("RobotEnv", "from_mjcf", "from_urdf", "with_parameters"),
         "model": ("Options", "RobotModel"),
         "mujoco_steps": ("in_mujoco",),

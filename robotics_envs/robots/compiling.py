@@ -12,11 +12,8 @@ from typing import Any
 
 from lazy_registry.installation import install_command
 from lazy_registry.registry import UnknownNameError
+from robotics_envs.robots.errors import RobotFileError
 from robotics_envs.robots.model import Options
-
-
-class RobotFileError(ValueError):
-    """A robot's file cannot be read, or holds what is not supported; the message names all of it."""
 
 
 def mujoco() -> ModuleType:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from robotics_envs.base import Actions, Box, Costs, Env, Params, States
 from robotics_envs.drawing import Floats, Shape, View
-from robotics_envs.robots.compiling import RobotFileError
 from robotics_envs.robots.constraints import constraints
 from robotics_envs.robots.equality import equalities
+from robotics_envs.robots.errors import RobotFileError
 from robotics_envs.robots.forces import actuated, by_velocity, passive
 from robotics_envs.robots.inertia import Matrix, factor, inertia_and_bias, solve
 from robotics_envs.robots.integrators import moved, position_rates, runge_kutta, times

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from robotics_envs.base import Actions, Params, States
-from robotics_envs.robots.compiling import RobotFileError, compiled, mujoco, without_log
+from robotics_envs.robots.compiling import compiled, mujoco, without_log
 from robotics_envs.robots.env import RobotEnv
+from robotics_envs.robots.errors import RobotFileError
 from robotics_envs.robots.onset import ONSET
 
 

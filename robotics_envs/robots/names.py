@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl
 
 from lazy_registry.registry import UnknownNameError, unknown
 from robotics_envs.environments import robot_file
-from robotics_envs.robots.compiling import RobotFileError
 from robotics_envs.robots.env import RobotEnv, robot_class, urdf_class, with_parameters
+from robotics_envs.robots.errors import RobotFileError
 from robotics_envs.robots.model import Options
 
 

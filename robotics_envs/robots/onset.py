@@ -19,7 +19,7 @@ import numbers
 from dataclasses import replace
 from typing import Any
 
-from robotics_envs.robots.compiling import RobotFileError
+from robotics_envs.robots.errors import RobotFileError
 from robotics_envs.robots.model import Options
 from robotics_envs.robots.scalars import Scalar, clamp, is_zero, larger, mul, neg, where
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from lazy_registry.registry import UnknownNameError
 from robotics_envs.base import Parameter
-from robotics_envs.robots.compiling import RobotFileError
+from robotics_envs.robots.errors import RobotFileError
 from robotics_envs.robots.inertia import factor, inertia_and_bias
 from robotics_envs.robots.kinematics import kinematics
 from robotics_envs.robots.model import Body, Equality, Geom, Pair, RobotModel

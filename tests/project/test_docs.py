@@ -127,6 +127,16 @@ def test_the_table_of_all_simulators_is_the_measured_one():
     assert measured == [name for name in ENVIRONMENTS if name in measured]
 
 
+def test_the_table_of_whole_trainings_is_the_measured_one():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    (stated,) = re.findall(r"<!-- training -->\n(.*?)\n<!-- -->", page, re.S)
+    printed = subprocess.run(
+        [sys.executable, "benchmarks/training.py", "--table", "benchmarks/results/training.json"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert printed.stdout.strip() == stated.strip()
+
+
 OPTIMIZER_PAGE = (ROOT / "docs" / "optimizers.md").read_text()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lazy_registry.installation import install_command
-from robotics_envs.robots.compiling import RobotFileError
+from robotics_envs.robots.errors import RobotFileError
 from robotics_envs.robots.model import Options, RobotModel
 from robotics_envs.robots.reading import read
 

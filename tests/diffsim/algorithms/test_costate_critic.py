@@ -12,6 +12,8 @@ from diffsim.algorithms.costate_critic import (
     CostateCritic,
     Rows,
     bounded,
+    minibatches,
+    quantiles,
     sobolev_gradient,
 )
 from diffsim.policy import MLP, initialised
@@ -165,3 +167,43 @@ def test_saving_and_loading_changes_no_bit():
     resumed.load_state_dict(stopped.state_dict())
     go(resumed, 2, generator)
     assert same(straight.state_dict(), resumed.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 2, 7, 100, 2816])
+def test_quantiles_are_torchs_to_the_last_bit(dtype, count):
+    values = 1e3 * torch.randn(count, dtype=dtype, generator=torch.Generator().manual_seed(count))
+    shares = values.new_tensor([0.0, 0.16, 0.5, 0.84, 1.0])
+    assert torch.equal(quantiles(values, shares), values.quantile(shares))
+    values[count // 2] = torch.inf
+    found, expected = quantiles(values, shares), values.quantile(shares)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    values[0] = torch.nan
+    assert quantiles(values, shares).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "batches"), [((70, 20), 16, 9), ((5, 0), 16, 3), ((64, 64), 8, 4)]
+)
+def test_a_pass_of_minibatches_takes_every_row_at_most_once(counts, size, batches):
+    chosen = minibatches(torch.Generator().manual_seed(0), batches, size, counts, torch.device("cpu"))
+    for rows, count in zip(chosen, counts, strict=True):
+        assert rows.shape == (batches, min(size, count))
+        per_pass = max(count // size, 1)
+        for first in range(0, batches, per_pass):
+            drawn = rows[first : first + per_pass].flatten()
+            assert len(drawn.unique()) == len(drawn)
+            assert not len(drawn) or (drawn.min() >= 0 and drawn.max() < count)
+
+
+def test_passes_of_several_kinds_draw_in_turns():
+    one, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    rows, others = minibatches(one, 5, 4, (12, 8), torch.device("cpu"))
+    drawn = {"rows": [], "others": []}
+    for k in range(5):
+        if k % 3 == 0:
+            drawn["rows"] += torch.randperm(12, generator=other).split(4)
+        if k % 2 == 0:
+            drawn["others"] += torch.randperm(8, generator=other).split(4)
+    assert torch.equal(rows, torch.stack(drawn["rows"][:5]))
+    assert torch.equal(others, torch.stack(drawn["others"][:5]))
