@@ -1,11 +1,15 @@
 """Physical parameters as inputs: beside MuJoCo's models edited and compiled again, their gradients, and their names."""
 
+import re
+
 import mujoco
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from small_robots import EQUALITY, FLOOR, JOINTS, TOUCHING, generated, model
 
+from diffsim.cli import main
 from diffsim.config import load_config
 from diffsim.rollouts.rollout import Rollout
 from lazy_registry.registry import UnknownNameError
@@ -218,7 +222,9 @@ def test_wrong_names_lead_to_near_ones():
 def test_a_value_makes_a_parameter_of_a_number_of_the_file(tmp_path):
     file = tmp_path / "robot.xml"
     file.write_text(ROBOT)
-    config = load_config({"env": {"name": f"mjcf:{file}", "trunk": {"mass": 5.0}, "floor": {"friction": 0.5}}})
+    config = load_config(
+        {"env": {"name": f"mjcf:{file}", "trunk": {"mass": 5.0}, "floor": {"friction": 0.5}}}
+    )
     env = make_env(config.env.name, **config.env.options)
     named = make_env(
         f"mjcf:{file}?parameters=trunk.mass,floor.friction", **{"trunk.mass": 5.0, "floor.friction": 0.5}
@@ -234,7 +240,9 @@ def test_a_value_makes_a_parameter_of_a_number_of_the_file(tmp_path):
     assert task.constants["torso.mass"].value == 4.0
     assert task.training_note
     assert make_env("gym:Hopper-v5", onset=0, gravity=3.0).model.options.parameters == ("gravity",)
-    with pytest.raises(UnknownNameError, match=r"unknown parameter of \w+ 'trunk.weight'; did you mean 'trunk.mass'"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown parameter of \w+ 'trunk.weight'; did you mean 'trunk.mass'"
+    ):
         make_env(f"mjcf:{file}", **{"trunk.weight": 4.0})
 
 
