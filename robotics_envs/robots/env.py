@@ -85,14 +85,21 @@ class RobotEnv(Env):
             flat |= (
                 {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
             )
-        if ONSET in flat and all(q.name != ONSET for q in self.parameters):
-            onset = flat[ONSET] = checked(flat[ONSET])
-            if not onset:
-                del flat[ONSET]
-            else:  # it becomes a parameter of this simulator, whose class has none
-                model = _softened(self.model, onset)
-                added = replace(chosen(model)[-1], value=0.0)
-                vars(self).update(model=model, parameters=(*self.parameters, added))
+        stated = {parameter.name for parameter in self.parameters}
+        if ONSET in flat and ONSET not in stated and not checked(flat[ONSET]):
+            del flat[ONSET]
+        if added := [name for name in flat if name not in stated]:
+            # They become parameters of this simulator, which its class does not have.
+            model = self.model
+            if ONSET in added:
+                model = _softened(model, checked(flat[ONSET]))
+            have = model.options.parameters
+            names = (*have, *(name for name in added if name not in have))
+            model = replace(model, options=replace(model.options, parameters=names))
+            inputs = [
+                replace(q, value=0.0) if q.name == ONSET else q for q in chosen(model) if q.name in added
+            ]
+            vars(self).update(model=model, parameters=(*self.parameters, *inputs))
         super().__init__(**flat)
 
     @property

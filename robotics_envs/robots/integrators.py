@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robotics_envs.robots.model import RobotModel
-from robotics_envs.robots.scalars import Scalar, Vec, add, dot, mul, scale, sub, total
+from robotics_envs.robots.scalars import Scalar, Vec, add, dot, inverse_length, mul, scale, sub, total
 
 Rates = Callable[[Tensor], Tensor]
 """From a state ``[B, nq + nv]`` to ``[positions', accelerations]`` of the same shape."""
@@ -25,7 +25,10 @@ def quaternion_product(a: Vec, b: Vec) -> list[Scalar]:
 
 
 def turned(quaternion: Vec, rotation: Sequence[Tensor]) -> list[Scalar]:
-    """A quaternion after a rotation by a vector in its own frame (rad)."""
+    """A quaternion of any length but 0 after a rotation by a vector in its own frame (rad), of length 1.
+
+    MuJoCo's ``mju_quatIntegrate`` makes it one of length 1 too.
+    """
     square = dot(rotation, rotation)
     assert isinstance(square, Tensor)
     # sin(a/2)/a by its series near zero, where it has no derivative otherwise.
@@ -35,7 +38,8 @@ def turned(quaternion: Vec, rotation: Sequence[Tensor]) -> list[Scalar]:
     share = torch.where(small, series, torch.sin(0.5 * angle) / angle)
     flat = 1.0 - square * (1.0 / 8.0 - square * (1.0 / 384.0))
     cosine = torch.where(small, flat, torch.cos(0.5 * angle))
-    return quaternion_product(quaternion, [cosine, *scale(share, rotation)])
+    inverse = inverse_length(dot(quaternion, quaternion))
+    return quaternion_product(scale(inverse, quaternion), [cosine, *scale(share, rotation)])
 
 
 def moved(model: RobotModel, positions: Tensor, motion: Tensor) -> Tensor:

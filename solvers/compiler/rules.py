@@ -189,6 +189,14 @@ def _extreme(rule: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     return extreme
 
 
+def _together(op: str) -> Callable[..., np.ndarray]:
+    """``all`` and ``any``, over one dimension, several or all."""
+    together, differ = _extreme(elementwise(op, 2)), elementwise("ne", 2)
+    return lambda g, a, dims=(), keepdim=False: together(
+        g, differ(g, a, 0.0), () if dims is None else dims, keepdim
+    )
+
+
 def _cumulative(g: Graph, a: Any, dim: int, **_: Any) -> np.ndarray:
     parts = [np.take(a, 0, axis=dim)]
     for k in range(1, a.shape[dim]):
@@ -367,6 +375,8 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.var: _variance,
     aten.amax: _extreme(_max),
     aten.amin: _extreme(_min),
+    aten.all: _together("and"),
+    aten.any: _together("or"),
     aten._linalg_solve_ex: _solve,
     aten.linalg_cholesky_ex: _cholesky,
     aten.linalg_solve_triangular: _solve_triangular,

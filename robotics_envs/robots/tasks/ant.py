@@ -35,27 +35,16 @@ class Ant(Forward):
     unseen = 2
     effort, living = 0.5, 1.0
     fast = 5.0
-    _legs: ClassVar[tuple[float, ...]] = (0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 1.0)
+    # Hips and ankles; episodes start with straight ankles, which is beyond their ranges.
+    _lowest: ClassVar[tuple[float, ...]] = (-0.5, -0.1, -0.5, -1.2, -0.5, -1.2, -0.5, -0.1)
+    _highest: ClassVar[tuple[float, ...]] = (0.5, 1.2, 0.5, 0.1, 0.5, 0.1, 0.5, 1.2)
     start_box = Box(
         (-0.1, -0.1, 0.65, 0.9, *(-0.1,) * 11, *(-0.3,) * 14),
         (0.1, 0.1, 0.85, 1.1, *(0.1,) * 11, *(0.3,) * 14),
     )
     state_box = Box(
-        (
-            -1.0,
-            -1.0,
-            0.3,
-            0.8,
-            *(-0.3,) * 3,
-            *(0.7 * leg - 0.5 for leg in _legs),
-            -1.0,
-            -1.0,
-            -1.0,
-            *(-3.0,) * 3,
-        )
-        + (-6.0,) * 8,
-        (1.0, 1.0, 0.9, 1.0, *(0.3,) * 3, *(0.7 * leg + 0.5 for leg in _legs), 6.0, 1.0, 1.0, *(3.0,) * 3)
-        + (6.0,) * 8,
+        (-1.0, -1.0, 0.3, 0.8, *(-0.3,) * 3, *_lowest, -1.0, -1.0, -1.0, *(-3.0,) * 3, *(-6.0,) * 8),
+        (1.0, 1.0, 0.9, 1.1, *(0.3,) * 3, *_highest, 6.0, 1.0, 1.0, *(3.0,) * 3, *(6.0,) * 8),
     )
     success_criterion = Success(
         words=f"lives to the end of the episode, at a mean speed of at least {fast} m/s",

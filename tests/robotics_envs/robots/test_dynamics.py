@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from small_robots import EQUALITY, FRICTION, JOINTS, TOUCHING, generated, model, rubbing
 
 from robotics_envs.base import Env
-from robotics_envs.environments import GYM_TASKS, make_env
+from robotics_envs.environments import DM_CONTROL_TASKS, GYM_TASKS, make_env
 from robotics_envs.robots import DisagreementError, from_mjcf, newton, verify
 from robotics_envs.robots.env import RobotEnv
 from robotics_envs.robots.tasks.models import gymnasium_model
@@ -49,6 +49,35 @@ def test_elliptic_cones_at_a_constant_distance_agree_with_mujoco(name):
 )
 def test_tasks_agree_with_mujoco(name):
     assert verify(make_env(name), 40, tolerance=1e-9).largest < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            n, marks=[pytest.mark.xfail(raises=DisagreementError, strict=True)] * ("cheetah-run" in n)
+        )
+        for n in (*GYM_TASKS, *DM_CONTROL_TASKS)
+    ],
+)
+def test_tasks_agree_with_mujoco_in_400_states(name):
+    """cheetah-run: where axes of capsules cross, MuJoCo takes the normal across both, which is not done here.
+
+    Touching and in the air, and no state needs more Newton steps than allowed.
+    """
+    with every_state_settles():
+        verify(make_env(name), 400, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("name", [*GYM_TASKS, *DM_CONTROL_TASKS])
+def test_episodes_of_tasks_start_near_their_state_box(name):
+    env = make_env(name)
+    if hasattr(env, "settled"):
+        pytest.skip("its starts take long; diffsim check looks at them")
+    x = env.reset(500, torch.Generator().manual_seed(3), torch.float64)
+    low, high = env.state_box.bounds(x)
+    assert ((x - (low + high) / 2).abs() <= 0.75 * (high - low) + 1e-6).all()
 
 
 @pytest.mark.slow

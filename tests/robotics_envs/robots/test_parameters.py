@@ -1,11 +1,15 @@
 """Physical parameters as inputs: beside MuJoCo's models edited and compiled again, their gradients, and their names."""
 
+import re
+
 import mujoco
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from small_robots import EQUALITY, FLOOR, JOINTS, TOUCHING, generated, model
 
+from diffsim.cli import main
 from diffsim.config import load_config
 from diffsim.rollouts.rollout import Rollout
 from lazy_registry.registry import UnknownNameError
@@ -213,6 +217,46 @@ def test_wrong_names_lead_to_near_ones():
         assert right in str(refusal.value).partition("known:")[0]
     with pytest.raises(ValueError, match=r"trunk\.mass = -1.* outside its range"):
         type(from_mjcf(ROBOT, check=False, parameters=["trunk.mass"]))(**{"trunk.mass": -1})
+
+
+def test_a_value_makes_a_parameter_of_a_number_of_the_file(tmp_path):
+    file = tmp_path / "robot.xml"
+    file.write_text(ROBOT)
+    config = load_config(
+        {"env": {"name": f"mjcf:{file}", "trunk": {"mass": 5.0}, "floor": {"friction": 0.5}}}
+    )
+    env = make_env(config.env.name, **config.env.options)
+    named = make_env(
+        f"mjcf:{file}?parameters=trunk.mass,floor.friction", **{"trunk.mass": 5.0, "floor.friction": 0.5}
+    )
+    plain = make_env(f"mjcf:{file}")
+    assert plain.parameters == ()
+    x = plain.reset(4, torch.Generator().manual_seed(0), torch.float64)
+    u = plain.action_box.sample(4, torch.Generator().manual_seed(1), torch.float64)
+    rates = [e.rates(e.packed(x, u, e.params(x))) for e in (env, named, plain)]
+    assert torch.equal(rates[0], rates[1])
+    assert not torch.allclose(rates[0], rates[2])
+    task = make_env("gym:Hopper-v5", **{"torso.mass": 4.0, "onset": 0.01})
+    assert task.constants["torso.mass"].value == 4.0
+    assert task.training_note
+    assert make_env("gym:Hopper-v5", onset=0, gravity=3.0).model.options.parameters == ("gravity",)
+    with pytest.raises(
+        UnknownNameError, match=r"unknown parameter of \w+ 'trunk.weight'; did you mean 'trunk.mass'"
+    ):
+        make_env(f"mjcf:{file}", **{"trunk.weight": 4.0})
+
+
+@pytest.mark.slow
+def test_a_mass_is_set_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "robot.xml").write_text(ROBOT)
+    command = ["train", "mjcf:robot.xml", "--updates", "1", "--out", "run", "--set", "env.trunk.mass=4"]
+    trained = CliRunner().invoke(main, command)
+    assert trained.exit_code == 0, trained.output
+    judged = CliRunner().invoke(main, ["evaluate", "run"])
+    assert judged.exit_code == 0, judged.output
+    shown = CliRunner().invoke(main, ["show", "run"]).output
+    assert re.search(r"mass\W+4", shown), shown
 
 
 def test_parameters_in_names_of_robots_and_tasks(tmp_path):

@@ -8,7 +8,9 @@ from small_robots import FRICTION, JOINTS, TOUCHING
 
 from diffsim.assembly import assemble
 from diffsim.config import load_config
+from diffsim.policy import MLP
 from diffsim.rollouts.rollout import Rollout
+from robotics_envs.environments import make_env
 from robotics_envs.robots import from_mjcf, kernels
 
 
@@ -35,6 +37,38 @@ def test_a_compiled_rollout_is_the_stepped_one(xml, caplog):
     assert not caplog.records
     for a, b in zip(*results.values(), strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "height"),
+    [("gym:Ant-v5", 0.35), ("dm_control:hopper-hop", -0.05), ("dm_control:walker-walk", 0.0)],
+)
+def test_a_compiled_rollout_of_a_large_robot_is_the_stepped_one(name, height, monkeypatch, caplog):
+    """Forward and gradient, in states on the ground, beside plain operations of torch."""
+    env = make_env(name)
+    torch.manual_seed(0)
+    policy = MLP(len(env.observation_names), len(env.action_box), hidden=(16,)).double()
+    x0 = env.reset(4, torch.Generator().manual_seed(0), torch.float64)
+    x0[:, env.state_names.index("rootz") if "rootz" in env.state_names else 2] = height
+    results = {}
+    for backend in ("native", "eager"):
+        if backend == "eager":
+            monkeypatch.setattr(kernels, "_kernel", lambda *args: None)
+        rollout = Rollout(env, policy, backend=backend)
+        policy.zero_grad()
+        start = x0.clone().requires_grad_()
+        out = rollout(start, 2)
+        out.costs.sum().backward()
+        results[backend] = [
+            out.states.detach(),
+            out.costs.detach(),
+            start.grad,
+            *(q.grad for q in policy.parameters()),
+        ]
+    assert not caplog.records  # one of no kernel
+    for a, b in zip(*results.values(), strict=True):
+        assert float((a - b).abs().max()) <= 1e-10 * float(b.abs().max())
 
 
 def test_the_check_of_a_simulator_compiles_nothing(monkeypatch):

@@ -64,6 +64,11 @@ FUNCTIONS = {
     "masks": lambda x: (
         torch.where((x > 0) & (x < 1) | (x == 2), x, -x) + (x > 0) * x + torch.logical_not(x > 0)
     ),
+    "all and any": lambda x: (
+        torch.where((x > 0).all(0), x, -x)
+        + (x.isfinite().all(-1, keepdim=True) & (x > 0).any(1, keepdim=True)) * x
+        + torch.where((x - x[0]).any(), 1.0, 2.0) * (x > -9).all()
+    ),
     "constants": lambda x: (
         x * torch.tensor([1.0, 2.0, 3.0], dtype=F64) + torch.linspace(0, 1, 3, dtype=F64) + math.pi
     ),

@@ -49,8 +49,8 @@ class WalkerStand(SuiteTask):
         *(f"{joint.name}_rate" for joint in model.joints),
     )
     state_box = Box(
-        (-0.5, -1.0, -1.0, *(-0.35, -2.0, -0.75) * 2, -2.0, -1.0, -3.0, *(-8.0,) * 6),
-        (0.2, 1.0, 1.0, *(1.5, 0.0, 0.75) * 2, 2.0, 4.0, 3.0, *(8.0,) * 6),
+        (-0.5, -1.0, -3.2, *(-0.35, -2.6, -0.75) * 2, -2.0, -1.0, -3.0, *(-8.0,) * 6),
+        (0.2, 1.0, 3.2, *(1.5, 0.0, 0.75) * 2, 2.0, 4.0, 3.0, *(8.0,) * 6),
     )
     success_criterion = Success(
         words=f"height above {HEIGHT} m and cosine of the lean above {UPRIGHT} throughout the last {LAST:g} s",
