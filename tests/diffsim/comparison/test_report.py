@@ -23,6 +23,7 @@ from diffsim.comparison import (
     Task,
     Threshold,
     facts,
+    paper,
     read_comparison,
     record_path,
     write_comparison,
@@ -99,6 +100,23 @@ def test_the_files(made):
     for name in ("curves", "times", "profiles", "improvement"):
         assert {f"figures/{name}_cpu_seconds.{form}" for form in ("svg", "pdf")} <= names
     assert (folder / "report" / "report.html").stat().st_size <= 3e6
+
+
+def test_figures_for_papers_draw_every_seed(made):
+    folder, _ = made
+    drawn = (folder / "report" / "figures" / "curves_cpu_seconds.svg").read_text()
+    known = [r for r in read_comparison(folder).records if r.curve.knows("cpu_seconds")]
+    assert drawn.count("stroke-opacity: 0.4") == len(known) > 0
+    assert "<image" not in drawn
+
+
+def test_many_seeds_are_drawn_as_an_image(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffsim.comparison.paper._RASTER_FROM", 1)
+    synthetic.write(tmp_path, small(2, axes=1))
+    paper.write(read_comparison(tmp_path), ["cpu_seconds"], tmp_path / "figures")
+    drawn = (tmp_path / "figures" / "curves_cpu_seconds.svg").read_text()
+    assert "<image" in drawn
+    assert "stroke-opacity: 0.4" not in drawn
 
 
 def test_every_evaluation_is_in_the_csv(made):
