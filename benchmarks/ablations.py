@@ -14,6 +14,7 @@ that a run with the part is better than one without it, averaged over the simula
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import sys
@@ -111,7 +112,7 @@ def table(runs: list[dict[str, Any]]) -> str:
             x = [np.array([measures(a)[k] for a, _ in cell]) for cell in pairs]
             y = [np.array([measures(b)[k] for _, b in cell]) for cell in pairs]
             p = improvement(x, y)  # without an interval where a simulator has one seed
-            interval = f" ({p.low:.2f}–{p.high:.2f})" if p.low == p.low else ""
+            interval = "" if math.isnan(p.low) else f" ({p.low:.2f}–{p.high:.2f})"
             cells += [f"{p.value:.2f}{interval}", verdict(p.low, p.high)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -134,6 +135,7 @@ def main(out: Path, seeds: int, parts: str, processes: int, only_table: bool) ->
         print(table(data["runs"]))
         return
     from diffsim.runs.provenance import describe
+    from diffsim.runs.whole_files import write_whole
 
     data["command"] = "python benchmarks/ablations.py"
     data["machine"] = {k: v for k, v in describe("cpu").items() if k not in ("command", "folder")}
@@ -150,9 +152,7 @@ def main(out: Path, seeds: int, parts: str, processes: int, only_table: bool) ->
         for future in as_completed([pool.submit(work, job) for job in jobs if job not in done]):
             run = future.result()
             data["runs"].append(run)
-            temporary = out.with_suffix(".new")
-            temporary.write_text(json.dumps(data, indent=1) + "\n")
-            temporary.replace(out)
+            write_whole(out, f"{json.dumps(data, indent=1)}\n".encode())
             said = run.get("error") or f"{run['best']['successes']} of {run['needed']} needed"
             print(f"without {run['part']}, {run['simulator']}, seed {run['seed']}: {said}", flush=True)
 

@@ -188,6 +188,7 @@ def main(
         print(table(data["results"], variant, times))
         return
     from diffsim.runs.provenance import describe
+    from diffsim.runs.whole_files import write_whole
     from robotics_envs import ENVIRONMENTS
     from robotics_envs.environments import GYM_TASKS
 
@@ -213,9 +214,7 @@ def main(
             data["results"] = {
                 n: data["results"][n] for n in (*ENVIRONMENTS, *GYM_TASKS) if n in data["results"]
             }
-            temporary = out.with_suffix(".new")
-            temporary.write_text(json.dumps(data, indent=1) + "\n")
-            temporary.replace(out)
+            write_whole(out, f"{json.dumps(data, indent=1)}\n".encode())
             if "error" in got:
                 print(f"{variant} {name} seed {seed}: FAILED {got['error']}", flush=True)
                 continue

@@ -133,9 +133,8 @@ class Progress:
         from rich.text import Text
 
         self._drawn = time.monotonic()
-        width = (
-            self._fit_console(self._live.console) - 1
-        )  # in the last column some terminals begin a new line
+        # In the last column some terminals begin a new line.
+        width = self._fit_console(self._live.console) - 1
         fields = self._fields(self._row) if self._row is not None else []
         if self._phase:
             fields.append((8, self._phase + self._count))

@@ -1,8 +1,6 @@
-"""The ablations of the default algorithm: their settings, their verdicts, and the table in docs/algorithms.md."""
+"""The ablations of the default algorithm: their settings and their verdicts."""
 
 import json
-import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -67,14 +65,6 @@ def test_only_seeds_that_were_run_with_the_part_and_without_it_are_compared():
 def test_a_run_that_failed_is_worse_than_any_other():
     failed = {"part": "starts between", "simulator": "tug", "seed": 0, "error": "ended by a signal"}
     assert ablations.measures(failed) < ablations.measures(run(ablations.WITH, 0, -1e30, 0.0))
-
-
-def test_the_table_is_the_measured_one():
-    page = (ROOT / "docs" / "algorithms.md").read_text()
-    (stated,) = re.findall(r"<!-- ablations -->\n(.*?)\n<!-- -->", page, re.S)
-    command = [sys.executable, "benchmarks/ablations.py", "--table"]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert printed.stdout.strip() == stated
 
 
 def test_runs_were_made_with_the_settings_that_the_parts_have_now():

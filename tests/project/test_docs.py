@@ -113,28 +113,42 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
-def test_the_table_of_all_simulators_is_the_measured_one():
-    (stated,) = re.findall(r"<!-- defaults -->\n(.*?)\n<!-- -->", ALGORITHM_PAGE, re.S)
+@pytest.mark.parametrize(
+    ("page", "mark", "command"),
+    [
+        ("algorithms", "defaults", "defaults.py --table"),
+        ("algorithms", "ablations", "ablations.py --table"),
+        (
+            "algorithms",
+            "few_steps",
+            "defaults.py --table --variant few_steps --out benchmarks/results/few_steps.json",
+        ),
+        ("gpu", "cuda_resources", "cuda_resources.py --table benchmarks/results/cuda_resources.json"),
+        ("performance", "training", "training.py --table benchmarks/results/training.json"),
+    ],
+    ids=lambda text: text.partition(" ")[0],
+)
+def test_tables_are_the_measured_ones(page, mark, command):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    (stated,) = re.findall(rf"<!-- {mark} -->\n(.*?)\n<!-- -->", text, re.S)
+    script, *options = command.split()
     printed = subprocess.run(
-        [sys.executable, "benchmarks/defaults.py", "--table"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert printed.stdout.strip() == stated
+        [sys.executable, f"benchmarks/{script}", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert printed.stdout.strip() == stated.strip()
+
+
+def test_the_table_of_the_default_names_all_simulators():
+    (stated,) = re.findall(r"<!-- defaults -->\n(.*?)\n<!-- -->", ALGORITHM_PAGE, re.S)
     measured = [row.split("`")[1] for row in stated.splitlines()[2:]]
     (rest,) = re.findall(r"^Not measured yet: (.+)\.$", ALGORITHM_PAGE, re.M) or [""]
     missing = re.findall(r"`(\w+)`", rest)
     assert sorted(measured + missing) == sorted(ENVIRONMENTS)
     assert measured == [name for name in ENVIRONMENTS if name in measured]
-
-
-def test_the_table_of_whole_trainings_is_the_measured_one():
-    page = (ROOT / "docs" / "performance.md").read_text()
-    (stated,) = re.findall(r"<!-- training -->\n(.*?)\n<!-- -->", page, re.S)
-    printed = subprocess.run(
-        [sys.executable, "benchmarks/training.py", "--table", "benchmarks/results/training.json"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert printed.stdout.strip() == stated.strip()
 
 
 OPTIMIZER_PAGE = (ROOT / "docs" / "optimizers.md").read_text()

@@ -1,9 +1,6 @@
 """The setting for few environment steps: what examples/few_steps.toml asks for, and what was measured with it."""
 
 import json
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,6 @@ from diffsim.config import load_config, merge, parse_assignment, read_toml
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "examples" / "few_steps.toml"
 RESULTS = ROOT / "benchmarks" / "results" / "few_steps.json"
-PAGE = (ROOT / "docs" / "algorithms.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["pendulum", "quadrotor"])
@@ -45,12 +41,3 @@ def test_what_was_measured_was_measured_with_the_file():
             assert made == merge(asked, {"updates": made["updates"]})
             steps = asked["algorithm"]["batch"] * asked["algorithm"]["window"] * made["updates"]
             assert "error" in run or run["env_steps"] <= steps
-
-
-def test_the_table_is_the_measured_one():
-    (stated,) = re.findall(r"<!-- few_steps -->\n(.*?)\n<!-- -->", PAGE, re.S)
-    printed = subprocess.run(
-        [sys.executable, "benchmarks/defaults.py", "--table", "--variant", "few_steps", "--out", str(RESULTS)],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert printed.stdout.strip() == stated
