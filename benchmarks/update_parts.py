@@ -44,6 +44,7 @@ from diffsim.assembly import assemble
 from diffsim.config import load_config
 from diffsim.optimizers.base import Optimizer
 from diffsim.rollouts import observed
+from diffsim.rollouts.engines import Engines
 from diffsim.rollouts.native import Native
 from diffsim.rollouts.observed import Observed
 from diffsim.rollouts.rollout import Rollout
@@ -73,7 +74,7 @@ LOADING, PREPARING, EVALUATIONS, FILE = (
     "run file",
 )
 UNDIVIDED: dict[str, tuple[tuple[Any, str], ...]] = {
-    PREPARING: ((Rollout, "_found"), (Observed, "_prepared"), (tanh_stack, "_library")),
+    PREPARING: ((Engines, "_found"), (Observed, "_prepared"), (tanh_stack, "_library")),
     EVALUATIONS: ((runs.Run, "_evaluate"),),
     FILE: ((RunFile, "create"), (RunFile, "update")),
 }
