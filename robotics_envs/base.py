@@ -150,6 +150,27 @@ class Success:
         # A product such as 0.07 * 100 can exceed the whole number by a rounding error.
         return math.ceil(self.share * starts - 1e-9 * starts)
 
+    def is_shown_by(self, successes: int, starts: int) -> bool:
+        """Whether so many successes show that the task is solved, and not merely look like it.
+
+        A policy that succeeds from less than the asked ``share`` of all starts does so well on these in at most 5% of
+        cases (exact one-sided binomial test; Clopper and Pearson, Biometrika 26, 1934).  Where all starts together are
+        too few for that, all have to succeed.
+        """
+        if successes >= starts or self.share == 1.0:
+            return successes >= starts
+        chance = sum(
+            math.exp(
+                math.lgamma(starts + 1)
+                - math.lgamma(k + 1)
+                - math.lgamma(starts - k + 1)
+                + k * math.log(self.share)
+                + (starts - k) * math.log1p(-self.share)
+            )
+            for k in range(successes, starts + 1)
+        )
+        return chance <= 0.05
+
 
 @functools.lru_cache(maxsize=256)
 def _bounds(box: Box, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,8 @@ class Rules:
     crossing: str = "first"
     """When a run reaches the threshold: at its ``first`` evaluation there; at the evaluation before that, the
     ``earliest`` that is possible; at the first from which on it stays there, ``lasting``."""
+    hindsight: bool = False
+    """Whether a run's score is the best so far, chosen by the evaluations that judge it, and not the present one."""
     overheads: bool = False
     """Whether clocks begin before import, start and compilation."""
     confidence: float = CONFIDENCE
@@ -149,7 +151,10 @@ class TaskData:
         """The curves of a contender, with what failed runs count as from their last evaluation on."""
         if contender not in self._curves:
             records = self.records(contender)
-            curves = StepCurves([self.along(r) for r in records], [r.curve.score for r in records])
+            scores = [r.curve.score for r in records]
+            if self.rules.hindsight:
+                scores = [np.fmax.accumulate(y) for y in scores]
+            curves = StepCurves([self.along(r) for r in records], scores)
             if self.rules.failed == "floor":
                 ended = np.flatnonzero([r.failed and len(r.curve) > 0 for r in records])
                 last = ended, curves.lengths[ended] - 1

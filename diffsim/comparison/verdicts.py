@@ -255,6 +255,11 @@ def what_would_change(comparison: Comparison, rules: Rules) -> list[Question]:
             rules,
             rules.but(crossing="earliest"),
         ),
+        (
+            "Opponents hand over the best of all their policies, chosen by the evaluations that judge them",
+            rules,
+            rules.but(hindsight=True),
+        ),
     ]
     if rules.axis.endswith("_seconds"):
         others.append(("Clocks begin before import, start and compilation", rules.but(overheads=True), None))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shlex
 import signal
@@ -31,6 +30,7 @@ from diffsim.isolation import torch_defaults
 from diffsim.launcher import launched
 from diffsim.processes import Team, team_for
 from diffsim.runs import provenance, user_code
+from diffsim.runs.doubling import why_it_doubles
 from diffsim.runs.evaluation import successes_of
 from diffsim.runs.log_writers import check_writers, make_writers
 from diffsim.runs.progress import Progress
@@ -359,14 +359,11 @@ class Run:
 
     def _doubles(self) -> str:
         """Why training goes on to twice its updates; ``""`` if it does not."""
-        criterion = self.algorithm.env.success_criterion
-        if self.updates_done < self.config.updates or not self.config.doublings or criterion is None:
+        if self.updates_done < self.config.updates:
             return ""
-        pairs = zip(self.history["return"], self.history["success"], strict=True)
-        measured = [pair for pair in pairs if not any(map(math.isnan, pair))]
-        if not measured or (share := max(measured)[1]) >= criterion.share:
-            return ""
-        return f"the best policy succeeds from {share:.1%} of held-out starts, {criterion.share:.1%} are asked for"
+        return why_it_doubles(
+            self.config, self.algorithm.env, self.history["return"], self.history["success"]
+        )
 
     def _double(self, why: str) -> None:
         """The next checkpoint writes the new length together with the state that goes on with it."""

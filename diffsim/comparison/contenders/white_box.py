@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -18,6 +19,7 @@ from diffsim.config import RunConfig, load_config
 from diffsim.errors import DivergenceError
 from diffsim.isolation import torch_defaults
 from diffsim.policy import Policy
+from diffsim.runs.doubling import why_it_doubles
 from diffsim.runs.evaluation import successes_of
 from diffsim.runs.run import HELD_OUT, MAX_DROPPED_IN_A_ROW
 
@@ -47,8 +49,9 @@ def resolved(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 def train(task: str, settings: Mapping[str, Any], seed: int, meter: Meter) -> None:
     """Updates until the budget is used or the run has come to its end, which it decides as ``diffsim train`` does.
 
-    Where a run may double its length, its validation decides that, so it is part of training: its time is on the clock
-    and its environment steps count.
+    Validation decides whether a run doubles its length, and which policy it hands over: the best one, as ``diffsim
+    train`` keeps it.  So validation is part of training: its time is on the clock and its environment steps count.
+    What is measured is the policy that would be handed over, before the first validation the present one.
     """
     config = load_config({"env": task}, settings, {"seed": seed, "threads": 1})
     with torch_defaults(config.threads):
@@ -57,6 +60,7 @@ def train(task: str, settings: Mapping[str, Any], seed: int, meter: Meter) -> No
         meter.begin(act)
         steps = gradients = dropped = 0
         validated: list[tuple[float, float]] = []
+        best = -math.inf
         for update in itertools.count(1):
             cpu, wall = time.process_time(), time.perf_counter()
             record = algorithm.step()
@@ -68,13 +72,15 @@ def train(task: str, settings: Mapping[str, Any], seed: int, meter: Meter) -> No
             if dropped == MAX_DROPPED_IN_A_ROW:
                 raise DivergenceError(f"{dropped} updates in a row were dropped, the last: {record.dropped}")
             at_end, every = update == config.updates, config.evaluation.every
-            if config.doublings and (at_end or (every and update % every == 0)):
+            if at_end or (every and update % every == 0):
                 validated.append(_validate(algorithm, config))
+                if validated[-1][0] > best:
+                    best, act = validated[-1][0], _Acting(copy.deepcopy(algorithm.policy))
                 steps += config.evaluation.episodes * algorithm.env.episode_steps
             if not meter.go_on(steps, gradients, act):
                 return
             if at_end:
-                if not _doubles(algorithm, config, validated):
+                if not why_it_doubles(config, algorithm.env, *zip(*validated, strict=True)):
                     break
                 changes = {"updates": 2 * config.updates, "doublings": config.doublings - 1}
                 config = config.model_copy(update=changes)
@@ -93,15 +99,6 @@ def _validate(algorithm: Algorithm, config: RunConfig) -> tuple[float, float]:
     if algorithm.env.success_criterion is not None:
         success = float(successes_of(algorithm.env, states).double().mean())
     return float(returns.mean()), success
-
-
-def _doubles(algorithm: Algorithm, config: RunConfig, validated: list[tuple[float, float]]) -> bool:
-    """Whether a run goes on to twice its updates: its best policy does not succeed from enough held-out starts."""
-    criterion = algorithm.env.success_criterion
-    measured = [pair for pair in validated if not any(map(math.isnan, pair))]
-    if not config.doublings or criterion is None or not measured:
-        return False
-    return max(measured)[1] < criterion.share
 
 
 def _take_off_compiling(meter: Meter, cpu: float, wall: float, compiling: float) -> None:

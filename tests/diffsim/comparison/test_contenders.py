@@ -175,7 +175,7 @@ def test_ppo_from_the_state_box_in_mujoco_starts_there():
 
 @pytest.mark.parametrize(("doublings", "updates"), [(0, 3), (1, 6)])
 def test_ours_is_trained_bit_for_bit_as_diffsim_train_does(doublings, updates, tmp_path):
-    """Doublings included, whose validation is on the clock; evaluations for the curve change nothing."""
+    """Doublings included; validation is on the clock and chooses the policy, the curve's evaluations change nothing."""
     settings = {
         "updates": 3,
         "doublings": doublings,
@@ -186,11 +186,11 @@ def test_ours_is_trained_bit_for_bit_as_diffsim_train_does(doublings, updates, t
     }
     task = short(tmp_path)
     file = diffsim.train(task, out=tmp_path / "run", seed=5, quiet=True, **settings)
-    policy = diffsim.load_policy(file, "last")
+    policy = diffsim.load_policy(file, "best")
     probe, acts = np.eye(3, dtype=np.float32), []
     clock = Meter(Budget(steps=10**6), lambda act: (acts.append(act(probe)), (0.0, 0.0))[1])
     white_box.train(task, settings, 5, clock)
     assert clock.reason == f"all {updates} updates done"
     assert np.array_equal(acts[-1], policy(probe))
-    validations = 2 if doublings else 0  # after updates 2 and 3; none decides on anything after the doubling
+    validations = 4 if doublings else 2  # after updates 2 and 3; with a doubling 4 and 6, too
     assert clock.points[-1].environment_steps == updates * 2 * 10 + validations * 3 * 10

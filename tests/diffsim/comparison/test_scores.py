@@ -110,6 +110,12 @@ def test_the_crossing_is_a_rule(crossing, time):
     assert data(run([0, 1, 0, 0.5, 1, 1]), crossing=crossing).times("a").times.tolist() == [time]
 
 
+def test_in_hindsight_a_run_scores_its_best_evaluation_within_the_budget():
+    fallen = run([0.0, 3.0, 1.0, 2.0, 0.0, 1.0, 9.0])  # the last is after the budget
+    assert data(fallen).scores("a").tolist() == [1.0]
+    assert data(fallen, hindsight=True).scores("a").tolist() == [3.0]
+
+
 def test_a_last_fall_is_no_lasting_crossing():
     assert not data(run([0, 1, 1, 0.5]), crossing="lasting").times("a").reached.any()
 

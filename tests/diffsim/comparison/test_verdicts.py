@@ -1,5 +1,6 @@
 """Who won, also where the black box did; what would change it; transfer."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -134,6 +135,20 @@ def test_what_would_change_names_the_rule_that_does():
     (last,) = [changes for text, changes in found.items() if "last evaluation" in text]
     assert {(c.task, c.before, c.after) for c in last} == {(None, WON, UNDECIDED), ("one", WON, UNDECIDED)}
     assert any("import, start and compilation" in text for text in found)
+
+
+def test_opponents_that_were_better_before_the_end_are_named():
+    comparison = compared({"ours": 0.5, "ppo": 0.4})
+    records = []
+    for r in comparison.records:
+        score = np.array(r.curve.score)
+        if r.contender == "ppo":
+            score[-2] = 2.0
+        records.append(synthetic.run("one", r.contender, r.seed, dataclasses.replace(r.curve, score=score)))
+    comparison = dataclasses.replace(comparison, records=records)
+    found = {q.words: q.changes for q in verdicts.what_would_change(comparison, QUICK)}
+    (best,) = [changes for text, changes in found.items() if "the best of all their policies" in text]
+    assert {(c.task, c.before, c.after) for c in best} == {(None, WON, MIXED), ("one", WON, MIXED)}
 
 
 def test_an_axis_on_which_the_other_side_wins_is_named():

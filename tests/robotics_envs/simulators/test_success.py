@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
 from robotics_envs import ENVIRONMENTS, make_env
 from robotics_envs.base import Success
@@ -391,3 +393,19 @@ def test_an_impossible_criterion_is_refused(changes, complaint):
 )
 def test_the_number_needed_is_the_least_that_reaches_the_share(share, starts, needed):
     assert Success("upright", share, "this test").needed(starts) == needed
+
+
+def test_success_is_shown_where_the_binomial_test_rejects_less():
+    criterion = Success("upright", 60 / 64, "this test")
+    for starts in (64, 128, 5000):
+        # By hand: the chance of so many successes or more, if the share is as asked.
+        chances = binom.sf(np.arange(starts + 1) - 1, starts, 60 / 64)
+        wanted = (chances <= 0.05) | (np.arange(starts + 1) == starts)
+        assert [criterion.is_shown_by(k, starts) for k in range(starts + 1)] == wanted.tolist()
+    assert next(k for k in range(129) if criterion.is_shown_by(k, 128)) == 125
+
+
+@pytest.mark.parametrize(("share", "starts"), [(60 / 64, 4), (0.5, 1), (1.0, 128)])
+def test_where_starts_are_too_few_to_show_it_all_have_to_succeed(share, starts):
+    criterion = Success("upright", share, "this test")
+    assert [criterion.is_shown_by(k, starts) for k in (starts - 1, starts)] == [False, True]
