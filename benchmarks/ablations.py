@@ -9,10 +9,14 @@ A part is judged by two measures of a run: the return of the policy that it keep
 success, averaged over the evaluations of the run, which tells how soon the task is solved.  For each, the probability
 that a run with the part is better than one without it, averaged over the simulators, has a 95% interval
 (``diffsim.comparison.statistics.improvement``).
+
+``--halves`` answers whether the constants were tuned to their suite: for each of the 70 ways to divide the simulators
+in halves, the settings with the highest success over a run on one half are used on the other.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -118,13 +122,53 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def halves(runs: list[dict[str, Any]]) -> str:
+    """A row for each settings that some half of the simulators chooses, and what they do on the other halves.
+
+    Chosen is what has the highest success, averaged over the evaluations of a run, its seeds and the simulators of the
+    half, of the seeds that all settings have.
+    """
+    from defaults import solved
+
+    found = {(run["part"], run["simulator"], run["seed"]): run for run in runs}
+    parts = [part for part in PARTS if any(key[0] == part for key in found)]
+    seeds = [
+        seed
+        for seed in sorted({key[2] for key in found})
+        if all((part, name, seed) in found for part in parts for name in SIMULATORS)
+    ]
+    cells = [[[found[part, name, seed] for seed in seeds] for name in SIMULATORS] for part in parts]
+    success = np.array(
+        [[statistics.fmean(measures(run)[1] for run in runs) for runs in row] for row in cells]
+    )
+    count = np.array([[sum(map(solved, runs)) for runs in row] for row in cells])
+    chosen: dict[int, list[tuple[float, float, float, float]]] = {}
+    for half in itertools.combinations(range(len(SIMULATORS)), len(SIMULATORS) // 2):
+        other = [k for k in range(len(SIMULATORS)) if k not in half]
+        best = int(success[:, half].mean(1).argmax())
+        judged = success[:, other].mean(1)
+        solutions = count[:, other].sum(1) / (len(other) * len(seeds))
+        chosen.setdefault(best, []).append((judged[best], judged[0], solutions[best], solutions[0]))
+    lines = [
+        "| chosen: without | halves | success over a run on the other half | default there | solved there | default |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = sorted(chosen.items(), key=lambda item: -len(item[1]))
+    every = [pair for _, pairs in rows for pair in pairs]
+    for part, pairs in [*((parts[k] if k else "nothing (the default)", q) for k, q in rows), ("all", every)]:
+        means = [statistics.fmean(q) for q in zip(*pairs, strict=True)]
+        lines.append(f"| {part} | {len(pairs)} | " + " | ".join(f"{100 * q:.1f}%" for q in means) + " |")
+    return "\n".join(lines)
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=OUT)
 @click.option("--seeds", default=5, show_default=True)
 @click.option("--parts", default="", help="Comma-separated; all by default.")
 @click.option("--processes", default=os.cpu_count() or 1, show_default=True)
 @click.option("--table", "only_table", is_flag=True, help="Print the table of the results and stop.")
-def main(out: Path, seeds: int, parts: str, processes: int, only_table: bool) -> None:
+@click.option("--halves", "only_halves", is_flag=True, help="Print what halves of the suite choose and stop.")
+def main(out: Path, seeds: int, parts: str, processes: int, only_table: bool, only_halves: bool) -> None:
     """Measure, or print what was measured."""
     from defaults import in_a_process
 
@@ -133,6 +177,9 @@ def main(out: Path, seeds: int, parts: str, processes: int, only_table: bool) ->
     )
     if only_table:
         print(table(data["runs"]))
+        return
+    if only_halves:
+        print(halves(data["runs"]))
         return
     from diffsim.runs.provenance import describe
     from diffsim.runs.whole_files import write_whole

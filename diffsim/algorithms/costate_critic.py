@@ -141,13 +141,13 @@ class CostateCritic:
         return (costs - self.target.mean) / self.target.scale
 
     @torch.no_grad()
-    def renormalise(self, targets: Float[Tensor, " N"], costs: Float[Tensor, " M"], gamma: float) -> None:
+    def renormalise(self, targets: Float[Tensor, " N"], costs: Float[Tensor, "*M"], gamma: float) -> None:
         """Move mean and scale towards the centre and spread of ``targets``, and set the bounds of the value.
 
         Centre and spread are the median and half the range from 16% to 84% (of a normal distribution, its mean and
         standard deviation): a few targets that are far off do not move them.  The scale is at least 0.02 standard
-        deviations.  No value is outside the least and the largest of ``costs`` seen so far, times ``1 / (1 - gamma)``,
-        which bound every discounted sum of such costs.
+        deviations.  No value is outside the least and the largest of ``costs`` seen so far, NaN left out, times
+        ``1 / (1 - gamma)``, which bound every discounted sum of such costs.
         """
         low, middle, high = quantiles(targets, targets.new_tensor([0.16, 0.5, 0.84]))
         scale = torch.maximum((high - low) / 2, 0.02 * targets.std(correction=0))
@@ -159,9 +159,10 @@ class CostateCritic:
         # In place: compiled rollouts read these tensors.
         self.target.mean.copy_(middle)
         self.target.scale.copy_(scale)
-        if len(costs):
-            self._least = torch.minimum(self._least, costs.min())
-            self._largest = torch.maximum(self._largest, costs.max())
+        if costs.numel():
+            least, largest = costs.nan_to_num(torch.inf).min(), costs.nan_to_num(-torch.inf).max()
+            self._least = torch.minimum(self._least, least)
+            self._largest = torch.maximum(self._largest, largest)
         self.target.low.copy_(self._least / (1 - gamma))
         self.target.high.copy_(self._largest / (1 - gamma))
         self.fitted = True
@@ -185,7 +186,7 @@ class CostateCritic:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * remaining
         z, targets, starts, costs, costates, jacobians = zip(*data, strict=True)
-        y = self.standardised(torch.cat(targets))
+        y = torch.cat(targets)
         scales = self.target.scale * (1 + self.standardised(torch.cat(costs)).square()).sqrt()
         slopes = torch.cat(costates) / scales.unsqueeze(-1)
         weights = self.costate_weight * bounded(slopes.norm(dim=1), self.costate_bound).square()
@@ -193,10 +194,11 @@ class CostateCritic:
         target: list[Tensor] = list(self.target.network.parameters())
         network = TanhStack.of(self.network, self.backend)
         if network is not None:
-            batch = Minibatches(z, starts, jacobians, slopes, weights, i, torch.asinh(y[i]), j)
+            aims = torch.asinh(self.standardised(y[i]))
+            batch = Minibatches(z, starts, jacobians, slopes, weights, i, aims, j)
             network.fit(batch, self.optimizer, target, self.tau)
             return
-        y = torch.asinh(y).unsqueeze(-1)
+        y = torch.asinh(self.standardised(y)).unsqueeze(-1)
         all_z, all_starts, all_jacobians = map(torch.cat, (z, starts, jacobians))
         for rows, others in zip(i, j, strict=True):
             gradients = sobolev_gradient(

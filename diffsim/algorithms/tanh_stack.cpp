@@ -169,13 +169,6 @@ struct Stack {
       squash(bar[k], act[k], width[k]);
     }
   }
-  // Hidden activations of block `number` in the caller's memory instead of the stack's own.
-  void keep_in(T* tape, int64_t number) {
-    int64_t hidden = 0;
-    for (int k = 1; k < LAYERS; k++) hidden += width[k];
-    V* at = reinterpret_cast<V*>(tape) + number * hidden * NV;
-    for (int k = 1; k < LAYERS; k++) act[k] = at, at += width[k] * NV;
-  }
   static void squash(V* bar, const V* act, int width) {
     for (int i = 0; i < width * NV; i++) bar[i] *= T(1) - act[i] * act[i];
   }
@@ -323,16 +316,13 @@ extern "C" {
 
 int64_t size_of_arguments() { return sizeof(Arguments); }
 
-int64_t rows_of_a_block() { return ROWS; }
-
-// results [rows, last width] of z; hidden activations are left in the tape, unless it is null.
+// results [rows, last width] of z.
 void forward(const Arguments* arguments) {
   const Arguments& a = *arguments;
   Stack s(a, 0);
   const int64_t in = s.width[0], out = s.width[LAYERS];
   for (int64_t r = 0; r < a.rows; r += ROWS) {
     const int count = int(std::min<int64_t>(ROWS, a.rows - r));
-    if (a.tape) s.keep_in(a.tape, r / ROWS);
     gather(a.z + r * in, nullptr, count, in, s.act[0]);
     s.hidden();
     s.results();
@@ -340,8 +330,8 @@ void forward(const Arguments* arguments) {
   }
 }
 
-// by_weights and by_biases: the gradient of the sum of by_results times the results, after forward() with this tape.
-void backward(const Arguments* arguments) {
+// by_weights and by_biases: the gradient of the sum of by_results times the results of z.
+void pull(const Arguments* arguments) {
   const Arguments& a = *arguments;
   Stack s(a, 0);
   s.clear();
@@ -350,7 +340,7 @@ void backward(const Arguments* arguments) {
     const int count = int(std::min<int64_t>(ROWS, a.rows - r));
     gather(a.z + r * in, nullptr, count, in, s.act[0]);
     gather(a.by_results + r * out, nullptr, count, out, s.bar[LAYERS]);
-    s.keep_in(a.tape, r / ROWS);
+    s.hidden();
     s.backward();
   }
   for (int k = 0; k < LAYERS; k++) s.spread(k, a.by_weights[k], a.by_biases[k]);

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from diffsim.policy import MLP
 from diffsim.rollouts.observed import BACKENDS
@@ -76,33 +75,26 @@ class TanhStack:
     @torch.no_grad()
     def __call__(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch m"]:
         """The network's results, without gradient."""
-        return self._forward(_rows(z), None).unflatten(0, z.shape[:-1])
-
-    def differentiable(self, z: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch m"]:
-        """The network's results, differentiable by its parameters and not by ``z``."""
-        results = cast(Tensor, _Results.apply(self, _rows(z), *self.parameters))
-        return results.unflatten(0, z.shape[:-1])
-
-    def _forward(self, z: Tensor, tape: Tensor | None) -> Tensor:
-        results = z.new_empty(len(z), self.outputs)
-        a = self._arguments(z)
+        rows = _rows(z)
+        results = rows.new_empty(*z.shape[:-1], self.outputs)
+        a = self._arguments(rows)
         a.results = results.data_ptr()
-        a.tape = None if tape is None else tape.data_ptr()
         self.library.forward(ctypes.byref(a))
         return results
 
-    def _tape(self, z: Tensor) -> Tensor:
-        """Room for the hidden activations of the rows of ``z``, in whole blocks."""
-        block = self.library.rows_of_a_block()
-        return z.new_empty(-(-len(z) // block) * block * sum(self.widths[1:-1]))
-
-    def _backward(self, z: Tensor, tape: Tensor, by_results: Tensor) -> list[Tensor]:
-        """The gradient of ``sum(by_results · results)``, in the order of the parameters."""
-        by_results = by_results.contiguous()
-        a = self._arguments(z)
-        a.by_results, a.tape = by_results.data_ptr(), tape.data_ptr()
+    @torch.no_grad()
+    def pull(self, z: Float[Tensor, "*batch o"], by_results: Float[Tensor, "*batch m"]) -> list[Tensor]:
+        """The gradient of ``sum(by_results · results)`` at ``z``, in the order of the parameters."""
+        rows, by = _rows(z), _rows(by_results)
+        if by.shape != (len(rows), self.outputs) or by.dtype != self.dtype:
+            raise ValueError(
+                f"by_results {list(by.shape)} of {by.dtype}; the network returns [{len(rows)}, {self.outputs}] of "
+                f"{self.dtype}"
+            )
+        a = self._arguments(rows)
+        a.by_results = by.data_ptr()
         gradients = self._gradients(a)
-        self.library.backward(ctypes.byref(a))
+        self.library.pull(ctypes.byref(a))
         return gradients
 
     @torch.no_grad()
@@ -183,28 +175,30 @@ class TanhStack:
 
 
 def results_of(network: nn.Module, z: Float[Tensor, "*batch o"], backend: str) -> Float[Tensor, "*batch m"]:
-    """``network(z)``, compiled where :meth:`TanhStack.of` allows it; differentiable."""
-    gradient = torch.is_grad_enabled()
-    stack = None if gradient and z.requires_grad else TanhStack.of(network, backend)
-    if stack is None:
-        return cast(Tensor, network(z))
-    return stack.differentiable(z) if gradient else stack(z)
+    """``network(z)``; without gradient compiled where :meth:`TanhStack.of` allows it."""
+    stack = None if torch.is_grad_enabled() else TanhStack.of(network, backend)
+    return cast(Tensor, network(z)) if stack is None else stack(z)
 
 
-class _Results(torch.autograd.Function):
-    """``apply(stack, z, *stack.parameters) -> results``."""
+def pulled(
+    network: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    z: Float[Tensor, "*batch o"],
+    by_results: Float[Tensor, "*batch m"],
+    backend: str,
+) -> Sequence[Tensor | None]:
+    """The gradient of ``sum(by_results · network(z))`` by ``parameters``, None where it does not depend on one.
 
-    @staticmethod
-    def forward(ctx: Any, stack: TanhStack, z: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.stack, tape = stack, stack._tape(z)
-        ctx.save_for_backward(z, tape, *parameters)
-        return stack._forward(z, tape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, by_results: Tensor) -> Any:
-        z, tape, *_ = ctx.saved_tensors  # of the parameters autograd says if they have changed
-        return None, None, *ctx.stack._backward(z, tape, by_results)
+    Compiled where :meth:`TanhStack.of` allows it and the parameters are those of the network.
+    """
+    stack = TanhStack.of(network, backend)
+    if stack is not None and list(map(id, stack.parameters)) == list(map(id, parameters)):
+        return stack.pull(z, by_results)
+    with torch.enable_grad():
+        results = network(z.flatten(0, -2))
+        if not results.requires_grad:
+            return [None] * len(parameters)
+        return torch.autograd.grad(results, parameters, by_results.reshape(results.shape), allow_unused=True)
 
 
 def _rows(z: Tensor) -> Tensor:
@@ -335,7 +329,7 @@ def _arguments(layers: int) -> Struct:
             ),
             *fields("real*", "z", "y", "slopes", "row_weights", constant=True),
             *fields("real*", "by_results", constant=True),
-            *fields("real*", "results", "tape"),
+            *fields("real*", "results"),
             *(
                 field
                 for name in ("", "by_", "mean_", "square_", "target_")

@@ -34,10 +34,18 @@ from torch import Tensor
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.algorithms.costate_critic import CostateCritic, Rows
 from diffsim.algorithms.policy_objective import PolicyObjective
-from diffsim.algorithms.tanh_stack import compile_seconds, results_of
-from diffsim.algorithms.windows import CostToGo, all_finite, not_ended, what_is_not_finite
+from diffsim.algorithms.tanh_stack import compile_seconds, pulled, results_of
+from diffsim.algorithms.windows import (
+    CostToGo,
+    all_finite,
+    never_ends,
+    not_ended,
+    td_lambda,
+    what_is_not_finite,
+)
 from diffsim.config import RunConfig
 from diffsim.optimizers.base import Optimizer
+from diffsim.optimizers.objective import Gradient
 from diffsim.policy import MLP, Policy, initialised
 from diffsim.rollouts import Rollout, Trajectory
 from diffsim.rollouts.observed import Observed
@@ -154,26 +162,33 @@ class WindowObjective(PolicyObjective):
 
     def discounted(self, trajectory: Trajectory) -> Costs:
         """Discounted costs ``[B]``, with the discounted value at the end."""
-        assert trajectory.states is not None
-        costs = trajectory.costs
-        exponents = torch.arange(self.steps + 1, dtype=costs.dtype, device=costs.device)
-        alive = not_ended(self.rollout.env, trajectory.states.detach()).cumprod(dim=0)
-        weights = (self.gamma**exponents).unsqueeze(-1) * alive
-        total = (weights[:-1] * costs).sum(0)
+        weights = self._weights(trajectory)
+        total = (weights[:-1] * trajectory.costs).sum(0)
         if not self.critic.fitted:
             return total
         assert trajectory.values is not None
         return total + weights[-1] * trajectory.values
 
-    def losses(self, discounted: Costs, costs: Tensor) -> Costs:
-        """The loss ``[B]`` of each window."""
+    def _weights(self, trajectory: Trajectory) -> Tensor:
+        """What costs and the value at the end are multiplied by, ``[steps + 1, B]``."""
+        env, states, costs = self.rollout.env, trajectory.states, trajectory.costs
+        assert states is not None
+        weights = self.gamma ** torch.arange(self.steps + 1, dtype=costs.dtype, device=costs.device)
+        if never_ends(env):
+            return weights.unsqueeze(-1).expand(-1, costs.shape[1])
+        return weights.unsqueeze(-1) * not_ended(env, states.detach()).cumprod(dim=0)
+
+    def losses(self, discounted: Costs, costs: Tensor) -> tuple[Costs, Costs]:
+        """The loss ``[B]`` of each window, and its derivative by the discounted cost."""
         if not self.critic.fitted:
             costs = self.costs_of_batch(costs)
             finite = costs[:, costs.isfinite().all(0)]
             std = finite.std(correction=0) if finite.numel() else finite.new_ones(())
-            return discounted / torch.where(std > 0, std, torch.ones_like(std))
+            scale = torch.where(std > 0, std, torch.ones_like(std))
+            return discounted / scale, torch.ones_like(discounted) / scale
         c = self.settings.compression
-        return c * torch.asinh(self.critic.standardised(discounted) / c)
+        y = self.critic.standardised(discounted) / c
+        return c * torch.asinh(y), 1.0 / ((1.0 + y * y).sqrt() * self.critic.target.scale)
 
     @property
     def needs_costs_of_batch(self) -> bool:
@@ -187,63 +202,113 @@ class WindowObjective(PolicyObjective):
         return window
 
     def terms(self, trajectory: Trajectory) -> Tensor:
-        return self.losses(self.discounted(trajectory), trajectory.costs).unsqueeze(0)
+        return self.losses(self.discounted(trajectory), trajectory.costs)[0].unsqueeze(0)
+
+    def gradient(self) -> Gradient:
+        if self.parts:
+            return super().gradient()
+        self.evaluations += 1
+        self.gradients += 1
+        parameters, found = self.vector.parameters, self._followed(self.x, self.noise)
+        self._remember(found.trajectory)
+        if found.by_results is None:
+            return Gradient.of(found.losses.mean(), [None] * len(parameters), parameters)
+        by = pulled(self.policy.network, parameters, found.z, found.by_results, self.rollout.backend)
+        self.counted = len(found.losses)
+        mean = [None if q is None else q / max(self.counted, 1) for q in by]
+        return Gradient.of(found.losses.mean(), mean, parameters)
 
     def evaluate(self, x: States, noise: Tensor | None) -> tuple[Trajectory, Tensor]:
-        """As :meth:`PolicyObjective.evaluate`, with one backward pass through the simulator for policy and critic.
+        found = self._followed(x, noise)
+        if found.by_results is None:
+            return found.trajectory, self.terms(found.trajectory)
+        raw = self.policy.network(found.z.flatten(0, 1)).unflatten(0, found.z.shape[:2])
+        linear = (raw * found.by_results).sum((0, 2))
+        # The mean over all rows of the result is to be that over those which count.
+        self.counted = len(linear)
+        terms = (found.losses + linear - linear.detach()) * (len(x) / max(self.counted, 1))
+        if found.chosen is None:
+            return found.trajectory, terms.unsqueeze(0)
+        left_out = terms.new_full((len(x),), 0.0 if self.counted else torch.nan)
+        return found.trajectory, left_out.index_copy(0, found.chosen, terms).unsqueeze(0)
+
+    def _followed(self, x: States, noise: Tensor | None) -> Followed:
+        """Windows from ``x``, with one backward pass through the simulator for policy and critic.
 
         The derivative by the noise is that by what the network returns, so the derivative by its parameters follows
         from the network alone.
         """
         assert noise is not None
         x, noise = x.detach().requires_grad_(), noise.detach().requires_grad_()
-        trajectory = self.rollout(x, self.steps, self.params, noise=noise)
-        discounted = self.discounted(trajectory)
-        if not discounted.requires_grad:  # a simulator without gradients
-            return trajectory, self.terms(trajectory)
-        costates, by_noise = torch.autograd.grad(
-            discounted.sum(), (x, noise), allow_unused=True, materialize_grads=True
-        )
-        trajectory = trajectory.detached()
-        assert trajectory.states is not None
-        discounted = discounted.detach().requires_grad_()
-        losses = self.losses(discounted, trajectory.costs)
-        (by_cost,) = torch.autograd.grad(losses.sum(), discounted)
-        by_action = by_cost.unsqueeze(-1) * by_noise
-        ok = all_finite(by_action) & all_finite(trajectory.states) & all_finite(costates.unsqueeze(0))
-        ok = ok & losses.isfinite()
-        chosen = None if bool(ok.all()) else ok.nonzero().squeeze(-1)
+        with torch.enable_grad():
+            followed = self.rollout(x, self.steps, self.params, noise=noise)
+        trajectory = followed.detached()
+        states = trajectory.states
+        assert states is not None
+        with torch.no_grad():
+            weights, discounted = self._weights(trajectory), self.discounted(trajectory)
+            losses, slopes = self.losses(discounted, trajectory.costs)
+            summands = [(followed.costs, weights[:-1])]
+            if self.critic.fitted:
+                assert followed.values is not None
+                summands.append((followed.values, weights[-1]))
+            summands = [pair for pair in summands if pair[0].requires_grad]
+            if not summands:  # a simulator without gradients
+                return Followed(trajectory, losses, x, None, None)
+            outputs, factors = zip(*summands, strict=True)
+            costates, by_noise = torch.autograd.grad(
+                outputs, (x, noise), factors, allow_unused=True, materialize_grads=True
+            )
+            by_action = slopes.unsqueeze(-1) * by_noise
+            ok, chosen = torch.ones_like(losses, dtype=torch.bool), None
+            # A sum that is finite has finite summands; one that is not may have overflowed.
+            sums = torch.stack((states.sum(), by_action.sum(), costates.sum(), losses.sum()))
+            if not bool(sums.isfinite().all()):
+                ok = all_finite(by_action) & all_finite(states) & all_finite(costates.unsqueeze(0))
+                ok = ok & losses.isfinite()
+                chosen = None if bool(ok.all()) else ok.nonzero().squeeze(-1)
 
-        def counted(tensor: Tensor, axis: int = 0) -> Tensor:
-            """Of the windows that are finite."""
-            return tensor if chosen is None else tensor.index_select(axis, chosen)
-
-        states = counted(trajectory.states[:-1], 1)
-        raw = results_of(self.policy.network, self.observed(states).flatten(0, 1), self.rollout.backend)
-        raw = raw.unflatten(0, states.shape[:2])
-        linear = (raw * counted(by_action, 1)).sum((0, 2))
-
-        windows = self.windows
-        if windows is None or len(windows.ok) != len(ok):
-            lengths = torch.where(ok, by_action.norm(dim=(0, 2)), 0.0)
-            bounds = (self.settings.gradient_bound / lengths).clamp_max(1.0)
-            # Beyond the bounds of the actions the derivative is zero, too, which is another matter.
-            asked = raw.detach() + counted(noise.detach(), 1)
-            free = asked.abs().amax(0).amax(-1) < 1.0
+            windows = self.windows
+            if windows is None or len(windows.ok) != len(ok):
+                lengths = torch.where(ok, by_action.norm(dim=(0, 2)), 0.0)
+                bounds = (self.settings.gradient_bound / lengths).clamp_max(1.0)
+                idle = self._idle(states, noise, ok & (lengths == 0))
+                windows = Windows(discounted, costates, ok, bounds, idle)
+                if len(x) == len(self.x):
+                    self.windows = windows
+            states, bounds = states[:-1], windows.bounds
             if chosen is not None:
-                free = torch.zeros_like(ok).index_copy(0, chosen, free)
-            idle = free & (lengths == 0)
-            windows = Windows(discounted.detach(), costates, ok, bounds, idle)
-            if len(x) == len(self.x):
-                self.windows = windows
-        # The mean over all rows of the result is to be that over those which count.
-        self.counted = len(linear)
-        weights = counted(windows.bounds) * (len(ok) / max(len(linear), 1))
-        terms = weights * (counted(losses.detach()) + linear - linear.detach())
-        if chosen is None:
-            return trajectory, terms.unsqueeze(0)
-        left_out = torch.full_like(losses, 0.0 if len(chosen) else torch.nan)
-        return trajectory, left_out.index_copy(0, chosen, terms).unsqueeze(0)
+                states, by_action = states.index_select(1, chosen), by_action.index_select(1, chosen)
+                losses, bounds = losses[chosen], bounds[chosen]
+            return Followed(
+                trajectory, losses * bounds, self.observed(states), by_action * bounds.unsqueeze(-1), chosen
+            )
+
+    def _idle(self, states: Tensor, noise: Tensor, unmoved: Tensor) -> Tensor:
+        """In which of the ``unmoved [B]`` windows actions have no effect, ``[B]``.
+
+        Beyond the bounds of the actions the derivative is zero, too, which is another matter.
+        """
+        if not bool(unmoved.any()):
+            return unmoved
+        z = self.observed(states[:-1, unmoved])
+        raw = results_of(self.policy.network, z.flatten(0, 1), self.rollout.backend)
+        asked = raw.unflatten(0, z.shape[:2]) + noise[:, unmoved]
+        return unmoved.masked_scatter(unmoved, asked.abs().amax((0, 2)) < 1.0)
+
+
+class Followed(NamedTuple):
+    """Windows, detached, and the derivatives of their losses by what the policy's network returned."""
+
+    trajectory: Trajectory
+    losses: Costs
+    """Of the ``K`` windows that are finite, times their bounds; without derivatives those of all."""
+    z: Tensor
+    """Normalised observations of these, ``[T, K, o]``."""
+    by_results: Tensor | None
+    """Derivatives ``[T, K, m]`` of ``losses``; None for a simulator without gradients."""
+    chosen: Tensor | None
+    """The numbers of the windows that are finite, ``[K]``; None for all."""
 
 
 def annealed(start: float, end: float, left: float) -> float:
@@ -293,6 +358,7 @@ class ValueGradient(Algorithm):
         )
         low, high = env.state_box.bounds(policy.mean)
         self._middle, self._half_size = (low + high) / 2, (high - low) / 2
+        self._reach = self._half_size * (1 + 1e-3)
         self._is_angle = torch.tensor([n in env.angle_names for n in env.state_names], device=self.device)
         # In these units the derivatives by different states can be compared.
         self._sizes = env.state_box.half_sizes(policy.mean)
@@ -397,9 +463,7 @@ class ValueGradient(Algorithm):
         """
         s, env, states = self.settings, self.env, window.states
         assert states is not None
-        ok = all_finite(states) & all_finite(window.costs)
-        if gradients is not None:
-            ok = ok & gradients.ok
+        ok = all_finite(states) & all_finite(window.costs) if gradients is None else gradients.ok
         left_out = int((~ok).sum())
         if left_out == len(ok):
             return left_out
@@ -409,20 +473,12 @@ class ValueGradient(Algorithm):
             gradients = None if gradients is None else gradients.only(ok)
         z = self.objective.observed(states)
 
-        values = self.critic.values(z[1:])
         discounts = self.objective.gamma * not_ended(env, states[1:])
-        target, last_first = values[-1], []
-        for cost, discount, value in reversed([*zip(costs, discounts, values, strict=True)]):
-            target = cost + discount * torch.lerp(value, target, s.td_lambda)
-            last_first.append(target)
-        targets = torch.stack(last_first[::-1])
-
+        targets = td_lambda(costs, discounts, self.critic.values(z[1:]), s.td_lambda)
         # Costs far outside the box bound nothing that the value should reach.
-        inside = (((states[:-1] - self._middle).abs() <= self._half_size * (1 + 1e-3)) | self._is_angle).all(
-            -1
-        )
-        bounding = costs[inside] if inside.any() else costs
-        self.critic.renormalise(targets.flatten(), bounding.flatten(), self.objective.gamma)
+        inside = (((states[:-1] - self._middle).abs() <= self._reach) | self._is_angle).all(-1)
+        inside = inside | ~inside.any()
+        self.critic.renormalise(targets.flatten(), costs.where(inside, torch.nan), self.objective.gamma)
         rows = Rows(z[:-1].flatten(0, 1), targets.flatten(), *self._derivatives(states[0], z[0], gradients))
         kept = round(annealed(s.critic_windows, s.critic_windows_end, self.remaining))
         self._data = [*self._data, rows][-kept:]

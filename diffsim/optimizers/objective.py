@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +60,24 @@ class Gradient(NamedTuple):
     """Euclidean norm of the gradient."""
     parts: list[Tensor]
     """The gradient, one tensor per parameter."""
+
+    @classmethod
+    def of(cls, loss: Tensor, by: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Gradient:
+        """From a loss and its derivatives; loss and norm are copied to the host in one transfer.
+
+        Raises:
+            ConfigError: the loss does not depend on any parameter.
+        """
+        if all(part is None for part in by):
+            raise ConfigError(
+                "the loss does not depend on the policy: the cost ignores states and actions, they are detached "
+                "somewhere, or the simulator has no gradient (cma_es, pgpe and the other population optimizers do not "
+                "need one); robotics_envs.check_env reports which"
+            )
+        held = [torch.zeros_like(q) if g is None else g for q, g in zip(parameters, by, strict=True)]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(held)))
+        value, length = torch.stack((loss.detach().to(norm.dtype), norm)).tolist()
+        return cls(value, length, held)
 
     @property
     def finite(self) -> bool:
@@ -155,7 +173,7 @@ class Objective(abc.ABC):
     # -- its evaluations, for optimizers ------------------------------------------------------
 
     def gradient(self) -> Gradient:
-        """Loss and gradient at the current parameters.  Loss and norm are copied to the host in one transfer.
+        """Loss and gradient at the current parameters.
 
         Raises:
             ConfigError: the loss does not depend on the parameters.
@@ -164,22 +182,11 @@ class Objective(abc.ABC):
         self.gradients += 1
         with torch.enable_grad():
             loss = _scalar(self.loss())
-        parts: tuple[Tensor | None, ...] = (None,)
+        parameters = self.vector.parameters
+        by: Sequence[Tensor | None] = [None] * len(parameters)
         if loss.requires_grad:
-            parts = torch.autograd.grad(loss, self.vector.parameters, allow_unused=True)
-        if all(part is None for part in parts):
-            raise ConfigError(
-                "the loss does not depend on the policy: the cost ignores states and actions, they are detached "
-                "somewhere, or the simulator has no gradient (cma_es, pgpe and the other population optimizers do not "
-                "need one); robotics_envs.check_env reports which"
-            )
-        held = [
-            torch.zeros_like(q) if g is None else g
-            for q, g in zip(self.vector.parameters, parts, strict=True)
-        ]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(held)))
-        value, length = torch.stack((loss.detach().to(norm.dtype), norm)).tolist()
-        return Gradient(value, length, held)
+            by = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return Gradient.of(loss, by, parameters)
 
     @torch.no_grad()
     def values(self, candidates: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:

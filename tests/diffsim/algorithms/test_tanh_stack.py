@@ -11,7 +11,7 @@ from torch import nn
 
 from diffsim.algorithms import tanh_stack
 from diffsim.algorithms.costate_critic import CostateCritic, Rows, sobolev_gradient
-from diffsim.algorithms.tanh_stack import Minibatches, TanhStack
+from diffsim.algorithms.tanh_stack import Minibatches, TanhStack, pulled
 from diffsim.policy import MLP, initialised
 from solvers.compiler.trace import NativeUnsupportedError
 from solvers.native import build
@@ -82,11 +82,22 @@ def test_results_and_their_gradient_are_torchs(hidden, dtype):
         stack = TanhStack.of(network, "native")
         expected = network(z)
         assert_close([stack(z)], [expected.detach()], dtype)
-        results = stack.differentiable(z)
-        assert_close([results.detach()], [expected.detach()], dtype)
         parameters = list(network.parameters())
-        found = torch.autograd.grad((results * by).sum(), parameters)
-        assert_close(found, torch.autograd.grad((expected * by).sum(), parameters), dtype)
+        assert_close(stack.pull(z, by), torch.autograd.grad((expected * by).sum(), parameters), dtype)
+
+
+def test_a_gradient_by_parameters_is_the_same_for_compiled_and_eager_networks():
+    network = random_network((6,), inputs=4, outputs=2)
+    parameters, z, by = list(network.parameters()), draw(5, 7, 4), draw(2, 7, 5).permute(2, 1, 0)
+    expected = torch.autograd.grad((network(z) * by).sum(), parameters)
+    for backend in ("native", "eager"):
+        assert_close(pulled(network, parameters, z, by, backend), expected, torch.float64)
+    # Parameters in another order, or some of them: never the compiled one's list.
+    some = [parameters[2], parameters[0]]
+    assert_close(pulled(network, some, z, by, "native"), [expected[2], expected[0]], torch.float64)
+    assert pulled(torch.nn.Identity(), parameters, z[..., :2], by, "native") == [None] * 4
+    with pytest.raises(ValueError, match=r"by_results \[35, 4\] .* returns \[35, 2\]"):
+        TanhStack.of(network, "native").pull(z, z)
 
 
 def test_results_of_any_leading_shape_and_stride():
