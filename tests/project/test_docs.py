@@ -118,6 +118,7 @@ def test_links_lead_somewhere(page):
     [
         ("algorithms", "defaults", "defaults.py --table"),
         ("algorithms", "ablations", "ablations.py --table"),
+        ("algorithms", "halves", "ablations.py --halves"),
         (
             "algorithms",
             "few_steps",
