@@ -8,10 +8,12 @@ Sources: MuJoCo's ``engine_collision_primitive.c`` and, for ellipsoids, the supp
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from robotics_envs.robots.kinematics import Motions
@@ -84,7 +86,7 @@ def touches(pair: Pair, motions: Motions) -> list[Touch]:
     if kinds[0] == "plane":
         return _OF_PLANES[kinds[1]](first, second, pair.margin)
     if kinds == ("sphere", "sphere"):
-        return [_spheres(first.centre, _radius(first), second.centre, _radius(second))]
+        return [_spheres(first.centre, second.centre, first, second)]
     if kinds == ("sphere", "capsule"):
         return [_sphere_capsule(first, second)]
     return _capsules(first, second, pair.margin)
@@ -201,22 +203,31 @@ _OF_PLANES = {
 # ---- Spheres and capsules --------------------------------------------------------------------------------------------
 
 
-def _spheres(a: Vec, radius_a: float, b: Vec, radius_b: float) -> Touch:
+def _spheres(a: Vec, b: Vec, one: _Placed, other: _Placed) -> Touch:
+    """Balls about points of two geoms, with the geoms' radii.
+
+    Where the points are the same, as where axes of capsules cross, the normal is across the axes of both geoms.
+    """
     across = vsub(b, a)
     square = dot(across, across)
-    length = 1.0 / inverse_length(square)
-    normal = scale(inverse_length(square), across)
-    distance = sub(length, radius_a + radius_b)
-    return Touch(distance, vadd(a, scale(add(mul(0.5, distance), radius_a), normal)), normal)
+    # MuJoCo's limit is 1e-15 m; differences of positions of some metres are rounded to more.
+    eps = torch.finfo(square.dtype).eps if isinstance(square, Tensor) else sys.float_info.epsilon
+    least = (64.0 * eps) ** 2
+    inverse = inverse_length(square, least)
+    length, normal = 1.0 / inverse, scale(inverse, across)
+    if isinstance(square, Tensor):
+        is_same = square < least
+        sideways = unit(cross(one.axis(2), other.axis(2)))
+        normal = [where(is_same, x, y, like=square) for x, y in zip(sideways, normal, strict=True)]
+    distance = sub(length, _radius(one) + _radius(other))
+    return Touch(distance, vadd(a, scale(add(mul(0.5, distance), _radius(one)), normal)), normal)
 
 
 def _sphere_capsule(sphere: _Placed, capsule: _Placed) -> Touch:
     half = capsule.geom.size[1]
     axis = capsule.axis(2)
     along = clamp(dot(axis, vsub(sphere.centre, capsule.centre)), -half, half)
-    return _spheres(
-        sphere.centre, _radius(sphere), vadd(capsule.centre, scale(along, axis)), _radius(capsule)
-    )
+    return _spheres(sphere.centre, vadd(capsule.centre, scale(along, axis)), sphere, capsule)
 
 
 def _capsules(one: _Placed, other: _Placed, margin: float) -> list[Touch]:
@@ -241,10 +252,7 @@ def _capsules(one: _Placed, other: _Placed, margin: float) -> list[Touch]:
 
     def at(a: Scalar, b: Scalar) -> Touch:
         return _spheres(
-            vadd(one.centre, scale(a, axes[0])),
-            _radius(one),
-            vadd(other.centre, scale(b, axes[1])),
-            _radius(other),
+            vadd(one.centre, scale(a, axes[0])), vadd(other.centre, scale(b, axes[1])), one, other
         )
 
     single = at(x1, x2)

@@ -51,6 +51,12 @@ TOUCHING = {
         '<body pos="0 0 1"><joint name="m" type="slide" axis="0 1 0"/><geom type="sphere" size=".1"/></body>'
         f'{FLOOR}<body pos=".15 0 1"><joint axis="1 0 0"/><geom type="sphere" size=".1"/></body>'
     ),
+    "crossing capsules": model(
+        '<body pos="0 0 1"><joint name="m" axis="0 1 0" damping=".1"/>'
+        '<geom type="capsule" fromto="0 0 -.3 0 0 .3" size=".03"/></body>'
+        '<body pos=".15 0 1"><joint type="slide" axis="1 0 0" damping=".1"/><joint axis="0 1 0"/>'
+        '<geom type="capsule" fromto="0 0 -.3 0 0 .4" size=".04"/></body>'
+    ),
     "two trees": model(
         f'{FLOOR}<geom name="post" type="capsule" fromto="1 0 0 1 0 1" size=".05"/>'
         '<body pos="0 0 .4"><freejoint/><geom type="sphere" size=".1"/>'
