@@ -50,6 +50,7 @@ from diffsim.rollouts.observed import Observed
 from diffsim.rollouts.rollout import Rollout
 from diffsim.runs import run as runs
 from diffsim.runs.runfile import RunFile
+from diffsim.runs.validation import Validation
 
 KERNEL = "rollout kernel"
 PARTS: dict[str, tuple[tuple[type, str], ...]] = {
@@ -75,7 +76,7 @@ LOADING, PREPARING, EVALUATIONS, FILE = (
 )
 UNDIVIDED: dict[str, tuple[tuple[Any, str], ...]] = {
     PREPARING: ((Engines, "_found"), (Observed, "_prepared"), (tanh_stack, "_library")),
-    EVALUATIONS: ((runs.Run, "_evaluate"),),
+    EVALUATIONS: ((Validation, "__call__"),),
     FILE: ((RunFile, "create"), (RunFile, "update")),
 }
 """Of a whole training, beside the parts of an update; what happens inside these is not told apart."""

@@ -198,7 +198,8 @@ def pulled(
         results = network(z.flatten(0, -2))
         if not results.requires_grad:
             return [None] * len(parameters)
-        return torch.autograd.grad(results, parameters, by_results.reshape(results.shape), allow_unused=True)
+        total = (results * by_results.reshape(results.shape)).sum()
+        return torch.autograd.grad(total, parameters, allow_unused=True)
 
 
 def _rows(z: Tensor) -> Tensor:

@@ -162,21 +162,17 @@ class WindowObjective(PolicyObjective):
 
     def discounted(self, trajectory: Trajectory) -> Costs:
         """Discounted costs ``[B]``, with the discounted value at the end."""
-        weights = self._weights(trajectory)
-        total = (weights[:-1] * trajectory.costs).sum(0)
+        env, costs = self.rollout.env, trajectory.costs
+        assert trajectory.states is not None
+        exponents = torch.arange(self.steps + 1, dtype=costs.dtype, device=costs.device)
+        weights = (self.gamma**exponents).unsqueeze(-1)
+        if not never_ends(env):
+            weights = weights * not_ended(env, trajectory.states.detach()).cumprod(dim=0)
+        total = (weights[:-1] * costs).sum(0)
         if not self.critic.fitted:
             return total
         assert trajectory.values is not None
         return total + weights[-1] * trajectory.values
-
-    def _weights(self, trajectory: Trajectory) -> Tensor:
-        """What costs and the value at the end are multiplied by, ``[steps + 1, B]``."""
-        env, states, costs = self.rollout.env, trajectory.states, trajectory.costs
-        assert states is not None
-        weights = self.gamma ** torch.arange(self.steps + 1, dtype=costs.dtype, device=costs.device)
-        if never_ends(env):
-            return weights.unsqueeze(-1).expand(-1, costs.shape[1])
-        return weights.unsqueeze(-1) * not_ended(env, states.detach()).cumprod(dim=0)
 
     def losses(self, discounted: Costs, costs: Tensor) -> tuple[Costs, Costs]:
         """The loss ``[B]`` of each window, and its derivative by the discounted cost."""
@@ -241,24 +237,21 @@ class WindowObjective(PolicyObjective):
         assert noise is not None
         x, noise = x.detach().requires_grad_(), noise.detach().requires_grad_()
         with torch.enable_grad():
-            followed = self.rollout(x, self.steps, self.params, noise=noise)
-        trajectory = followed.detached()
+            trajectory = self.rollout(x, self.steps, self.params, noise=noise)
+            discounted = self.discounted(trajectory)
+            has_gradient = discounted.requires_grad
+            if has_gradient:
+                # Without `grad_outputs`, for which torch loads sympy.
+                costates, by_noise = torch.autograd.grad(
+                    discounted.sum(), (x, noise), allow_unused=True, materialize_grads=True
+                )
+        trajectory, discounted = trajectory.detached(), discounted.detach()
         states = trajectory.states
         assert states is not None
         with torch.no_grad():
-            weights, discounted = self._weights(trajectory), self.discounted(trajectory)
             losses, slopes = self.losses(discounted, trajectory.costs)
-            summands = [(followed.costs, weights[:-1])]
-            if self.critic.fitted:
-                assert followed.values is not None
-                summands.append((followed.values, weights[-1]))
-            summands = [pair for pair in summands if pair[0].requires_grad]
-            if not summands:  # a simulator without gradients
+            if not has_gradient:
                 return Followed(trajectory, losses, x, None, None)
-            outputs, factors = zip(*summands, strict=True)
-            costates, by_noise = torch.autograd.grad(
-                outputs, (x, noise), factors, allow_unused=True, materialize_grads=True
-            )
             by_action = slopes.unsqueeze(-1) * by_noise
             ok, chosen = torch.ones_like(losses, dtype=torch.bool), None
             # A sum that is finite has finite summands; one that is not may have overflowed.

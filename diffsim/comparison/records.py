@@ -98,7 +98,11 @@ class Curve:
                 f"{name} of a curve must be finite, not negative and not decreasing, or NaN everywhere where it is "
                 f"not known; got {getattr(self, name).tolist()[:20]}"
             )
-        known = frozenset(name for name, without in zip(AXES, unknown, strict=True) if not without)
+        known = frozenset(
+            name
+            for name, without in zip(AXES, unknown, strict=True)
+            if not without and (len(self) == 1 or getattr(self, name)[-1] > 0)
+        )
         object.__setattr__(self, "_known", known)
         if not np.isfinite(self.score).all():
             raise ConfigError(
@@ -118,7 +122,10 @@ class Curve:
         return len(self.score)
 
     def knows(self, axis: str) -> bool:
-        """Whether there is an entry, and ``axis`` was measured."""
+        """Whether there is an entry, and ``axis`` was measured and went on.
+
+        A search without gradients stays at 0 gradient evaluations: nothing can be said over them.
+        """
         return axis in self._known  # type: ignore[attr-defined]
 
 

@@ -21,7 +21,6 @@ from diffsim.config import RunConfig, load_config, merge
 from diffsim.errors import (
     ConfigError,
     DivergenceError,
-    EvaluationError,
     Interrupted,
     ProcessError,
     RunFileError,
@@ -30,8 +29,6 @@ from diffsim.isolation import torch_defaults
 from diffsim.launcher import launched
 from diffsim.processes import Team, team_for
 from diffsim.runs import provenance, user_code
-from diffsim.runs.doubling import why_it_doubles
-from diffsim.runs.evaluation import successes_of
 from diffsim.runs.log_writers import check_writers, make_writers
 from diffsim.runs.progress import Progress
 from diffsim.runs.references import (
@@ -55,13 +52,11 @@ from diffsim.runs.runfile import (
 )
 from diffsim.runs.signals import StopRequest, stop_on_signals
 from diffsim.runs.user_code import Source
+from diffsim.runs.validation import Measured, Validation, why_it_doubles
 from diffsim.values import shown
-from robotics_envs.base import EpisodeStates
 
 _ALL_SECTIONS = ("env", "policy", "algorithm", "optimizer")
 MAX_DROPPED_IN_A_ROW = 10
-HELD_OUT = 2**31
-"""Added to the run's seed for the starts of evaluations, which training does not draw."""
 
 
 def train(
@@ -214,13 +209,14 @@ class Run:
         self.sources = sources
         self.team = Team() if team is None else team
         self.history: dict[str, list[float]] = {name: [] for name in COLUMNS}
-        self._best: tuple[float, Writer | None] = (float("-inf"), None)
+        self._validation = Validation(self.algorithm, config, progress.say)
+        self._best: Writer | None = None
+        """Of the best policy, if the file does not have it yet."""
         self._dropped_in_a_row = 0
         self._facts: dict[str, Any] = {}
         self._own = True
         self._saved, self._written = 0, config
         self._inside_update = False
-        self._success_failed = False
 
     @classmethod
     def resume(
@@ -257,7 +253,7 @@ class Run:
         run._saved, run._facts, run._own = run.updates_done, file.provenance(), file.is_own()
         best = file.checkpoints().get("best")
         if best is not None:
-            run._best = (best["return"], None)
+            run._validation.best = best["return"]
         if config != stored:
             run.progress.say(what_lengthening_means(stored, config, run.updates_done))
             if run.team.writes:
@@ -517,36 +513,16 @@ class Run:
             or (stop.wall_seconds is not None and row["wall_seconds"] >= stop.wall_seconds)
         )
         if self.team.writes and (last or (every > 0 and update % every == 0)):
-            row["return"], row["success"], steps = self._evaluate(update)
+            row["return"], row["success"], steps, _ = self._validate(update)
             row["evaluation_steps"] += steps
         return row
 
-    def _evaluate(self, update: int) -> tuple[float, float, int]:
-        """Mean return, share of successes and steps from fixed starts: two evaluations differ by the policy alone."""
-        algorithm, episodes = self.algorithm, self.config.evaluation.episodes
-        generator = torch.Generator().manual_seed(self.config.seed + HELD_OUT)
-        x = algorithm.env.reset(episodes, generator, algorithm.dtype).to(algorithm.device)
-        algorithm.policy.eval()  # measuring must not move the statistics of a batch norm
-        returns, states = algorithm.episodes(x)
-        algorithm.policy.train()
-        measured, success = float(returns.mean()), self._success(states)
-        if measured > self._best[0]:
-            state = {"policy": {k: v.clone() for k, v in algorithm.policy.state_dict().items()}}
-            writer = checkpoint_writer(state, **{"update": update, "return": measured})
-            self._best = (measured, writer)
-        return measured, success, episodes * algorithm.env.episode_steps
-
-    def _success(self, states: EpisodeStates) -> float:
-        """The share of episodes that succeed, NaN if it cannot be told."""
-        env = self.algorithm.env
-        if env.success_criterion is None or self._success_failed:
-            return float("nan")
-        try:
-            return float(successes_of(env, states).double().mean())
-        except EvaluationError as error:
-            self._success_failed = True  # it would be said again at every evaluation
-            self.progress.say(f"successes are not counted: {error}")
-            return float("nan")
+    def _validate(self, update: int) -> Measured:
+        found = self._validation()
+        if found.is_best:
+            state = {"policy": {k: v.clone() for k, v in self.algorithm.policy.state_dict().items()}}
+            self._best = checkpoint_writer(state, **{"update": update, "return": found.mean_return})
+        return found
 
     def _sections(self, state: str, reason: str = "") -> dict[str, Writer]:
         sections = {
@@ -554,8 +530,8 @@ class Run:
             "status": status_writer(state, reason),
             "checkpoints/last": checkpoint_writer(self.algorithm.state_dict(), update=self.updates_done),
         }
-        if self._best[1] is not None:
-            sections["checkpoints/best"] = self._best[1]
+        if self._best is not None:
+            sections["checkpoints/best"] = self._best
         return sections
 
     def _why_it_diverged(self, record: Record) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,16 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffsim.algorithms.base import Algorithm
 from diffsim.assembly import assemble
 from diffsim.comparison.clock import Meter
 from diffsim.config import RunConfig, load_config
 from diffsim.errors import DivergenceError
 from diffsim.isolation import torch_defaults
 from diffsim.policy import Policy
-from diffsim.runs.doubling import why_it_doubles
-from diffsim.runs.evaluation import successes_of
-from diffsim.runs.run import HELD_OUT, MAX_DROPPED_IN_A_ROW
+from diffsim.runs.run import MAX_DROPPED_IN_A_ROW
+from diffsim.runs.validation import Validation, why_it_doubles
 
 
 def load(settings: Mapping[str, Any]) -> None:
@@ -59,8 +56,7 @@ def train(task: str, settings: Mapping[str, Any], seed: int, meter: Meter) -> No
         act = _Acting(algorithm.policy)
         meter.begin(act)
         steps = gradients = dropped = 0
-        validated: list[tuple[float, float]] = []
-        best = -math.inf
+        validation, validated = Validation(algorithm, config), []
         for update in itertools.count(1):
             cpu, wall = time.process_time(), time.perf_counter()
             record = algorithm.step()
@@ -73,10 +69,11 @@ def train(task: str, settings: Mapping[str, Any], seed: int, meter: Meter) -> No
                 raise DivergenceError(f"{dropped} updates in a row were dropped, the last: {record.dropped}")
             at_end, every = update == config.updates, config.evaluation.every
             if at_end or (every and update % every == 0):
-                validated.append(_validate(algorithm, config))
-                if validated[-1][0] > best:
-                    best, act = validated[-1][0], _Acting(copy.deepcopy(algorithm.policy))
-                steps += config.evaluation.episodes * algorithm.env.episode_steps
+                measured = validation()
+                validated.append((measured.mean_return, measured.success))
+                steps += measured.env_steps
+                if measured.is_best:
+                    act = _Acting(copy.deepcopy(algorithm.policy))
             if not meter.go_on(steps, gradients, act):
                 return
             if at_end:
@@ -86,19 +83,6 @@ def train(task: str, settings: Mapping[str, Any], seed: int, meter: Meter) -> No
                 config = config.model_copy(update=changes)
                 algorithm.lengthen(config.updates)
         meter.end(steps, gradients, act, f"all {config.updates} updates done")
-
-
-def _validate(algorithm: Algorithm, config: RunConfig) -> tuple[float, float]:
-    """Mean return and share of successes from the held-out starts of a run."""
-    generator = torch.Generator().manual_seed(config.seed + HELD_OUT)
-    x = algorithm.env.reset(config.evaluation.episodes, generator, algorithm.dtype).to(algorithm.device)
-    algorithm.policy.eval()
-    returns, states = algorithm.episodes(x)
-    algorithm.policy.train()
-    success = math.nan
-    if algorithm.env.success_criterion is not None:
-        success = float(successes_of(algorithm.env, states).double().mean())
-    return float(returns.mean()), success
 
 
 def _take_off_compiling(meter: Meter, cpu: float, wall: float, compiling: float) -> None:

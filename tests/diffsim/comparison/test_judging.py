@@ -11,7 +11,7 @@ from diffsim.comparison.judging import GYM_SEED, SEED, SimulatorJudge, make_judg
 from diffsim.config import load_config
 from diffsim.rollouts import Rollout
 from diffsim.runs.evaluation import successes_of
-from diffsim.runs.run import HELD_OUT
+from diffsim.runs.validation import HELD_OUT
 
 
 def test_scores_are_the_returns_and_successes_of_whole_episodes():

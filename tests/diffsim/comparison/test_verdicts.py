@@ -167,6 +167,25 @@ def test_an_axis_on_which_the_other_side_wins_is_named():
     assert {(c.before, c.after) for c in changes} == {(WON, LOST)}
 
 
+def test_an_axis_on_which_an_opponent_stands_still_says_nothing_about_it():
+    """A search without gradients: 0 gradient evaluations at the end as at the start."""
+    comparison = compared({"ours": 0.8, "ppo": 0.4, "search": 0.2}, tasks=("one", "two"))
+    records = [
+        dataclasses.replace(
+            r,
+            curve=dataclasses.replace(
+                r.curve, gradient_evaluations=r.curve.cpu_seconds * (r.contender != "search")
+            ),
+        )
+        for r in comparison.records
+    ]
+    comparison = dataclasses.replace(comparison, records=records)
+    found = verdicts.verdicts(comparison, QUICK.but(axis="gradient_evaluations"))
+    assert found.overall["ppo"].outcome == WON
+    assert "search" not in found.overall
+    assert verdicts.verdicts(comparison, QUICK).overall["search"].outcome == WON
+
+
 # -- many to many -----------------------------------------------------------------------------------------------------
 
 

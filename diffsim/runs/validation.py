@@ -1,0 +1,101 @@
+"""Evaluations of the policy while it is trained: which one is kept, and whether a run goes on to twice its updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+
+from diffsim.algorithms.base import Algorithm
+from diffsim.config import RunConfig
+from diffsim.errors import EvaluationError
+from diffsim.runs.evaluation import successes_of
+from robotics_envs.base import Env, EpisodeStates
+
+HELD_OUT = 2**31
+"""Added to the run's seed for the starts of evaluations, which training does not draw."""
+
+
+class Measured(NamedTuple):
+    """One evaluation."""
+
+    mean_return: float
+    success: float
+    """Share of the episodes that succeed, NaN if it cannot be told."""
+    env_steps: int
+    """Environment steps that it took."""
+    is_best: bool
+    """Whether the return is higher than that of every evaluation before."""
+
+
+class Validation:
+    """Whole episodes of the policy from fixed starts: two evaluations differ by the policy alone.
+
+    Args:
+        algorithm: what trains the policy.
+        config: of the run; of it only the seed and the number of episodes are used.
+        say: is told why successes cannot be counted, once.
+        best: the highest return so far, of a run that goes on.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        config: RunConfig,
+        say: Callable[[str], object] = lambda line: None,
+        best: float = -math.inf,
+    ) -> None:
+        self.algorithm, self.best = algorithm, best
+        self.seed, self.episodes = config.seed + HELD_OUT, config.evaluation.episodes
+        self._say, self._success_failed = say, False
+
+    def __call__(self) -> Measured:
+        """Evaluate the present policy."""
+        algorithm = self.algorithm
+        generator = torch.Generator().manual_seed(self.seed)
+        x = algorithm.env.reset(self.episodes, generator, algorithm.dtype).to(algorithm.device)
+        algorithm.policy.eval()  # measuring must not move the statistics of a batch norm
+        returns, states = algorithm.episodes(x)
+        algorithm.policy.train()
+        mean = float(returns.mean())
+        is_best = mean > self.best
+        if is_best:
+            self.best = mean
+        return Measured(mean, self._success(states), self.episodes * algorithm.env.episode_steps, is_best)
+
+    def _success(self, states: EpisodeStates) -> float:
+        env = self.algorithm.env
+        if env.success_criterion is None or self._success_failed:
+            return math.nan
+        try:
+            return float(successes_of(env, states).double().mean())
+        except EvaluationError as error:
+            self._success_failed = True  # it would be said again at every evaluation
+            self._say(f"successes are not counted: {error}")
+            return math.nan
+
+
+def why_it_doubles(config: RunConfig, env: Env, returns: Iterable[float], successes: Iterable[float]) -> str:
+    """Why a run that has come to its last update goes on to twice as many; ``""`` if it does not.
+
+    It goes on while the best policy's evaluation does not show that it solves the task
+    (:meth:`robotics_envs.base.Success.is_shown_by`), because the policy was chosen by this evaluation.
+
+    Args:
+        config: of the run.
+        env: its simulator.
+        returns, successes: mean return and share of successes of each evaluation, NaN where there was none.
+    """
+    criterion, episodes = env.success_criterion, config.evaluation.episodes
+    measured = [pair for pair in zip(returns, successes, strict=True) if not any(map(math.isnan, pair))]
+    if not config.doublings or criterion is None or not measured:
+        return ""
+    count = round(max(measured)[1] * episodes)
+    if criterion.is_shown_by(count, episodes):
+        return ""
+    return (
+        f"the best policy succeeds from {count} of {episodes} held-out starts, too few to be sure of "
+        f"{criterion.share:.1%}"
+    )
