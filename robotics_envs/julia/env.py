@@ -64,9 +64,8 @@ class JuliaEnv(Env):
     """An environment whose methods are Julia's; a subclass for each simulator is made by :func:`julia_env`.
 
     Everything is computed on the CPU, in Float64 whatever the dtype of the tensors; the rollouts of a batch are spread
-    over Julia's threads, each by itself, so that results do not depend on their number (with events, only within the
-    solver's tolerance).  Tensors are read and written in place; only non-contiguous ones are
-    copied.  First derivatives only.
+    over Julia's threads, each by itself, so that results do not depend on their number, nor on the other rollouts.
+    Tensors are read and written in place; only non-contiguous ones are copied.  First derivatives only.
 
     A rollout that the solver in Julia cannot simulate becomes NaN, with a warning; an error in Julia is a
     :class:`JuliaError` with Julia's message and line.

@@ -95,12 +95,26 @@ function advance!(next, integrator, x, u, p, dt)
     jump!(x, u, p)
     integrator.p.u .= u
     integrator.p.p = p
-    reinit!(integrator, x; t0 = zero(dt), tf = dt)
+    forget!(integrator)
+    reinit!(integrator, x; t0 = zero(dt), tf = dt, reset_dt = integrator.opts.adaptive)
     # Which event was the last one is kept by `reinit!`, and would be taken for one at the start of this interval.
     integrator.event_last_time, integrator.vector_event_last_time = 0, 1
     solve!(integrator)
     next .= integrator.u
     return SciMLBase.successful_retcode(integrator.sol.retcode)
+end
+
+"""
+    forget!(integrator)
+
+Set back what `reinit!` keeps of the interval before: the step before an event, which would be taken for a given first step
+and spare the choice of one; the distance of the last event; and what the controller remembers.
+"""
+function forget!(integrator)
+    integrator.opts.adaptive && (integrator.dtcache = zero(integrator.dtcache))
+    integrator.last_event_error = zero(integrator.last_event_error)
+    foreach(k -> fill!(k, zero(eltype(k))), integrator.k)
+    return nothing
 end
 
 """

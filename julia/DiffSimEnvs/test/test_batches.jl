@@ -39,15 +39,22 @@ DiffSimEnvs.scheme(::Springs) = Fixed(DiffSimEnvs.Tsit5(); steps = 3)
     end
 end
 
-@testset "a batch is its rollouts, whatever their number and Julia's threads" begin
-    for S in (Pendulum, CartpoleSwingup, Reactor)
+@testset "a batch is its rollouts, whatever their number, their order and Julia's threads" begin
+    for S in (Pendulum, CartpoleSwingup, Reactor, Trebuchet, ThreeBody)
         batch = open_simulator(S)
         x, u, p = sample(batch, 67)
+        S === Trebuchet && (x[1, :] .= round.(x[1, :]))
         together, J, _ = ask(batch, INTERVAL, x, u, p)
         for b in (1, 2, 33, 66, 67)
             y, K, _ = ask(batch, INTERVAL, x[:, b:b], u[:, b:b], p)
             @test y[:, 1] == together[:, b]
             @test K[:, :, 1] == J[:, :, b]
+        end
+        for seed in 1:3
+            order = sortperm(rand(Xoshiro(seed), 67))
+            y, K, _ = ask(batch, INTERVAL, x[:, order], u[:, order], p)
+            @test y == together[:, order]
+            @test K == J[:, :, order]
         end
         @test ask(batch, INTERVAL, x[:, 1:0], u[:, 1:0], p)[3] == 0
     end
