@@ -22,7 +22,7 @@ using SciMLLogging: None
 using TOML: TOML
 
 export Simulator, Parameter, Box, Description
-export Discrete, Fixed, Adaptive, ForwardMode, AdjointMode
+export Discrete, Fixed, Adaptive, Rosenbrock, ForwardMode, AdjointMode
 export describe, dynamics!, cost, observe, done, reset, scheme, event, events, jump!, step!, sensitivity, primal
 export open_simulator, evaluate!, pull!
 export CartpoleSwingup, Pendulum, Reactor, ThreeBody, Trebuchet
@@ -30,6 +30,7 @@ export CartpoleSwingup, Pendulum, Reactor, ThreeBody, Trebuchet
 include("simulator.jl")
 include("integration.jl")
 include("sensitivity.jl")
+include("rosenbrock.jl")
 include("batch.jl")
 include("loading.jl")
 include("foreign.jl")

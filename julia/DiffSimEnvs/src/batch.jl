@@ -315,7 +315,7 @@ function adjoint_of_rollout!(batch::Batch{S}, x, u, p, by_first, by_second, by_x
         at(state) = ForwardDiff.gradient(z -> price(S, z, length(state), length(action)), [state; action; values])
         weight = Float64(by_second[1, b])
         λ = Float64.(by_first[:, b])
-        reached, pullback = invokelatest(adjoint_of_interval, S, batch.scheme, d.dt, start, action, values)
+        reached, pullback = invokelatest(adjoint_of_interval, S, of_ordinary_diffeq(batch.scheme), d.dt, start, action, values)
         by_cost = weight .* at(d.cost_of_reached_state ? reached : start)
         n, m = length(start), length(action)
         d.cost_of_reached_state && (λ .+= by_cost[1:n])

@@ -7,6 +7,7 @@ using Test
         "pendulum",
         "cartpole_swingup",
         "reactor",
+        "rosenbrock",
         "trebuchet",
         "three_body",
         "events",
