@@ -270,6 +270,8 @@ class Env(abc.ABC):
     """
     foreign: ClassVar[bool] = False
     """Whether the methods are computed outside of torch: nothing of them can be traced, and ``solver`` is not used."""
+    whole_windows: ClassVar[bool] = False
+    """Whether :meth:`window` is faster than as many calls of :meth:`step`."""
     longest_window: float = math.inf
     """Seconds over which gradients tell of costs; trainers that choose the length of windows do not go beyond."""
     training_note: str = ""
@@ -445,6 +447,24 @@ class Env(abc.ABC):
         if following.shape != x.shape or cost.shape != x.shape[:-1]:
             raise SizeError(_results(self, x, following, cost))
         return following, cost
+
+    def window(self, x: States, controls: Tensor, p: Params) -> tuple[Tensor, Tensor]:
+        """Control intervals one after the other under given actions.
+
+        Args:
+            x: initial states ``[B, n]``.
+            controls: actions ``[T, B, m]``, T at least 1.
+            p: physical parameters by name, ``[]`` or ``[B]``.
+
+        Returns:
+            States ``[T + 1, B, n]``, the initial ones first, and costs ``[T, B]``.
+        """
+        states, costs = [x], []
+        for u in controls:
+            following, cost = self.step(states[-1], u, p)
+            states.append(following)
+            costs.append(cost)
+        return torch.stack(states), torch.stack(costs)
 
     def draw(self, x: Floats, u: Floats) -> list[Shape]:
         """The moving shapes, for one state ``x [n]`` and action ``u [m]``; a bar for each state unless overridden."""

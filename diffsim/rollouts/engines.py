@@ -15,6 +15,7 @@ from diffsim.rollouts.inputs import Engine, Inputs, UnsupportedError
 from diffsim.rollouts.inspection import Findings, fingerprints, look, operations
 from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Unrolled
+from diffsim.rollouts.windows import Windows
 from lazy_registry.registry import Registry
 from solvers.cuda.nvrtc import NoNvrtcError
 from solvers.native import build
@@ -119,7 +120,7 @@ class Engines:
                 self._say(
                     f"backend {self.backend!r} cannot compile {inputs.env.name}, which is not computed in torch: eager"
                 )
-            return Unrolled()
+            return Windows() if inputs.env.whole_windows and inputs.controls is not None else Unrolled()
         if cast:
             if self.backend != "eager":
                 self._say("torch.autocast is on, which compiled back ends do not follow: eager")

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from robotics_envs.base import Actions, Box, Costs, Env, Observations, Parameter, Params, States
 from robotics_envs.julia.runtime import JuliaError, Runtime, start
+from robotics_envs.julia.windows import ALL, NONE, STATES_AND_ACTIONS, simulate
 from solvers.methods.base import Solver, State, VectorField
 
 logger = logging.getLogger("robotics_envs")
 
 PREFIX = "julia:"
 _INTERVAL, _SLOPE, _COST, _OBSERVATION, _DONE = range(5)
-_NONE, _STATES_AND_ACTIONS, _ALL = range(3)
-"""What a Jacobian is by."""
 
 
 class InJulia(Solver):
@@ -39,7 +38,7 @@ class InJulia(Solver):
         )
 
 
-class _Simulator(NamedTuple):
+class JuliaSimulator(NamedTuple):
     """An opened simulator in a running Julia."""
 
     runtime: Runtime
@@ -76,6 +75,7 @@ class JuliaEnv(Env):
     """
 
     foreign = True
+    whole_windows = True
     solver = InJulia()
     file: ClassVar[str]
     simulator: ClassVar[str]
@@ -89,7 +89,7 @@ class JuliaEnv(Env):
 
     _own_reset: ClassVar[bool]
     _default_sensitivity: ClassVar[str]
-    _simulator: ClassVar[_Simulator]
+    _simulator: ClassVar[JuliaSimulator]
 
     def __reduce__(self) -> Any:
         # Its class is made at run time: another process makes it again.
@@ -139,10 +139,7 @@ class JuliaEnv(Env):
         packed = self._pack(p, x)
         if x.device.type == "meta":
             return tuple(x.new_empty(len(x), size) for size in self._simulator.outputs(quantity))  # type: ignore[return-value]
-        derivatives = _NONE
-        if torch.is_grad_enabled():
-            wanted = x.requires_grad or u.requires_grad
-            derivatives = _ALL if packed.requires_grad else _STATES_AND_ACTIONS if wanted else _NONE
+        derivatives = _wanted(x, u, packed)
         if self.sensitivity not in ("forward", "adjoint"):
             raise ValueError(
                 f"{self.name}: sensitivity = {self.sensitivity!r} is neither 'forward' nor 'adjoint'"
@@ -153,20 +150,49 @@ class JuliaEnv(Env):
         arguments = (x.contiguous(), u.contiguous(), packed.contiguous())
         transformed = torch._C._are_functorch_transforms_active()
         if not derivatives and not transformed:
-            first, second, _, failures = _evaluate(self._simulator, quantity, _NONE, *arguments)
+            first, second, _, failures = _evaluate(self._simulator, quantity, NONE, *arguments)
         else:
             function = _EvaluateMapped if transformed else _Evaluate
             first, second, _, failures = function.apply(
                 self._simulator, quantity, derivatives, adjoint, *arguments
             )
+        self._warn_of(failures, len(x))
+        return first, second
+
+    def window(self, x: States, controls: Tensor, p: Params) -> tuple[Tensor, Tensor]:
+        """Many control intervals under given actions in one call.
+
+        Args:
+            x: initial states ``[B, n]``.
+            controls: ``[T, B, m]``.
+            p: physical parameters by name, ``[]`` or ``[B]``.
+
+        Returns:
+            States ``[T + 1, B, n]``, the initial ones first, and costs ``[T, B]``; differentiable like :meth:`step`.
+        """
+        steps = len(controls)
+        if (
+            not steps
+            or x.device.type == "meta"
+            or self.sensitivity == "adjoint"
+            or torch._C._are_functorch_transforms_active()
+        ):
+            return super().window(x, controls, p)
+        _check(self, x, controls[0])
+        packed = self._pack(p, x)
+        given = x.contiguous(), controls.contiguous(), packed.contiguous()
+        states, costs, failures = simulate(self._simulator, _wanted(x, controls, packed), *given)
+        self._warn_of(failures, len(x))
+        return states, costs
+
+    def _warn_of(self, failures: int, rollouts: int) -> None:
         if failures and not self._warned:
             self._warned = True
             logger.warning(
                 "%s: the solver failed for %d of %d rollouts, which are NaN now (reported once); keep states and "
                 "parameters physical, or choose another scheme or tolerance in the simulator's file",
-                self.name, failures, len(x),
+                self.name, failures, rollouts,
             )  # fmt: skip
-        return first, second
 
     def _pack(self, p: Params, x: Tensor) -> Tensor:
         """The parameters as one tensor, ``[k]`` or, if one of them differs between rollouts, ``[B, k]``."""
@@ -201,6 +227,13 @@ def _again(name: str, state: dict[str, Any]) -> JuliaEnv:
     return env
 
 
+def _wanted(x: Tensor, u: Tensor, p: Tensor) -> int:
+    """By what derivatives are needed."""
+    if not torch.is_grad_enabled():
+        return NONE
+    return ALL if p.requires_grad else STATES_AND_ACTIONS if x.requires_grad or u.requires_grad else NONE
+
+
 def _single(x: Tensor) -> int:
     return int(x.dtype == torch.float32)
 
@@ -224,7 +257,7 @@ def _check(env: JuliaEnv, x: Tensor, u: Tensor) -> None:
 
 
 def _evaluate(
-    s: _Simulator, quantity: int, derivatives: int, x: Tensor, u: Tensor, p: Tensor
+    s: JuliaSimulator, quantity: int, derivatives: int, x: Tensor, u: Tensor, p: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """A quantity of a batch: first and second result, Jacobian ``[B, columns, results]``, how many rollouts failed."""
     first, second = s.outputs(quantity)
@@ -244,7 +277,7 @@ class _Evaluate(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        s: _Simulator,
+        s: JuliaSimulator,
         quantity: int,
         derivatives: int,
         adjoint: bool,
@@ -253,7 +286,7 @@ class _Evaluate(torch.autograd.Function):
         p: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         inputs = s, quantity, derivatives, adjoint, x, u, p
-        output = _evaluate(s, quantity, _NONE if adjoint else derivatives, x, u, p)
+        output = _evaluate(s, quantity, NONE if adjoint else derivatives, x, u, p)
         _keep(ctx, inputs, output)
         return output
 
@@ -267,7 +300,7 @@ class _Evaluate(torch.autograd.Function):
         s, count = ctx.simulator, len(x)
         by_first, by_second = by_first.contiguous(), by_second.contiguous()
         by_x, by_u = torch.empty_like(x), torch.empty_like(u)
-        with_p = ctx.adjoint or ctx.derivatives == _ALL
+        with_p = ctx.adjoint or ctx.derivatives == ALL
         by_p = x.new_empty(count, s.parameters if with_p else 0)
         bars = [g.data_ptr() for g in (by_first, by_second, by_x, by_u, by_p)]
         if ctx.adjoint:
@@ -294,9 +327,9 @@ class _EvaluateMapped(_Evaluate):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        s: _Simulator, quantity: int, derivatives: int, adjoint: bool, x: Tensor, u: Tensor, p: Tensor
+        s: JuliaSimulator, quantity: int, derivatives: int, adjoint: bool, x: Tensor, u: Tensor, p: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, int]:
-        return _evaluate(s, quantity, _NONE if adjoint else derivatives, x, u, p)
+        return _evaluate(s, quantity, NONE if adjoint else derivatives, x, u, p)
 
     setup_context = staticmethod(_keep)
 
@@ -362,7 +395,7 @@ def _julia_env(file: str, simulator: str) -> type[JuliaEnv]:
             **{name: facts[name] for name in ("dt", "episode_steps", "cost_of_reached_state")},
             "_own_reset": facts["own_reset"],
             "_default_sensitivity": "adjoint" if facts["adjoint"] else "forward",
-            "_simulator": _Simulator(
+            "_simulator": JuliaSimulator(
                 runtime,
                 facts["number"],
                 states=len(state),

@@ -36,6 +36,8 @@ _SIGNATURES = (
     ctypes.CFUNCTYPE(_INT, *[_INT] * 5, *[_POINTER] * 6),
     ctypes.CFUNCTYPE(_INT, *[_INT] * 4, *[_POINTER] * 8),
     ctypes.CFUNCTYPE(_INT, *[_INT] * 4, _POINTER),
+    ctypes.CFUNCTYPE(_INT, *[_INT] * 6, *[_POINTER] * 5),
+    ctypes.CFUNCTYPE(_INT, *[_INT] * 5, *[_POINTER] * 6),
 )
 _INTERRUPTED = -2
 
@@ -69,7 +71,9 @@ class Runtime:
         self.threads, self.versions = threads, versions
         functions = [kind(address) for kind, address in zip(_SIGNATURES, addresses, strict=True)]
         self._open, self._last_error, self._load_adjoints = functions[:3]
-        self._evaluate, self._pull, self._adjoint, self._reset = functions[3:]
+        self._evaluate, self._pull, self._adjoint, self._reset, self._window, self._pull_window = functions[
+            3:
+        ]
         self._adjoints_loaded = False
 
     def open(self, file: str, name: str) -> dict[str, Any]:
@@ -115,6 +119,14 @@ class Runtime:
     def reset(self, number: int, *arguments: int) -> None:
         """``DiffSimEnvs.c_reset``."""
         self._checked(number, self._reset, arguments)
+
+    def window(self, number: int, *arguments: int) -> int:
+        """``DiffSimEnvs.c_window``; the number of rollouts that failed."""
+        return self._checked(number, self._window, arguments)
+
+    def pull_window(self, number: int, *arguments: int) -> None:
+        """``DiffSimEnvs.c_pull_window``."""
+        self._checked(number, self._pull_window, arguments)
 
     def _checked(self, number: int, function: Any, arguments: tuple[int, ...]) -> int:
         if _forked:

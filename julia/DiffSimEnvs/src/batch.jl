@@ -115,25 +115,42 @@ function evaluate!(batch::Batch{S}, quantity::Quantity, x, u, p, first, second, 
     count = size(x, 2)
     wanted = isempty(jacobian) ? 0 : columns(batch, with_parameters)
     size(x, 1) == batch.sizes[1] || throw(DimensionMismatch("x has $(size(x, 1)) rows, the state has $(batch.sizes[1])"))
+    D, P = number_types(S, wanted, with_parameters)
+    arrays = (x, u, p, first, second, jacobian)
+    return spread(batch, quantity, D, P, count, 1) do part
+        stretch!(batch, quantity, D, P, arrays, part)::Int
+    end
+end
+
+"The number types of states and actions, and of the simulator with its parameters, for so many wanted columns."
+function number_types(::Type{S}, wanted, with_parameters) where {S}
     passes = cld(wanted, MOST_PARTIALS)
     width = wanted == 0 ? 0 : cld(wanted, passes)
     D = width == 0 ? Float64 : Perturbed{width}
-    P = rebuilt_type(S, with_parameters ? D : Float64)
-    arrays = (x, u, p, first, second, jacobian)
+    return D, rebuilt_type(S, with_parameters ? D : Float64)
+end
+
+"""
+    spread(work, batch, quantity, D, P, count, intervals) -> failures
+
+The sum of what `work(part)` returns for parts of the rollouts, on as many threads as `intervals` of them take time for.
+"""
+function spread(work, batch, quantity, D, P, count, intervals)
     W = Tuple{D,P}
     pace = quantity === INTERVAL ? lock(() -> get(batch.paces, W, 0.0), batch.lock) : 0.0
-    tasks = clamp(floor(Int, count * pace / WORTH_A_TASK), 1, min(Threads.nthreads(), max(count, 1)))
+    seconds = count * intervals * pace
+    tasks = clamp(floor(Int, seconds / WORTH_A_TASK), 1, min(Threads.nthreads(), max(count, 1)))
     begun = time_ns()
     failures = if tasks == 1
-        stretch!(batch, quantity, D, P, arrays, 1:count)::Int
+        work(1:count)::Int
     else
-        work = map(Iterators.partition(1:count, cld(count, tasks))) do part
-            Threads.@spawn stretch!(batch, quantity, D, P, arrays, part)::Int
+        running = map(Iterators.partition(1:count, cld(count, tasks))) do part
+            Threads.@spawn work(part)::Int
         end
-        sum(fetch, work)::Int
+        sum(fetch, running)::Int
     end
-    count > 0 && quantity === INTERVAL && lock(batch.lock) do
-        batch.paces[W] = (time_ns() - begun) / 1e9 * tasks / count
+    count * intervals > 0 && quantity === INTERVAL && lock(batch.lock) do
+        batch.paces[W] = (time_ns() - begun) / 1e9 * tasks / (count * intervals)
     end
     return failures
 end

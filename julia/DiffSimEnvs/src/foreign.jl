@@ -150,6 +150,70 @@ function pull_at(batch, quantity, ::Type{T}, rollouts, with_parameters, jacobian
     return 0
 end
 
+function c_window(
+    number::Int64,
+    single::Int64,
+    rollouts::Int64,
+    intervals::Int64,
+    derivatives::Int64,
+    shared::Int64,
+    u::Ptr{Cvoid},
+    p::Ptr{Cvoid},
+    states::Ptr{Cvoid},
+    costs::Ptr{Cvoid},
+    jacobian::Ptr{Cvoid},
+)::Int64
+    return guarded(number) do
+        T = single == 1 ? Float32 : Float64
+        window_at(OPENED[number], T, rollouts, intervals, derivatives, shared == 1, u, p, states, costs, jacobian)
+    end
+end
+
+function window_at(batch, ::Type{T}, rollouts, intervals, derivatives, shared, u, p, states, costs, jacobian) where {T}
+    n, m, k = batch.sizes
+    wide = derivatives == 0 ? 0 : columns(batch, derivatives == 2)
+    shape = wide == 0 ? (0, 0, 0, intervals) : (n + 1, wide, rollouts, intervals)
+    return window!(
+        batch,
+        wrap(T, u, m, rollouts, intervals),
+        shared ? wrap(T, p, k) : wrap(T, p, k, rollouts),
+        wrap(T, states, n, rollouts, intervals + 1),
+        wrap(T, costs, 1, rollouts, intervals),
+        wrap(Float64, jacobian, shape...),
+        derivatives == 2,
+    )
+end
+
+function c_pull_window(
+    number::Int64,
+    single::Int64,
+    rollouts::Int64,
+    intervals::Int64,
+    derivatives::Int64,
+    jacobian::Ptr{Cvoid},
+    by_states::Ptr{Cvoid},
+    by_costs::Ptr{Cvoid},
+    by_x::Ptr{Cvoid},
+    by_u::Ptr{Cvoid},
+    by_p::Ptr{Cvoid},
+)::Int64
+    return guarded(number) do
+        T = single == 1 ? Float32 : Float64
+        batch = OPENED[number]
+        n, m, k = batch.sizes
+        with_parameters = derivatives == 2
+        pull_window!(
+            wrap(Float64, jacobian, n + 1, columns(batch, with_parameters), rollouts, intervals),
+            wrap(T, by_states, n, rollouts, intervals + 1),
+            wrap(T, by_costs, 1, rollouts, intervals),
+            wrap(T, by_x, n, rollouts),
+            wrap(T, by_u, m, rollouts, intervals),
+            wrap(T, by_p, with_parameters ? k : 0, rollouts),
+        )
+        0
+    end
+end
+
 function c_adjoint(
     number::Int64,
     single::Int64,
@@ -204,6 +268,8 @@ function entry_points()
         @cfunction(c_pull, Int64, (Int64, Int64, Int64, Int64, Int64, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid})),
         @cfunction(c_adjoint, Int64, (Int64, Int64, Int64, Int64, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid})),
         @cfunction(c_reset, Int64, (Int64, Int64, Int64, Int64, Ptr{Cvoid})),
+        @cfunction(c_window, Int64, (Int64, Int64, Int64, Int64, Int64, Int64, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid})),
+        @cfunction(c_pull_window, Int64, (Int64, Int64, Int64, Int64, Int64, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid})),
     )
     packages = (@__MODULE__, ForwardDiff, SciMLBase, OrdinaryDiffEqTsit5, OrdinaryDiffEqRosenbrock, OrdinaryDiffEqVerner)
     versions = Dict(string(nameof(m)) => string(pkgversion(m)) for m in packages)

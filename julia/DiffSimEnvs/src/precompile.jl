@@ -25,6 +25,17 @@ succeed(number, code) = code == 0 || error(get(ERRORS, number, "failures in the 
                     GC.@preserve by succeed(number, c_pull(number, Int(quantity), Int(T === Float32), 2, derivatives, map(v -> Ptr{Cvoid}(pointer(v)), (jacobian, first, second, by...))...))
                 end
             end
+            for derivatives in 0:2
+                controls, states, costs = zeros(T, m, 2, 2), zeros(T, n, 2, 3), zeros(T, 1, 2, 2)
+                states[:, :, 1] .= x
+                jacobian = derivatives == 0 ? zeros(0, 0, 0, 2) : zeros(n + 1, columns(batch, derivatives == 2), 2, 2)
+                GC.@preserve controls p states costs jacobian begin
+                    succeed(number, c_window(number, Int(T === Float32), 2, 2, derivatives, 1, map(v -> Ptr{Cvoid}(pointer(v)), (controls, p, states, costs, jacobian))...))
+                    derivatives == 0 && continue
+                    by = (zeros(T, n, 2), zeros(T, m, 2, 2), zeros(T, k, 2))
+                    GC.@preserve by succeed(number, c_pull_window(number, Int(T === Float32), 2, 2, derivatives, map(v -> Ptr{Cvoid}(pointer(v)), (jacobian, states, costs, by...))...))
+                end
+            end
         end
     end
     empty!(OPENED)

@@ -12,6 +12,7 @@ using Test
         "three_body",
         "events",
         "batches",
+        "windows",
         "adjoints",
         "loading",
     )

@@ -629,6 +629,61 @@ def test_rollouts_take_one_pass_and_say_what_they_cannot(caplog):
     assert not caplog.records
 
 
+def stepwise(env, x, controls, p):
+    states, costs = [x], []
+    for u in controls:
+        following, cost = env.step(states[-1], u, p)
+        states.append(following)
+        costs.append(cost)
+    return torch.stack(states), torch.stack(costs)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "per rollout"])
+@pytest.mark.parametrize("name", ["Pendulum", "CartpoleSwingup", "Reactor"])
+def test_a_window_of_given_actions_is_its_intervals(name, own, monkeypatch):
+    env, rng = make_env(f"julia:{name}"), torch.Generator().manual_seed(1)
+    x = env.start_box.sample(5, rng, torch.float64).requires_grad_()
+    u = torch.stack([env.action_box.sample(5, rng, torch.float64) for _ in range(7)]).requires_grad_()
+    p = {key: (v.expand(5).clone() if own else v).requires_grad_() for key, v in env.params(x).items()}
+    inputs = [x, u, *p.values()]
+    states, costs = stepwise(env, x, u, p)
+    loss = lambda states, costs: (states * (1 + states.detach().sin())).sum() + costs.square().sum()
+    expected = torch.autograd.grad(loss(states, costs), inputs)
+    rollout = Rollout(env)
+    rollout(x, 7, p, controls=u)  # the first call looks at a step
+    with monkeypatch.context() as patch:
+        patch.setattr(type(env), "step", None)
+        made = rollout(x, 7, p, controls=u)
+    assert torch.equal(made.states, states)
+    assert torch.equal(made.costs, costs)
+    assert torch.equal(made.last, states[-1])
+    for a, b in zip(torch.autograd.grad(loss(made.states, made.costs), inputs), expected, strict=True):
+        assert relative(a, b) < 1e-10
+    with torch.no_grad():
+        plain = Rollout(env)(x, 7, p, controls=u, keep_states=False)
+    assert plain.states is None
+    assert relative(plain.last, made.last) < 1e-7
+    assert relative(plain.costs, made.costs) < 1e-7
+
+
+def test_a_window_whose_gradient_is_cut_goes_interval_by_interval():
+    env, rng = make_env("julia:Pendulum"), torch.Generator().manual_seed(1)
+    x = env.start_box.sample(5, rng, torch.float64).requires_grad_()
+    u = torch.rand(6, 5, 1, generator=rng, dtype=torch.float64).requires_grad_()
+    whole = Rollout(env)(x, 6, controls=u)
+    cut = Rollout(env)(x, 6, controls=u, truncate=2)
+    assert torch.equal(cut.states, whole.states)
+    (gradient,) = torch.autograd.grad(cut.last.sum(), x, allow_unused=True)
+    assert gradient is None or not gradient.any()
+    assert torch.autograd.grad(whole.last.sum(), x)[0].any()
+    x = x.detach().clone()
+    x[1] = math.nan
+    marked = Rollout(env, on_failure="mark")(x.requires_grad_(), 6, controls=u)
+    assert marked.ok.tolist() == [True, False, True, True, True]
+    (gradient,) = torch.autograd.grad(marked.costs[:, marked.ok].sum(), x)
+    assert gradient.isfinite().all()
+
+
 def test_a_population_is_its_members():
     env = make_env("julia:Pendulum")
     policy = torch.nn.Linear(3, 1).double()
