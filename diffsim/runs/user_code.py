@@ -107,7 +107,10 @@ def sources(config: RunConfig) -> list[Source]:
 
 def _source(section: str, name: str) -> Source | None:
     if name.startswith(JULIA):
-        file = Path(name.removeprefix(JULIA).rpartition(":")[0])
+        path = name.removeprefix(JULIA).rpartition(":")[0]
+        if not path:  # of a Julia session, which has typed it in
+            return None
+        file = Path(path)
         return Source(section, name, str(file), file.name, _julia_files(file))
     module, _, attribute = name.rpartition(":")
     if not module:  # a dotted name of an optimizer

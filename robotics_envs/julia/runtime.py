@@ -198,12 +198,19 @@ def _start(threads: int | None) -> Runtime:
             import juliacall
         except Exception as error:
             raise _does_not_load(installation, error) from error
-        installation = _settings_of(juliacall.CONFIG, earlier) or installation
+        config = dict(juliacall.CONFIG)
+        if hasattr(juliacall, "Main"):  # Julia runs, also where it is Julia that has loaded Python
+            config["inited"] = True
+        installation = _settings_of(config, earlier) or installation
         library = ctypes.PyDLL(None)
         found = _load(library)
     if "error" in found:
         raise _does_not_load(installation, found["error"])
-    _leave_julia(library)
+    if "lib" in config:
+        _leave_julia(library)
+    else:
+        # Julia has loaded Python: this thread returns to it by itself.  PythonCall's setting is not for children.
+        os.environ.pop("PYTHON_JULIACALL_INIT", None)
     if earlier and not told and threads not in (None, found["threads"]):
         warnings.warn(
             f"juliacall was imported before Julia's first environment, and threads = {found['threads']} was settled "

@@ -25,6 +25,7 @@ export Simulator, Parameter, Box, Description
 export Discrete, Fixed, Adaptive, Rosenbrock, ForwardMode, AdjointMode
 export describe, dynamics!, cost, observe, done, reset, scheme, event, events, jump!, step!, sensitivity, primal
 export open_simulator, evaluate!, pull!
+export train, evaluate, load_policy, history
 export CartpoleSwingup, Pendulum, Reactor, ThreeBody, Trebuchet
 
 include("simulator.jl")
@@ -34,6 +35,7 @@ include("rosenbrock.jl")
 include("batch.jl")
 include("windows.jl")
 include("loading.jl")
+include("training.jl")
 include("foreign.jl")
 include("simulators/pendulum.jl")
 include("simulators/cartpole_swingup.jl")

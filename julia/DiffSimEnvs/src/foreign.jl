@@ -12,9 +12,12 @@ const FAILED = -1
 enrol(batch::Batch) = lock(() -> (push!(OPENED, batch); length(OPENED)), DESK)
 
 "The number of the opened simulator `name`, of `file` or (if that is empty) of this package."
-enrol(file::AbstractString, name::AbstractString) =
+function enrol(file::AbstractString, name::AbstractString)
+    S = get(OF_SESSION, (String(file), String(name)), nothing)
+    S === nothing && (S = file == "" ? load_simulator(name) : load_simulator(file, name))
     # The methods of a file are newer than this call.
-    enrol(Base.invokelatest(open_simulator, file == "" ? load_simulator(name) : load_simulator(file, name)))
+    return enrol(Base.invokelatest(open_simulator, S))
+end
 
 """
     c_open(file, name, text, capacity) -> length

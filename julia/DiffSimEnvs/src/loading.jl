@@ -8,7 +8,13 @@ function load_simulator(file::AbstractString, name::AbstractString)
     space = Module(Symbol(first(splitext(basename(file)))))
     Core.eval(space, :(eval(x) = Core.eval($space, x)))
     Core.eval(space, :(include(path) = Base.include($space, path)))
-    Base.include(space, abspath(file))
+    # What the file trains is not for now: the trainer is asking for the simulator.
+    LOADING[] = true
+    try
+        Base.include(space, abspath(file))
+    finally
+        LOADING[] = false
+    end
     return find(space, name, basename(file))
 end
 
