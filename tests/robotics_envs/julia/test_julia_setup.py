@@ -273,7 +273,7 @@ def test_the_julia_that_an_earlier_juliacall_started_is_named(tmp_path):
 def test_threads_that_an_earlier_juliacall_settled_are_said(asked, variable, warned):
     out = after_an_earlier_juliacall(
         "started(handle_signals='yes')\n"
-        "found = {'threads': 1, 'versions': {}, 'addresses': [0] * 7}\n"
+        "found = {'threads': 1, 'versions': {}, 'addresses': [0] * len(runtime._SIGNATURES)}\n"
         "runtime._load = lambda library: found\n"
         f"if {variable!r}: os.environ[{variable!r}] = '1'\n"
         f"print(said({asked}))"
