@@ -37,7 +37,9 @@ class Validation:
         algorithm: what trains the policy.
         config: of the run; of it only the seed and the number of episodes are used.
         say: is told why successes cannot be counted, once.
-        best: the highest return so far, of a run that goes on.
+
+    Attributes:
+        best: the highest return so far; a run that goes on sets it.
     """
 
     def __init__(
@@ -45,9 +47,8 @@ class Validation:
         algorithm: Algorithm,
         config: RunConfig,
         say: Callable[[str], object] = lambda line: None,
-        best: float = -math.inf,
     ) -> None:
-        self.algorithm, self.best = algorithm, best
+        self.algorithm, self.best = algorithm, -math.inf
         self.seed, self.episodes = config.seed + HELD_OUT, config.evaluation.episodes
         self._say, self._success_failed = say, False
 
