@@ -12,28 +12,32 @@ values and Jacobians of all rollouts of a control interval, and vector-Jacobian 
 module DiffSimEnvs
 
 using ForwardDiff: ForwardDiff, Dual, Partials
+using LinearAlgebra: Diagonal, isdiag, issuccess, lu, norm
 using OrdinaryDiffEqRosenbrock: OrdinaryDiffEqRosenbrock, Rodas5P
 using OrdinaryDiffEqTsit5: OrdinaryDiffEqTsit5, Tsit5
 using OrdinaryDiffEqVerner: OrdinaryDiffEqVerner, Vern9
 using PrecompileTools: @compile_workload
 using Random: AbstractRNG, Xoshiro
-using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, ODEProblem, reinit!, solve!
+using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, ODEFunction, ODEProblem, reinit!, solve!
 using SciMLLogging: None
 using TOML: TOML
 
 export Simulator, Parameter, Box, Description
 export Discrete, Fixed, Adaptive, Rosenbrock, ForwardMode, AdjointMode
 export describe, dynamics!, cost, observe, done, reset, scheme, event, events, jump!, step!, sensitivity, primal
+export mass_matrix, simulator
 export open_simulator, evaluate!, pull!
 export train, evaluate, load_policy, history
 export CartpoleSwingup, Pendulum, Reactor, ThreeBody, Trebuchet
 
 include("simulator.jl")
+include("algebraic.jl")
 include("integration.jl")
 include("sensitivity.jl")
 include("rosenbrock.jl")
 include("batch.jl")
 include("windows.jl")
+include("models.jl")
 include("loading.jl")
 include("training.jl")
 include("foreign.jl")

@@ -223,6 +223,7 @@ end
     if quantity === INTERVAL
         clip!(u, d.action_box)
         n = length(x)
+        settle!(x, u, p) || return false
         copyto!(w.start, x)
         good = advance!(view_of(out, n), w.integrator, x, u, p, d.dt)
         reached = d.cost_of_reached_state ? copyto!(x, 1, out, 1, n) : copyto!(x, w.start)
@@ -231,6 +232,7 @@ end
     elseif quantity === SLOPE
         dynamics!(view_of(out, length(x)), x, u, p, 0.0)
     elseif quantity === COST
+        settle!(x, u, p) || return false
         out[1] = cost(x, u, p)
     elseif quantity === OBSERVATION
         seen = observe(x, p)
@@ -316,6 +318,8 @@ function adjoint!(batch::Batch{S}, x, u, p, by_first, by_second, by_x, by_u, by_
         throw(ArgumentError("$(nameof(S)) is a map, not a differential equation: it has no adjoint; use ForwardMode()"))
     isempty(events(default(batch))) ||
         throw(ArgumentError("$(nameof(S)) has events, which its adjoint would not see; use ForwardMode()"))
+    has_algebraic(S) &&
+        throw(ArgumentError("$(nameof(S)) has algebraic equations, which its adjoint would not see; use ForwardMode()"))
     tasks = [Threads.@spawn(adjoint_of_rollout!(batch, x, u, p, by_first, by_second, by_x, by_u, by_p, part)) for
              part in Iterators.partition(axes(x, 2), max(1, cld(size(x, 2), Threads.nthreads())))]
     foreach(fetch, tasks)

@@ -65,13 +65,17 @@ What simulates intervals of states, actions and parameters of these types, again
 make_integrator(::Discrete, p, x, u, dt) = nothing
 
 function make_integrator(s::Scheme, p, x, u, dt)
-    problem = ODEProblem{true,SciMLBase.FullSpecialize}(held!, copy(x), (0.0, dt), Held(copy(u), p))
+    M = mass_matrix(typeof(p))
+    rates = ODEFunction{true,SciMLBase.FullSpecialize}(held!; (M === nothing ? (;) : (; mass_matrix = M))...)
+    problem = ODEProblem{true,SciMLBase.FullSpecialize}(rates, copy(x), (0.0, dt), Held(copy(u), p))
     happenings = events(p)
     # `init` would give the time of a problem with events partials too, and with them the choice of steps.
     return SciMLBase.__init(
         problem,
         s.algorithm;
         options(s, dt)...,
+        # Algebraic variables are settled before.
+        initializealg = SciMLBase.NoInit(),
         callback = isempty(happenings) ? nothing : CallbackSet(happenings...),
         save_on = false,
         save_start = false,
@@ -93,6 +97,7 @@ end
 
 function advance!(next, integrator, x, u, p, dt)
     jump!(x, u, p)
+    settle!(x, u, p) || return false
     integrator.p.u .= u
     integrator.p.p = p
     forget!(integrator)
@@ -144,21 +149,31 @@ function event(condition, affect!; direction = :any)
     )
 end
 
-happen!(affect!, condition, x, held, t) = (affect!(x, held.u, held.p); nothing)
+function happen!(affect!, condition, x, held, t)
+    affect!(x, held.u, held.p)
+    settle!(x, held.u, held.p) || fill!(x, NaN)
+    return nothing
+end
 
 function happen!(affect!, condition, x::AbstractVector{D}, held, t) where {D<:Dual}
     u, p = held.u, held.p
+    settled = settle!(x, u, p)
     off = condition(x, u, p)
     slope = similar(x)
-    dynamics!(slope, x, u, p, t)
+    rates!(slope, x, u, p, t)
     # dg/dt: the first partial, moved along the slope, all else held.
     along = map((a, f) -> only_first(D, ForwardDiff.value(a), ForwardDiff.value(f)), x, slope)
-    rate = ForwardDiff.partials(condition(along, ForwardDiff.value.(u), constant(p)), 1)
+    now = ForwardDiff.value.(u)
+    settled &= settle!(along, now, constant(p))
+    rate = ForwardDiff.partials(condition(along, now, constant(p)), 1)
     later = (ForwardDiff.value(off) - off) / rate
     x .+= slope .* later
+    settled &= settle!(x, u, p)
     affect!(x, u, p)
-    dynamics!(slope, x, u, p, t)
+    settled &= settle!(x, u, p)
+    rates!(slope, x, u, p, t)
     x .-= slope .* later
+    settled && settle!(x, u, p) || fill!(x, NaN)
     return nothing
 end
 

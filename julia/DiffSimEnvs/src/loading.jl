@@ -24,13 +24,18 @@ load_simulator(name::AbstractString) = find(@__MODULE__, name, "DiffSimEnvs")
 function find(space, name, where_)
     known = [string(n) for n in names(space; all = true) if is_simulator(space, n)]
     name in known && return getfield(space, Symbol(name))
+    if isdefined(space, Symbol(name)) && where_ != "DiffSimEnvs"
+        value = getfield(space, Symbol(name))
+        throw(ArgumentError("$name of $where_ is a $(nameof(typeof(value))), no simulator; a model becomes one by: const Name = simulator($name; inputs = …, cost = …)"))
+    end
     throw(ArgumentError("$where_ defines no simulator $(repr(name)); it defines: $(isempty(known) ? "(none)" : join(known, ", "))"))
 end
 
 function is_simulator(space, name)
     isdefined(space, name) && !Base.isdeprecated(space, name) || return false
     value = getfield(space, name)
-    return value isa Type && value <: Simulator && !isabstracttype(value) && parentmodule(value) === space
+    value isa Type && value <: Simulator && !isabstracttype(value) || return false
+    return parentmodule(value) === space || Base.invokelatest(is_model, value)
 end
 
 """

@@ -7,7 +7,7 @@ Rodas5P at its own choice of steps, for stiff simulators of up to 16 states with
 One Jacobian (and its derivative) by dual numbers and one factorization of Float64 numbers a step serve the eight
 stages of the values and those of all sensitivities, which are the exact derivatives of the computed steps.  Nothing is
 allocated in the loop.  The steps are chosen by the values alone, so that values are the same numbers with and without
-a gradient.
+a gradient.  A [`mass_matrix`](@ref) is taken.
 """
 struct Rosenbrock <: Scheme
     reltol::Float64
@@ -69,8 +69,9 @@ const RODAS5P = (
 struct OfStep end
 
 "What steps of Rodas5P are computed in: states and stages of the number type `D`, of the type `E` with the Jacobian's partials."
-struct Stepper{D,E}
+struct Stepper{D,E,M}
     scheme::Rosenbrock
+    mass::M  # the diagonal of the mass matrix, or nothing
     state::Vector{D}
     stage::Vector{D}
     slope::Vector{D}
@@ -95,14 +96,17 @@ function make_integrator(s::Rosenbrock, p, x::Vector{D}, u, dt) where {D}
     )
     E = Dual{OfStep,D,n + 1}
     vector(T) = zeros(T, n)
-    return Stepper{D,E}(
-        s, vector(D), vector(D), vector(D), ntuple(_ -> vector(D), 8), vector(E), vector(E), vector(D), vector(D),
+    M = mass_matrix(typeof(p))
+    mass = M === nothing ? nothing : collect(Float64, M.diag)
+    return Stepper{D,E,typeof(mass)}(
+        s, mass, vector(D), vector(D), vector(D), ntuple(_ -> vector(D), 8), vector(E), vector(E), vector(D), vector(D),
         zeros(D, n, n), zeros(n, n), zeros(Int, n), zeros(n),
     )
 end
 
 function advance!(next, w::Stepper, x, u, p, dt)
     jump!(x, u, p)
+    settle!(x, u, p) || return false
     copyto!(w.state, x)
     t, h, rejected = 0.0, 0.0, false
     for iteration in 1:w.scheme.maxiters
@@ -179,7 +183,7 @@ end
 function attempt!(w::Stepper, u, p, t, h)
     n = length(w.state)
     @inbounds for l in 1:n, j in 1:n
-        w.factors[j, l] = (j == l) - RODAS5P.gamma * h * ForwardDiff.value(w.jacobian[j, l])
+        w.factors[j, l] = (j == l) * mass_of(w.mass, j) - RODAS5P.gamma * h * ForwardDiff.value(w.jacobian[j, l])
     end
     factorize!(w.factors, w.pivots) || return false
     copyto!(w.stage, w.state)
@@ -210,20 +214,23 @@ function stage!(w::Stepper, u, p, t, h, ::Val{I}) where {I}
     end
     @inbounds for j in 1:n
         right = h * slope[j] + (h * h * RODAS5P.time_weights[I]) * w.rate[j]
-        I > 1 && (right += weighted(RODAS5P.c[I], k, j))
+        I > 1 && (right += mass_of(w.mass, j) * weighted(RODAS5P.c[I], k, j))
         k[I][j] = RODAS5P.gamma * right
     end
     solve_stage!(w, k[I], RODAS5P.gamma * h)
     return nothing
 end
 
+mass_of(::Nothing, j) = 1.0
+mass_of(mass, j) = mass[j]
+
 @generated weighted(weights::NTuple{M,Float64}, k, j) where {M} =
     foldl((sum, i) -> :($sum + weights[$i] * k[$i][j]), 2:M; init = :(weights[1] * k[1][j]))
 
-"Solve `(1 - γh J) k = right`, which `k` holds."
+"Solve `(M - γh J) k = right`, which `k` holds."
 solve_stage!(w::Stepper{Float64}, k, gamma_h) = substitute!(w.factors, w.pivots, k)
 
-# With partials, `(1 - γh J) k' = right' + γh J' k`: the same factors.
+# With partials, `(M - γh J) k' = right' + γh J' k`: the same factors.
 function solve_stage!(w::Stepper{D}, k, gamma_h) where {D}
     n, values = length(k), w.values
     @inbounds for j in 1:n

@@ -15,6 +15,7 @@ using Test
         "windows",
         "adjoints",
         "loading",
+        "models",
     )
         include("test_$name.jl")
     end
