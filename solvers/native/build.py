@@ -100,7 +100,8 @@ class Toolchain:
 
     def open(self, library: Path) -> ctypes.CDLL:
         """The library ``library``, loaded into this process."""
-        return ctypes.CDLL(str(library))
+        # Another libm in the process, such as Julia's, must not lend a kernel its functions: they round differently.
+        return ctypes.CDLL(str(library), mode=getattr(os, "RTLD_DEEPBIND", 0))
 
 
 class Zig(Toolchain):
