@@ -25,7 +25,7 @@ using TOML: TOML
 export Simulator, Parameter, Box, Description
 export Discrete, Fixed, Adaptive, Rosenbrock, ForwardMode, AdjointMode
 export describe, dynamics!, cost, observe, done, reset, scheme, event, events, jump!, step!, sensitivity, primal
-export mass_matrix, simulator
+export jacobian!, mass_matrix, simulator
 export open_simulator, evaluate!, pull!
 export train, evaluate, load_policy, history
 export CartpoleSwingup, Pendulum, Reactor, ThreeBody, Trebuchet

@@ -66,7 +66,11 @@ make_integrator(::Discrete, p, x, u, dt) = nothing
 
 function make_integrator(s::Scheme, p, x, u, dt)
     M = mass_matrix(typeof(p))
-    rates = ODEFunction{true,SciMLBase.FullSpecialize}(held!; (M === nothing ? (;) : (; mass_matrix = M))...)
+    known = M === nothing ? (;) : (; mass_matrix = M)
+    if hasmethod(jacobian!, (Matrix{eltype(x)}, typeof(x), typeof(u), typeof(p)))
+        known = (; known..., jac = (J, x, held, t) -> jacobian!(J, x, held.u, held.p), tgrad = (rate, x, held, t) -> fill!(rate, 0))
+    end
+    rates = ODEFunction{true,SciMLBase.FullSpecialize}(held!; known...)
     problem = ODEProblem{true,SciMLBase.FullSpecialize}(rates, copy(x), (0.0, dt), Held(copy(u), p))
     happenings = events(p)
     # `init` would give the time of a problem with events partials too, and with them the choice of steps.

@@ -57,7 +57,7 @@ is_model(::Type{<:Simulator}) = false
 
 A new simulator type, whose parameters are those of the description, from functions of `x`, `u` and `p`.
 """
-function define(name, description, rates!, cost, observe; done = nothing, events = (), scheme, mass = nothing)
+function define(name, description, rates!, cost, observe; done = nothing, events = (), scheme, mass = nothing, jacobian = nothing)
     fields = [q.name for q in description.parameters]
     space = Module(gensym(name))
     Core.eval(space, :(import DiffSimEnvs))
@@ -78,6 +78,7 @@ function define(name, description, rates!, cost, observe; done = nothing, events
     observe === nothing || push!(body.args, :($DiffSimEnvs.observe(x, p::$S) = $observe(x, p)))
     done === nothing || push!(body.args, :($DiffSimEnvs.done(x, p::$S) = $done(x, p)))
     isempty(events) || push!(body.args, :($DiffSimEnvs.events(::$S) = $events))
+    jacobian === nothing || push!(body.args, :($DiffSimEnvs.jacobian!(J, x, u, p::$S) = $jacobian(J, x, u, p)))
     mass === nothing || push!(body.args, :($DiffSimEnvs.mass_matrix(::Type{<:$S}) = $mass))
     Core.eval(space, body)
     return S
@@ -158,16 +159,15 @@ function simulator(
     M = diagonal_of(problem.f.mass_matrix, n)
     f, inplace = problem.f.f, SciMLBase.isinplace(problem)
     given(u, p) = filled(template, layout, u, p)
-    late(x, t) = timed ? x[n+1] : t
-    function rates!(dx, x, u, p, t)
-        now, y, dy = late(x, t), first_of(x, n), first_of(dx, n)
-        inplace ? f(dy, y, given(u, p), now) : (dy .= f(y, given(u, p), now))
-        timed && (dx[n+1] = one(eltype(dx)))
-        return nothing
-    end
-    at(g) = (x, u, p) -> g(first_of(x, n), given(u, p), late(x, 0.0))
+    # Functions of their own for both cases: the compiler then knows every type.
+    own = timed ? (x -> view(x, 1:n)) : identity
+    clock = timed ? ((x, t) -> x[n+1]) : ((x, t) -> t)
+    f! = inplace ? f : ((dx, x, p, t) -> (dx .= f(x, p, t)))
+    plain!(dx, x, u, p, t) = (f!(own(dx), own(x), given(u, p), clock(x, t)); nothing)
+    rates! = timed ? ((dx, x, u, p, t) -> (plain!(dx, x, u, p, t); dx[n+1] = one(eltype(dx)); nothing)) : plain!
+    at(g) = (x, u, p) -> g(own(x), given(u, p), clock(x, 0.0))
     middle = [(low + high) / 2 for (low, high) in limits]
-    still(g) = (x, p) -> g(first_of(x, n), given(middle, p), late(x, 0.0))
+    still(g) = (x, p) -> g(own(x), given(middle, p), clock(x, 0.0))
     if timed
         episode = dt * episode_steps
         state, box, start = [state; "time"], with_time(box, episode), with_time(start, 0.0)
@@ -183,7 +183,6 @@ function simulator(
     )
 end
 
-first_of(x, n) = length(x) == n ? x : view(x, 1:n)
 with_time(box, last) = Box([box.low; 0.0], [box.high; last])
 
 template_of(p::AbstractVector{<:Real}) = collect(Float64, p)

@@ -1,10 +1,10 @@
 """
     Rosenbrock(; reltol = 1e-6, abstol = 1e-8, maxiters = 100_000)
 
-Rodas5P at its own choice of steps, for stiff simulators of up to 16 states without events: the same method as
-`Adaptive(Rodas5P())`, made for a few states with many derivatives.
+Rodas5P at its own choice of steps, for stiff simulators without events, of up to 16 states or with a [`jacobian!`](@ref): the same
+method as `Adaptive(Rodas5P())`, made for a few states with many derivatives.
 
-One Jacobian (and its derivative) by dual numbers and one factorization of Float64 numbers a step serve the eight
+One Jacobian (and its derivative), by dual numbers or by `jacobian!`, and one factorization of Float64 numbers a step serve the eight
 stages of the values and those of all sensitivities, which are the exact derivatives of the computed steps.  Nothing is
 allocated in the loop.  The steps are chosen by the values alone, so that values are the same numbers with and without
 a gradient.  A [`mass_matrix`](@ref) is taken.
@@ -24,7 +24,7 @@ end
 of_ordinary_diffeq(s::Scheme) = s
 of_ordinary_diffeq(s::Rosenbrock) = Adaptive(Rodas5P(); s.reltol, s.abstol, s.maxiters)
 
-"Most states of a simulator with [`Rosenbrock`](@ref)'s scheme: its Jacobian is taken in one pass."
+"Most states of a simulator with [`Rosenbrock`](@ref)'s scheme whose Jacobian is taken by dual numbers: in one pass."
 const MOST_STATES = 16
 
 """
@@ -69,7 +69,7 @@ const RODAS5P = (
 struct OfStep end
 
 "What steps of Rodas5P are computed in: states and stages of the number type `D`, of the type `E` with the Jacobian's partials."
-struct Stepper{D,E,M}
+struct Stepper{D,E,M,own}
     scheme::Rosenbrock
     mass::M  # the diagonal of the mass matrix, or nothing
     state::Vector{D}
@@ -91,14 +91,17 @@ function make_integrator(s::Rosenbrock, p, x::Vector{D}, u, dt) where {D}
     isempty(events(p)) || throw(
         ArgumentError("$(nameof(typeof(p))) has events, which Rosenbrock() does not locate: use Adaptive(Rodas5P())"),
     )
-    n <= MOST_STATES || throw(
-        ArgumentError("$(nameof(typeof(p))) has $n states, Rosenbrock() takes up to $MOST_STATES: use Adaptive(Rodas5P())"),
+    own = hasmethod(jacobian!, (Matrix{D}, Vector{D}, typeof(u), typeof(p)))
+    own || n <= MOST_STATES || throw(
+        ArgumentError(
+            "$(nameof(typeof(p))) has $n states, Rosenbrock() takes up to $MOST_STATES without a method of jacobian!: use Adaptive(Rodas5P())",
+        ),
     )
-    E = Dual{OfStep,D,n + 1}
+    E = own ? D : Dual{OfStep,D,n + 1}
     vector(T) = zeros(T, n)
     M = mass_matrix(typeof(p))
     mass = M === nothing ? nothing : collect(Float64, M.diag)
-    return Stepper{D,E,typeof(mass)}(
+    return Stepper{D,E,typeof(mass),own}(
         s, mass, vector(D), vector(D), vector(D), ntuple(_ -> vector(D), 8), vector(E), vector(E), vector(D), vector(D),
         zeros(D, n, n), zeros(n, n), zeros(Int, n), zeros(n),
     )
@@ -133,7 +136,13 @@ function advance!(next, w::Stepper, x, u, p, dt)
 end
 
 "The slope at the state, and its derivatives by state and time; of values of the type `D` all of them."
-function linearize!(w::Stepper{D,E}, u, p, t) where {D,E}
+function linearize!(w::Stepper{D,E,M,true}, u, p, t) where {D,E,M}
+    dynamics!(w.first_slope, w.state, u, p, t)
+    jacobian!(w.jacobian, w.state, u, p)  # and `w.rate` stays zero
+    return nothing
+end
+
+function linearize!(w::Stepper{D,E,M,false}, u, p, t) where {D,E,M}
     n = length(w.state)
     for j in 1:n
         w.around[j] = E(w.state[j], seed(E, j))

@@ -130,6 +130,14 @@ control interval: a simulator that depends on time has time, or a phase, among i
 function dynamics! end
 
 """
+    jacobian!(J, x, u, p)
+
+The derivative of [`dynamics!`](@ref) by the state, `J[i, j] = d dx[i] / d x[j]`, for implicit methods; dual numbers find it where there
+is no method.  Only for dynamics that do not depend on `t`.
+"""
+function jacobian! end
+
+"""
     cost(x, u, p)
 
 The cost of applying `u` (already clipped) in `x` for one control interval.

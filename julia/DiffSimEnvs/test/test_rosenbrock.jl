@@ -118,6 +118,59 @@ end
     end
 end
 
+# A row of stiff springs, more states than dual numbers of one pass take; with the Jacobian by hand, and without.
+row_of_springs!(dx, x, stiffness, u) =
+    for i in eachindex(x)
+        right = i == length(x) ? u[1] : x[i+1]
+        left = i == 1 ? zero(eltype(x)) : x[i-1]
+        dx[i] = stiffness * (left - 2x[i] + right) - x[i]^3
+    end
+
+for (name, n) in ((:ShortRow, 6), (:LongRow, 20))
+    for own in (true, false)
+        S = Symbol(name, own ? "ByHand" : "")
+        @eval begin
+            struct $S{T} <: Simulator
+                stiffness::T
+            end
+            DiffSimEnvs.describe(::Type{<:$S}) = Description(
+                state = ["x$i" for i in 1:$n], parameters = [Parameter(:stiffness, 200.0)], action_box = Box([1.0]), start_box = Box(ones($n)),
+                state_box = Box(ones($n)), dt = 0.1, episode_steps = 10,
+            )
+            DiffSimEnvs.dynamics!(dx, x, u, p::$S, t) = row_of_springs!(dx, x, p.stiffness, u)
+            DiffSimEnvs.cost(x, u, p::$S) = x[1]^2
+            DiffSimEnvs.scheme(::$S) = Rosenbrock(reltol = 1e-10, abstol = 1e-10)
+        end
+        own && @eval function DiffSimEnvs.jacobian!(J, x, u, p::$S)
+            fill!(J, zero(eltype(J)))
+            for i in eachindex(x)
+                J[i, i] = -2p.stiffness - 3x[i]^2
+                i > 1 && (J[i, i-1] = p.stiffness)
+                i < length(x) && (J[i, i+1] = p.stiffness)
+            end
+        end
+    end
+end
+
+@testset "a Jacobian by hand, in the place of dual numbers" begin
+    short, by_hand = open_simulator(ShortRow), open_simulator(ShortRowByHand)
+    x, u, p = sample(short, 4)
+    (y, J, _), (z, K, failures) = ask(short, INTERVAL, x, u, p), ask(by_hand, INTERVAL, x, u, p)
+    @test failures == 0
+    @test z ≈ y rtol = 1e-12
+    @test K ≈ J rtol = 1e-10
+    long, adaptive = open_simulator(LongRowByHand), with_scheme(LongRow, Adaptive(Rodas5P(); reltol = 1e-11, abstol = 1e-11))
+    x, u, p = sample(long, 2)
+    (y, J, failures), (z, K, _) = ask(long, INTERVAL, x, u, p), ask(adaptive, INTERVAL, x, u, p)
+    @test failures == 0
+    @test y ≈ z atol = 1e-8
+    @test J ≈ K atol = 1e-6
+    # OrdinaryDiffEq is given it, too.
+    told = with_scheme(LongRowByHand, Adaptive(Rodas5P(); reltol = 1e-11, abstol = 1e-11))
+    @test ask(told, INTERVAL, x, u, p)[2] ≈ K atol = 1e-8
+    @test_throws "takes up to 16 without a method of jacobian!" ask(open_simulator(LongRow), INTERVAL, x, u, p)
+end
+
 @testset "small linear systems" begin
     rng = Xoshiro(3)
     for n in (1, 2, 3, 7)
