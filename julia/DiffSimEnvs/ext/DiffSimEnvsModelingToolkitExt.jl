@@ -175,17 +175,36 @@ end
 bounds((low, high)::Tuple) = (Float64(low), Float64(high))
 bounds(point::Real) = (Float64(point), Float64(point))
 
-"The box of all states from pairs of variables and bounds; `missing_one(state)` for those that are not given."
-function box_of(model, pairs_, what, missing_one)
-    given = Dict{Int,Tuple{Float64,Float64}}()
-    for (variable, limits) in pairs_
-        i = model_state(model, unwrap(variable))
-        i === nothing && throw(
-            ArgumentError("$what: $(label(variable)) is no state of the simplified system, whose states are $(join(label.(model.states), ", "))"),
-        )
-        given[i] = bounds(limits)
+"The number of the state that `variable` is, or an error."
+function state_number(model, variable, what)
+    i = model_state(model, unwrap(variable))
+    i === nothing && throw(
+        ArgumentError("$what: $(label(variable)) is no state of the simplified system, whose states are $(join(label.(model.states), ", "))"),
+    )
+    return i
+end
+
+"Put the states into the order in which the box names them: that of the simplification differs between versions."
+function arrange!(model, box)
+    order = [state_number(model, variable, "box") for (variable, _) in box]
+    left = label.(model.states[setdiff(eachindex(model.states), order)])
+    isempty(left) || throw(ArgumentError("box: no bounds are given for $(join(left, ", ")), of the simplified system's states"))
+    allunique(order) || throw(ArgumentError("box: a state is given twice"))
+    for of_states in (model.states, model.rates, model.mass)
+        permute!(of_states, order)
     end
-    all_of_them = [get(() -> missing_one(model.states[i]), given, i) for i in eachindex(model.states)]
+end
+
+"Where episodes start: as given, else the system's initial values; an algebraic variable follows, and any number is a first guess."
+function start_box(model, start)
+    given = Dict(state_number(model, variable, "start") => bounds(limits) for (variable, limits) in start)
+    all_of_them = map(eachindex(model.states)) do i
+        haskey(given, i) && return given[i]
+        found = number(model, model.states[i])
+        found === nothing && !iszero(model.mass[i]) &&
+            throw(ArgumentError("start: the system has no initial value for $(label(model.states[i]))"))
+        return bounds(something(found, 0.0))
+    end
     return Box(first.(all_of_them), last.(all_of_them))
 end
 
@@ -193,7 +212,7 @@ end
 fields(p::S) where {S<:Simulator} = ntuple(i -> getfield(p, i), Val(fieldcount(S)))
 
 function DiffSimEnvs.simulator(
-    system::ModelingToolkit.AbstractSystem;
+    system::ModelingToolkit.System;
     inputs,
     cost,
     dt,
@@ -215,6 +234,7 @@ function DiffSimEnvs.simulator(
     any(c -> c.initialize !== nothing || c.finalize !== nothing, roots) &&
         throw(ArgumentError("$name has events with `initialize` or `finalize`, which are not simulated"))
     model = Model(system, first.(inputs), modes_of(roots))
+    arrange!(model, box)
 
     # Everything as expressions of states, actions, parameters and time ...
     slopes = [fixpoint_sub(unwrap(rate), model.eliminated) for rate in model.rates]
@@ -237,14 +257,8 @@ function DiffSimEnvs.simulator(
 
     states, mass = model.states, model.mass
     labels = label.(states)
-    no_bounds(v) = throw(ArgumentError("box: no bounds are given for the state $(label(v)); the states are $(join(labels, ", "))"))
-    function no_start(v)
-        found = number(model, v)
-        # An algebraic variable follows from the others: any number is a first guess.
-        found === nothing && iszero(mass[findfirst(isequal(v), states)]) && return bounds(0.0)
-        return found === nothing ? throw(ArgumentError("start: the system has no initial value for $(label(v))")) : bounds(found)
-    end
-    boxes, starts = box_of(model, box, "box", no_bounds), box_of(model, start, "start", no_start)
+    limits = bounds.(last.(box))
+    boxes, starts = Box(first.(limits), last.(limits)), start_box(model, start)
     if any(e -> any(isequal(model.time), terms(e)), everything())
         states, slopes, mass, labels = [states; model.time], [slopes; Num(1)], [mass; 1.0], [labels; "time"]
         boxes, starts = with_time(boxes, dt * episode_steps), with_time(starts, 0.0)
@@ -256,12 +270,12 @@ function DiffSimEnvs.simulator(
     price = compiled(costs)
     slopes_by_states = jacobian_of(slopes, states)
     jacobian! = slopes_by_states === nothing ? nothing : compiled(slopes_by_states)[2]
-    limits = last.(inputs)
-    middle = [sum(bounds(l)) / 2 for l in limits]
+    actions = bounds.(last.(inputs))
+    middle = [(low + high) / 2 for (low, high) in actions]
     still(f) = (x, p) -> f(x, middle, fields(p))
     M = all(isone, mass) ? nothing : Diagonal(mass)
     description = Description(;
-        state = labels, angles, start_box = starts, state_box = boxes, action_box = Box(first.(limits), last.(limits)),
+        state = labels, angles, start_box = starts, state_box = boxes, action_box = Box(first.(actions), last.(actions)),
         parameters = [Parameter(label(v), number_or_error(model, v)) for v in wanted], dt, episode_steps, cost_of_reached_state,
         observation = observation === nothing ? labels : first.(observation),
     )

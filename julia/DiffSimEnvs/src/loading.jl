@@ -24,6 +24,10 @@ load_simulator(name::AbstractString) = find(@__MODULE__, name, "DiffSimEnvs")
 function find(space, name, where_)
     known = [string(n) for n in names(space; all = true) if is_simulator(space, n)]
     name in known && return getfield(space, Symbol(name))
+    # A type that a model was made into has a name of its own beside that of the constant.
+    for constant in known
+        string(nameof(getfield(space, Symbol(constant)))) == name && return getfield(space, Symbol(constant))
+    end
     if isdefined(space, Symbol(name)) && where_ != "DiffSimEnvs"
         value = getfield(space, Symbol(name))
         throw(ArgumentError("$name of $where_ is a $(nameof(typeof(value))), no simulator; a model becomes one by: const Name = simulator($name; inputs = …, cost = …)"))

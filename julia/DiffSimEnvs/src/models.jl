@@ -1,22 +1,21 @@
 # Simulators that are not written as a struct with methods, but made from a model that is there already: an `ODEProblem`
-# here, a system of ModelingToolkit or Catalyst in the extensions that come with these packages.
+# here, a system of ModelingToolkit in the extension that comes with it.
 
 """
     simulator(problem::ODEProblem; inputs, cost, dt, episode_steps, box, …) -> Type{<:Simulator}
     simulator(system; inputs, cost, dt, episode_steps, box, …) -> Type{<:Simulator}
 
-A simulator from a model: a problem of SciML, a system of ModelingToolkit (`using ModelingToolkit`), or a network of Catalyst
-(`using Catalyst`).  In a file, `const Cart = simulator(problem; …)` is found as `julia:file.jl:Cart`.
+A simulator from a model: a problem of SciML, or a `System` of ModelingToolkit (`using ModelingToolkit`).  In a file, `const Cart = simulator(problem; …)` is found as `julia:file.jl:Cart`.
 
-A system is simplified (`mtkcompile`) and becomes Julia code: what is written below as a `variable` is one of the system's own,
+A system is simplified (`mtkcompile`) and becomes Julia code, its Jacobian ([`jacobian!`](@ref)) included: what is written below as a `variable` is one of the system's own,
 `expression` an expression of them.  Of a problem, `problem.p` is a vector of numbers or a named tuple of them, in which `inputs`
 and `parameters` have places (an index or a key) and names, and functions take it as the problem's own function does.
 
   - `inputs`: the actions and their bounds; of a system `[variable => (low, high), …]`, of a problem `[place => (low, high), …]`.
   - `cost`: of a control interval; an `expression`, or a function `(x, p, t)`.  `cost_of_reached_state` as in [`Description`](@ref).
   - `dt`, `episode_steps`: as in [`Description`](@ref).
-  - `box`: the states worth knowing about; of a system `[variable => (low, high), …]` for every state of the simplified system,
-    of a problem a [`Box`](@ref).
+  - `box`: the states worth knowing about; of a system `[variable => (low, high), …]` for every state of the simplified system, in the
+    order that the simulator's states get; of a problem a [`Box`](@ref).
   - `start`: where episodes start, in the same form, a number in the place of two for a point; the model's initial
     values where there is none.
   - `observation`: what a policy sees: `["name" => expression, …]`, or a function `(x, p, t)` with `observation_names`; the state
@@ -24,7 +23,8 @@ and `parameters` have places (an index or a key) and names, and functions take i
   - `done`: whether an episode has ended, an `expression` that is true or false, or a function `(x, p, t)`.
   - `parameters`: those that stay free, by which derivatives can be had: of a system `[variable, …]`, all that are single
     numbers unless given; of a problem `[place => :name, …]`, none unless given.  The others are constants.
-  - `events`: of a problem, a tuple of [`event`](@ref)s; a system brings its own.
+  - `events`: of a problem, a tuple of [`event`](@ref)s.  A system brings its own (`continuous_events`): an affect sets states, by
+    expressions of `Pre(variable)`; discrete variables that it sets become states, which need a box as well.
   - `angles`: names of states that are angles in rad.
   - `scheme`: how an interval is simulated; `Adaptive(Tsit5())` unless given, and [`Rosenbrock`](@ref) (`Adaptive(Rodas5P())` for
     more than $MOST_STATES states) where there are algebraic equations.
@@ -44,13 +44,16 @@ function simulator end
 
 simulator(model; _...) = throw(
     ArgumentError(
-        "simulator takes an ODEProblem, a System of ModelingToolkit (after `using ModelingToolkit`) or a network of Catalyst " *
-        "(after `using Catalyst`), not a $(typeof(model))",
+        "simulator takes an ODEProblem or, after `using ModelingToolkit`, a System, not a $(typeof(model)); convert other models, such " *
+        "as a reaction network, to one of the two first",
     ),
 )
 
 "Whether a simulator type was made by [`simulator`](@ref)."
 is_model(::Type{<:Simulator}) = false
+
+"The file that made such a type, empty for a session."
+source_file(::Type{<:Simulator}) = ""
 
 """
     define(name, description, rates!, cost, observe; done, events, scheme, mass) -> Type{<:Simulator}
@@ -70,6 +73,7 @@ function define(name, description, rates!, cost, observe; done = nothing, events
     end
     body = quote
         $DiffSimEnvs.is_model(::Type{<:$S}) = true
+        $DiffSimEnvs.source_file(::Type{<:$S}) = $(something(Base.source_path(nothing), ""))
         $DiffSimEnvs.describe(::Type{<:$S}) = $description
         $DiffSimEnvs.dynamics!(dx, x, u, p::$S, t) = $rates!(dx, x, u, p, t)
         $DiffSimEnvs.cost(x, u, p::$S) = $cost(x, u, p)

@@ -114,7 +114,7 @@ function python_name(S::Type)
     name = string(nameof(S))
     parentmodule(S) === @__MODULE__() && return "julia:$name"
     hasmethod(describe, (Type{S},)) || throw(missing_method("describe(::Type{<:$name})"))
-    file = first(functionloc(which(describe, (Type{S},))))
+    file = is_model(S) ? source_file(S) : first(functionloc(which(describe, (Type{S},))))
     file = file !== nothing && isfile(file) ? realpath(file) : ""
     OF_SESSION[(file, name)] = S
     return file == "" ? "julia:$name" : "julia:$file:$name"

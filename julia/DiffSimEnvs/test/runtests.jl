@@ -16,6 +16,7 @@ using Test
         "adjoints",
         "loading",
         "models",
+        "modelingtoolkit",
     )
         include("test_$name.jl")
     end

@@ -259,7 +259,8 @@ end
         ((; inputs = []), "at least one input"),
         ((; inputs = [other => (-1.0, 1.0)]), "inputs: the system has no variable other; it has capacitor.C"),
         ((; cost = other^2), "cost: the system has no variable other"),
-        ((; box = []), "box: no bounds are given for the state capacitor.v"),
+        ((; box = []), "box: no bounds are given for capacitor.v"),
+        ((; box = [rc_settings.box; rc_settings.box]), "box: a state is given twice"),
         ((; box = [rc.resistor.i => (-1.0, 1.0)]), "box: rc.resistor.i is no state of the simplified system, whose states are capacitor.v"),
         ((; parameters = [rc.resistor.alpha]), "parameters: nothing depends on resistor.alpha"),
         ((; observation = ["x" => D(rc.ground.g.i)]), "observation x: the system does not know the derivative"),
@@ -280,5 +281,7 @@ end
     )
         @test_throws text simulator(falling(; events...); settings...)
     end
-    @test sort(describe(simulator(falling(); settings...)).state) == ["height", "speed"]
+    # In the order of the box.
+    @test describe(simulator(falling(); settings...)).state == ["height", "speed"]
+    @test describe(simulator(falling(); settings..., box = reverse(settings.box))).state == ["speed", "height"]
 end

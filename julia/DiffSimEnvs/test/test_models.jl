@@ -145,6 +145,44 @@ end
     @test J[3, [1, 2, 4, 5], 1] ≈ -0.5 * K[2, :, 1] atol = 1e-7
 end
 
+@testset "in a file, by the name of the constant or of the type" begin
+    file = joinpath(mktempdir(), "spring.jl")
+    write(file, """
+    import DiffSimEnvs: Box, simulator
+    import DiffSimEnvs.SciMLBase: ODEProblem
+    problem = ODEProblem((dx, x, p, t) -> (dx[1] = p[1] - x[1]; nothing), [0.5], (0.0, 1.0), [0.0])
+    const Tank = simulator(problem; name = :Level, inputs = [1 => (0.0, 1.0)], cost = (x, p, t) -> x[1]^2, dt = 0.1, episode_steps = 5, box = Box([1.0]))
+    """)
+    for name in ("Tank", "Level")
+        S = DiffSimEnvs.load_simulator(file, name)
+        @test Base.invokelatest(describe, S).state == ["x1"]
+        @test Base.invokelatest(DiffSimEnvs.python_name, S) == "julia:$(realpath(file)):Level"
+    end
+    @test_throws "problem of spring.jl is a ODEProblem, no simulator; a model becomes one by: const Name = simulator(problem;" DiffSimEnvs.load_simulator(file, "problem")
+    @test_throws "it defines: Tank" DiffSimEnvs.load_simulator(file, "Pool")
+end
+
+@testset "a step costs what it costs by hand: nothing is allocated" begin
+    for S in (
+        simulator(spring; common..., inputs = [3 => (-1.0, 1.0)], parameters = [1 => :mass, 2 => :stiffness], scheme = Fixed(DiffSimEnvs.Tsit5(); steps = 20)),
+        simulator(
+            ODEProblem((dx, x, p, t) -> (dx[1] = x[2]; dx[2] = (p.force - p.stiffness * x[1]) / p.mass; nothing), [1.0, 0.0], (0.0, 1.0), (mass = 2.0, stiffness = 3.0, force = 0.0));
+            common..., inputs = [:force => (-1.0, 1.0)], parameters = [:mass => :mass], scheme = Fixed(DiffSimEnvs.Tsit5(); steps = 20),
+            cost = (x, p, t) -> x[1]^2 + p.force^2,
+        ),
+    )
+        batch = open_simulator(S)
+        function bytes(count)
+            x, u, p = sample(batch, count)
+            results = zeros(2, count), zeros(1, count), zeros(3, columns(batch, true), count)
+            evaluate!(batch, INTERVAL, x, u, p, results..., true)
+            batch.paces |> empty!  # one task
+            return @allocated evaluate!(batch, INTERVAL, x, u, p, results..., true)
+        end
+        @test bytes(64) - bytes(2) <= 62 * 64
+    end
+end
+
 @testset "what it cannot make a simulator of, it says" begin
     for (problem, change, text) in (
         (spring, (; inputs = [4 => (-1.0, 1.0)]), "inputs: 4 is no place in the problem's p, which has [1, 2, 3]"),
