@@ -1,6 +1,7 @@
 """What the stiff reactor's interval and gradient cost with ``Rosenbrock()`` and with OrdinaryDiffEq's Rodas5P.
 
     python benchmarks/julia_reactor.py --out benchmarks/results/julia_reactor.json
+    python benchmarks/julia_reactor.py --draw benchmarks/results/julia_reactor.json --out docs/julia_reactor.svg
 
 One thread, float64, B = 64, one control interval and its gradient by states and actions, through the bridge.  Rounds
 are interleaved; a ratio is that of one round.  At several tolerances, ``rtol`` and a tenth of it as the absolute one:
@@ -131,12 +132,43 @@ def in_turn(works: dict[str, Any]) -> dict[str, list[float]]:
     return seconds
 
 
+def draw(results: dict[str, Any], out: Path) -> None:
+    """Work and precision: errors of states and of derivatives over the time of an interval and its gradient."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "julia_reactor"  # equal files from equal results
+    from matplotlib import pyplot
+
+    rows = results["tolerances"].values()
+    lines = {
+        "Julia, Adaptive(Rodas5P())": [row["before"] for row in rows],
+        "Julia, Rosenbrock()": [row["now"] for row in rows],
+        "torch, 1 to 8 substeps, compiled": [results["torch"][str(n)] for n in SUBSTEPS if n <= 8],
+    }
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharex=True)
+    for axes, (quantity, title) in zip(
+        panels, (("state", "next states"), ("gradient", "derivatives")), strict=True
+    ):
+        for (label, points), marker in zip(lines.items(), "sox", strict=True):
+            milliseconds = [point["us"]["median"] / 1e3 for point in points]
+            axes.loglog(milliseconds, [point[quantity] for point in points], marker=marker, label=label)
+        axes.set(xlabel=f"ms, {results['batch']} rollouts", ylabel="largest relative error", title=title)
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(out, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--draw", type=Path, help="results to draw to --out, in the place of measuring")
     arguments = parser.parse_args()
+    if arguments.draw:
+        draw(json.loads(arguments.draw.read_text()), arguments.out)
+        return
     torch.set_num_threads(1)
     runtime = start(1)
     import juliacall  # running already
