@@ -138,6 +138,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "julia_reactor"  # equal files from equal results
+    matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot
 
     rows = results["tolerances"].values()
