@@ -2,15 +2,26 @@
 module DiffSimEnvsModelingToolkitExt
 
 using DiffSimEnvs
-using DiffSimEnvs: define, usual_scheme, with_time
+using DiffSimEnvs: bounds_of, define, usual_scheme, with_time
 using LinearAlgebra: Diagonal
 using ModelingToolkit
 using ModelingToolkit: Differential, Equation, ImperativeAffect, Pre
 using ModelingToolkit: continuous_events, discrete_events, get_iv, isscheduled
-using ModelingToolkit.Symbolics: Num, SymbolicUtils, build_function, fixpoint_sub, get_variables, jacobian, unwrap, value
+using ModelingToolkit.Symbolics: Num, SymbolicUtils, build_function, fixpoint_sub, get_variables, jacobian, scalarize, unwrap, value
 
-"The name of a variable as a user reads it: `resistor.R`."
-label(variable) = replace(string(ModelingToolkit.Symbolics.tosymbol(unwrap(variable); escape = false)), "₊" => ".")
+"The name of a variable as a user reads it: `resistor.R`, `chain.x[2]`."
+function label(variable)
+    v = unwrap(variable)
+    if SymbolicUtils.iscall(v) && SymbolicUtils.operation(v) === getindex
+        array, indices... = SymbolicUtils.arguments(v)
+        return string(label(array), "[", join(value.(indices), ","), "]")
+    end
+    return replace(string(ModelingToolkit.Symbolics.tosymbol(v; escape = false)), "₊" => ".")
+end
+
+"Arrays of variables, and their elements."
+with_elements(variables) = [v for array in variables for v in (is_array(array) ? [array; vec(collect(scalarize(array)))] : [array])]
+is_array(v) = SymbolicUtils.symtype(unwrap(v)) <: AbstractArray
 
 is_operator(term, kind) = SymbolicUtils.iscall(term) && SymbolicUtils.operation(term) isa kind
 
@@ -38,9 +49,11 @@ end
 function Model(system, wanted, modes)
     prefix = string(nameof(system), ".")
     of(sys) = [ModelingToolkit.unknowns(sys); ModelingToolkit.observables(sys); ModelingToolkit.parameters(sys); ModelingToolkit.inputs(sys)]
-    index(variables) = Dict{String,Any}(label(v) => unwrap(v) for v in variables)
+    index(variables) = Dict{String,Any}(label(v) => unwrap(v) for v in with_elements(variables))
     actions = [found_as(label(v), index(of(system)), prefix, "inputs") for v in wanted]
-    sys = isscheduled(system) ? system : mtkcompile(system; inputs = actions)
+    # A parameter can be an action, too.
+    constant = [any(isequal(v), with_elements(ModelingToolkit.parameters(system))) for v in actions]
+    sys = isscheduled(system) ? system : simplified(system, actions[.!constant])
     variables = index(of(sys))
     inputs = [found_as(label(v), variables, prefix, "inputs") for v in wanted]
     states = Any[ModelingToolkit.unknowns(sys)...]
@@ -73,12 +86,22 @@ function Model(system, wanted, modes)
     return Model(sys, prefix, states, rates, mass, inputs, unwrap(get_iv(sys)), variables, eliminated)
 end
 
+function simplified(system, inputs)
+    try
+        return mtkcompile(system; inputs)
+    catch error
+        said = sprint(showerror, error)
+        throw(ArgumentError("mtkcompile cannot simplify $(nameof(system)); a variable without an equation belongs into `inputs`. It says: $said"))
+    end
+end
+
 "The system's variable of that label, which may begin with the system's own name."
 function found_as(name, variables, prefix, what)
     haskey(variables, name) && return variables[name]
     short = chopprefix(name, prefix)
     haskey(variables, short) && return variables[short]
-    throw(ArgumentError("$what: the system has no variable $name; it has $(join(sort!(collect(keys(variables))), ", "))"))
+    throw(ArgumentError("$what: the system has no variable $name; it has $(join(sort!(collect(keys(variables))), ", ")); a parameter " *
+        "that only an event uses is to be declared: System(equations, t, variables, parameters; …)"))
 end
 
 "An expression in states, inputs, parameters and time alone."
@@ -128,7 +151,7 @@ function changes_of(model, affect)
         throw(ArgumentError("an event calls a function ($(affect.f)), which a gradient would not see: write it as equations"))
     hasproperty(affect, :affect) ||
         throw(ArgumentError("an event of a system that is compiled already: give the system before mtkcompile"))
-    changes = Pair{Int,Any}[]
+    changes, implicit = Pair{Int,Any}[], Any[]
     for equation in affect.affect
         left = unwrap(equation.lhs)
         state = SymbolicUtils.iscall(left) || SymbolicUtils.issym(left) ? model_state(model, left) : nothing
@@ -139,7 +162,14 @@ function changes_of(model, affect)
             ),
         )
         before = Dict{Any,Any}(v => only(SymbolicUtils.arguments(v)) for v in terms(equation.rhs) if is_operator(v, Pre))
+        # Without Pre, a variable is what it is after the event.
+        after = model(fixpoint_sub(unwrap(equation.rhs), Dict{Any,Any}(v => 0 for v in keys(before))), "an event")
+        append!(implicit, terms(after))
         changes = [changes; state => model(fixpoint_sub(unwrap(equation.rhs), before), "an event")]
+    end
+    for (state, _) in changes
+        any(isequal(model.states[state]), implicit) &&
+            throw(ArgumentError("an event sets $(label(model.states[state])) by its value after the event: write Pre(…) for the value before"))
     end
     return changes
 end
@@ -172,8 +202,7 @@ function number_or_error(model, variable)
     return found
 end
 
-bounds((low, high)::Tuple) = (Float64(low), Float64(high))
-bounds(point::Real) = (Float64(point), Float64(point))
+bounds(entry) = entry isa Pair && entry.second isa Real ? (Float64(entry.second), Float64(entry.second)) : only(bounds_of("start", [entry]))
 
 "The number of the state that `variable` is, or an error."
 function state_number(model, variable, what)
@@ -186,9 +215,12 @@ end
 
 "Put the states into the order in which the box names them: that of the simplification differs between versions."
 function arrange!(model, box)
+    bounds_of("box", box)
     order = [state_number(model, variable, "box") for (variable, _) in box]
     left = label.(model.states[setdiff(eachindex(model.states), order)])
-    isempty(left) || throw(ArgumentError("box: no bounds are given for $(join(left, ", ")), of the simplified system's states"))
+    isempty(left) || throw(
+        ArgumentError("box: no bounds are given for $(join(left, ", ")); the simplified system's states are $(join(label.(model.states), ", "))"),
+    )
     allunique(order) || throw(ArgumentError("box: a state is given twice"))
     for of_states in (model.states, model.rates, model.mass)
         permute!(of_states, order)
@@ -197,16 +229,18 @@ end
 
 "Where episodes start: as given, else the system's initial values; an algebraic variable follows, and any number is a first guess."
 function start_box(model, start)
-    given = Dict(state_number(model, variable, "start") => bounds(limits) for (variable, limits) in start)
+    given = Dict(state_number(model, first(entry), "start") => bounds(entry) for entry in start)
     all_of_them = map(eachindex(model.states)) do i
         haskey(given, i) && return given[i]
         found = number(model, model.states[i])
         found === nothing && !iszero(model.mass[i]) &&
             throw(ArgumentError("start: the system has no initial value for $(label(model.states[i]))"))
-        return bounds(something(found, 0.0))
+        return (something(found, 0.0), something(found, 0.0))
     end
     return Box(first.(all_of_them), last.(all_of_them))
 end
+
+is_expression(e) = e isa Union{Real,SymbolicUtils.BasicSymbolic} && !(SymbolicUtils.symtype(unwrap(e)) <: AbstractArray)
 
 "The parameters of a simulator as a tuple, which is what compiled expressions take."
 fields(p::S) where {S<:Simulator} = ntuple(i -> getfield(p, i), Val(fieldcount(S)))
@@ -227,7 +261,13 @@ function DiffSimEnvs.simulator(
     scheme = nothing,
     name = nameof(system),
 )
-    isempty(inputs) && throw(ArgumentError("a simulator has at least one input: inputs = [variable => (low, high)]"))
+    actions = bounds_of("inputs", inputs)
+    isempty(actions) && throw(ArgumentError("a simulator has at least one input: inputs = [variable => (low, high)]"))
+    is_expression(cost) || throw(ArgumentError("cost: an expression or a number is needed, got $(repr(cost))"))
+    observation === nothing || observation isa AbstractVector && all(q -> q isa Pair && is_expression(last(q)), observation) ||
+        throw(ArgumentError("observation: [\"name\" => expression, …] is needed, got $(repr(observation))"))
+    done === nothing || SymbolicUtils.symtype(unwrap(done)) <: Bool ||
+        throw(ArgumentError("done: an expression that is true or false is needed, got $(repr(done))"))
     isempty(discrete_events(system)) ||
         throw(ArgumentError("$name has events at given times, or after a condition: only those at a root are simulated (continuous_events)"))
     roots = continuous_events(system)
@@ -241,6 +281,10 @@ function DiffSimEnvs.simulator(
     costs = model(cost, "cost")
     seen = observation === nothing ? Any[] : Any[model(e, "observation $n") for (n, e) in observation]
     ended = done === nothing ? Any[] : Any[model(done, "done")]
+    for (what, list) in (("observation", seen), ("done", ended)), e in list, v in terms(e)
+        any(isequal(v), model.inputs) &&
+            throw(ArgumentError("$what: it depends on the input $(label(v)); what a policy sees is known before its action"))
+    end
     happenings = happenings_of(model, roots)
     everything() = Any[slopes; costs; seen; ended; reduce(vcat, expressions.(happenings); init = Any[])]
     # ... with numbers for the parameters that do not stay free.
@@ -257,11 +301,11 @@ function DiffSimEnvs.simulator(
 
     states, mass = model.states, model.mass
     labels = label.(states)
-    limits = bounds.(last.(box))
+    limits = bounds_of("box", box)
     boxes, starts = Box(first.(limits), last.(limits)), start_box(model, start)
     if any(e -> any(isequal(model.time), terms(e)), everything())
         states, slopes, mass, labels = [states; model.time], [slopes; Num(1)], [mass; 1.0], [labels; "time"]
-        boxes, starts = with_time(boxes, dt * episode_steps), with_time(starts, 0.0)
+        boxes, starts = with_time(boxes, 0.0, dt * episode_steps), with_time(starts, 0.0, 0.0)
     end
 
     compiled(e) = build_function(e, states, model.inputs, wanted; expression = Val(false), cse = true)
@@ -270,9 +314,8 @@ function DiffSimEnvs.simulator(
     price = compiled(costs)
     slopes_by_states = jacobian_of(slopes, states)
     jacobian! = slopes_by_states === nothing ? nothing : compiled(slopes_by_states)[2]
-    actions = bounds.(last.(inputs))
-    middle = [(low + high) / 2 for (low, high) in actions]
-    still(f) = (x, p) -> f(x, middle, fields(p))
+    unknown = fill(NaN, length(actions))
+    still(f) = (x, p) -> f(x, unknown, fields(p))
     M = all(isone, mass) ? nothing : Diagonal(mass)
     description = Description(;
         state = labels, angles, start_box = starts, state_box = boxes, action_box = Box(first.(actions), last.(actions)),

@@ -12,7 +12,7 @@ values and Jacobians of all rollouts of a control interval, and vector-Jacobian 
 module DiffSimEnvs
 
 using ForwardDiff: ForwardDiff, Dual, Partials
-using LinearAlgebra: Diagonal, isdiag, issuccess, lu, norm
+using LinearAlgebra: Diagonal, UniformScaling, isdiag, issuccess, lu, norm
 using OrdinaryDiffEqRosenbrock: OrdinaryDiffEqRosenbrock, Rodas5P
 using OrdinaryDiffEqTsit5: OrdinaryDiffEqTsit5, Tsit5
 using OrdinaryDiffEqVerner: OrdinaryDiffEqVerner, Vern9

@@ -97,6 +97,9 @@ function Description(;
     end
     0 < dt < Inf || throw(DomainError(dt, "dt, the control interval, is a positive number"))
     episode_steps > 0 || throw(DomainError(episode_steps, "an episode has at least one control interval"))
+    for (what, names) in (("state", state), ("observation", observation))
+        allunique(names) || throw(ArgumentError("$what: a name is given twice: $(join(names, ", "))"))
+    end
     strangers = setdiff(angles, state)
     isempty(strangers) || throw(ArgumentError("angles $strangers are not among the states $state"))
     return Description(

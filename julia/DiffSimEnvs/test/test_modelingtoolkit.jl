@@ -243,6 +243,45 @@ end
     end
 end
 
+@testset "arrays of variables and parameters, an action that is a parameter, a system simplified before" begin
+    @variables q(t)[1:2] = [0.1, 0.2]
+    @parameters K[1:2] = [3.0, 2.0] push = 0.0
+    @named oscillator = System([D(q[1]) ~ q[2], D(q[2]) ~ -K[1] * q[1] - K[2] * q[2] + push], t)
+    settings = (cost = q[1]^2, dt = 0.1, episode_steps = 5, box = [q[1] => (-1.0, 1.0), q[2] => (-1.0, 1.0)], inputs = [push => (-1.0, 1.0)], scheme = TIGHT)
+    rates!(dx, x, u, p, t) = (dx[1] = x[2]; dx[2] = -p[1] * x[1] - p[2] * x[2] + u[1])
+    for system in (oscillator, mtkcompile(oscillator))
+        S = simulator(system; settings...)
+        agree(S, ["q[1]", "q[2]"], ["K[1]", "K[2]"], rates!, (x, u, p) -> x[1]^2)
+        @test describe(S).start_box.low == [0.1, 0.2]
+    end
+    @test [q.name for q in describe(simulator(oscillator; settings..., parameters = [K[2]])).parameters] == [Symbol("K[2]")]
+end
+
+@testset "a pendulum in x and y, whose index is reduced" begin
+    @variables x(t) = 1.0 y(t) = 0.0 vx(t) = 0.0 vy(t) = 0.0 tension(t) push(t)
+    @named pendulum = System([D(x) ~ vx, D(y) ~ vy, D(vx) ~ push - tension * x, D(vy) ~ -tension * y - 9.81, x^2 + y^2 ~ 1], t)
+    states = [x, y, vx, vy, tension]
+    S = simulator(
+        pendulum; cost = x^2, dt = 0.05, episode_steps = 5, inputs = [push => (-1.0, 1.0)], box = [v => (-1.0, 1.0) for v in states],
+        scheme = Rosenbrock(reltol = 1e-10, abstol = 1e-11),
+    )
+    # The same by its angle from the lowest point.
+    function swung(z)
+        problem = ODEProblem((dx, x, p, t) -> (dx[1] = x[2]; dx[2] = -9.81 * sin(x[1]) + p * cos(x[1]); nothing), z[1:2], (0.0, 0.05), z[3])
+        angle, rate = solve(problem, Tsit5(); reltol = 1e-12, abstol = 1e-13).u[end]
+        return [sin(angle), -cos(angle), rate * cos(angle), rate * sin(angle)]
+    end
+    angle, rate, force = 0.6, -0.9, 0.5
+    start = [sin(angle), -cos(angle), rate * cos(angle), rate * sin(angle), 1.0]
+    y, J, failures = ask(open_simulator(S), INTERVAL, reshape(start, 5, 1), fill(force, 1, 1), Float64[])
+    @test failures == 0
+    @test y[1:4, 1] ≈ swung([angle, rate, force]) atol = 1e-8
+    @test J[1:4, 6, 1] ≈ differences(swung, [angle, rate, force])[:, 3] atol = 1e-7
+    # Along the constraint; what of the start is off it is settled.
+    along = [cos(angle), sin(angle), -rate * sin(angle), rate * cos(angle), 0.0]
+    @test J[1:4, 1:5, 1] * along ≈ differences(swung, [angle, rate, force])[:, 1] atol = 1e-6
+end
+
 @testset "time is a state where equations have it" begin
     @variables x(t) = 0.5 u(t)
     @named driven = System([D(x) ~ u + cos(t)], t, [x, u], [])
@@ -263,6 +302,12 @@ end
         ((; box = [rc_settings.box; rc_settings.box]), "box: a state is given twice"),
         ((; box = [rc.resistor.i => (-1.0, 1.0)]), "box: rc.resistor.i is no state of the simplified system, whose states are capacitor.v"),
         ((; parameters = [rc.resistor.alpha]), "parameters: nothing depends on resistor.alpha"),
+        ((; box = [rc.capacitor.v => 1.0]), "box: … => (low, high) is needed, got"),
+        ((; inputs = [rc.source.V.u => (1.0, 2.0, 3.0)]), "inputs: … => (low, high) is needed, got"),
+        ((; cost = nothing), "cost: an expression or a number is needed, got nothing"),
+        ((; observation = rc.capacitor.v), "observation: [\"name\" => expression, …] is needed"),
+        ((; observation = ["u" => rc.source.V.u]), "observation: it depends on the input source.V.u"),
+        ((; done = rc.capacitor.v), "done: an expression that is true or false is needed"),
         ((; observation = ["x" => D(rc.ground.g.i)]), "observation x: the system does not know the derivative"),
     )
         @test_throws text simulator(rc; rc_settings..., change...)
@@ -277,10 +322,17 @@ end
     for (events, text) in (
         ((; continuous_events = [[height ~ 0] => [energy ~ 0.5 * Pre(energy)]]), "an event sets energy(t), which is no state"),
         ((; continuous_events = [[height ~ 0] => ModelingToolkit.ImperativeAffect((m, o, c, i) -> m; modified = (; speed))]), "an event calls a function"),
+        ((; continuous_events = [[height ~ 0] => [speed ~ -speed]]), "an event sets speed by its value after the event: write Pre(…)"),
         ((; discrete_events = [0.05 => [speed ~ -Pre(speed)]]), "events at given times"),
     )
         @test_throws text simulator(falling(; events...); settings...)
     end
+    @parameters undeclared = 0.8
+    @named short = System([D(height) ~ speed, D(speed) ~ push - 9.81], t; continuous_events = [[height ~ 0] => [speed ~ -undeclared * Pre(speed)]])
+    @test_throws "that only an event uses is to be declared" simulator(short; settings..., cost = height)
+    @variables unbound(t)
+    @named open_ended = System([D(height) ~ speed, D(speed) ~ push - 9.81 + unbound], t)
+    @test_throws "a variable without an equation belongs into `inputs`" simulator(open_ended; settings..., cost = height)
     # In the order of the box.
     @test describe(simulator(falling(); settings...)).state == ["height", "speed"]
     @test describe(simulator(falling(); settings..., box = reverse(settings.box))).state == ["speed", "height"]

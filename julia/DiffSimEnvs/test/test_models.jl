@@ -1,7 +1,7 @@
 include("tools.jl")
 using LinearAlgebra: Diagonal, I
 using OrdinaryDiffEqRosenbrock: Rodas5P
-using SciMLBase: CallbackSet, ContinuousCallback, ODEFunction, ODEProblem
+using SciMLBase: CallbackSet, ContinuousCallback, ODEFunction, ODEProblem, SecondOrderODEProblem, remake
 using Test
 
 # A mass on a spring, pushed: its parameters are [mass, stiffness, force].
@@ -48,11 +48,11 @@ end
 @testset "what it sees, when it ends, and what depends on time" begin
     driven = ODEProblem((dx, x, p, t) -> (dx[1] = p[1] + cos(t); nothing), [0.5], (0.0, 1.0), [0.0])
     S = simulator(
-        driven; inputs = [1 => (-1.0, 1.0)], timed = true, cost = (x, p, t) -> x[1] * t, dt = 0.5, episode_steps = 4, box = Box([2.0]),
+        remake(driven; tspan = (3.0, 4.0)); inputs = [1 => (-1.0, 1.0)], timed = true, cost = (x, p, t) -> x[1] * t, dt = 0.5, episode_steps = 4, box = Box([2.0]),
         observation = (x, p, t) -> (x[1], sin(t)), observation_names = ["x", "phase"], done = (x, p, t) -> x[1] > 1,
     )
     d, batch = describe(S), open_simulator(S)
-    @test d.state == ["x1", "time"] && d.state_box.high == [2.0, 2.0] && d.start_box.low == [0.5, 0.0] == d.start_box.high
+    @test d.state == ["x1", "time"] && d.state_box.high == [2.0, 5.0] && d.start_box.low == [0.5, 3.0] == d.start_box.high
     y, J, _ = ask(batch, INTERVAL, [0.2; 0.7;;], fill(0.1, 1, 1), Float64[])
     @test y[:, 1] ≈ [0.2 + 0.05 + sin(1.2) - sin(0.7), 1.2, 0.14] atol = 1e-8
     @test J[1, :, 1] ≈ [1, cos(1.2) - cos(0.7), 0.5] atol = 1e-6
@@ -145,6 +145,19 @@ end
     @test J[3, [1, 2, 4, 5], 1] ≈ -0.5 * K[2, :, 1] atol = 1e-7
 end
 
+@testset "mass matrices that are a number, a diagonal, or none" begin
+    make(M) = simulator(
+        ODEProblem(ODEFunction(pushed!; mass_matrix = M), [1.0, 0.0], (0.0, 1.0), [2.0, 3.0, 0.0]); common..., inputs = [3 => (-1.0, 1.0)],
+        parameters = [1 => :mass, 2 => :stiffness], scheme = Rosenbrock(reltol = 1e-11, abstol = 1e-12),
+    )
+    x, u, p = [0.7; -0.4;;], fill(0.5, 1, 1), [2.5, 3.5]
+    next(M) = ask(open_simulator(make(M)), INTERVAL, x, u, p)[1][1:2, 1]
+    @test next(I) ≈ swung([0.7, -0.4, 0.5, 2.5, 3.5]) atol = 1e-8
+    # Both rates halved: half of the time.
+    @test next(2I) ≈ swung([0.7, -0.4, 0.5, 2.5, 3.5], 0.15) atol = 1e-8
+    @test next(2I) == next(Diagonal([2.0, 2.0]))
+end
+
 @testset "in a file, by the name of the constant or of the type" begin
     file = joinpath(mktempdir(), "spring.jl")
     write(file, """
@@ -195,6 +208,21 @@ end
             ODEProblem(pushed!, [1.0, 0.0], (0.0, 1.0), [2.0, 3.0, 0.0]; callback = ContinuousCallback((x, t, i) -> x[1], i -> nothing)), (;),
             "has a callback, which a gradient would not see",
         ),
+        (spring, (; inputs = [3 => 1.0]), "inputs: … => (low, high) is needed, got 3 => 1.0"),
+        (spring, (; inputs = [3 => (1.0, 2.0, 3.0)]), "inputs: … => (low, high) is needed"),
+        (spring, (; inputs = [3 => (1.0, -1.0)]), "inputs: low <= high"),
+        (spring, (; box = [1.0, 2.0]), "box: a Box is needed, got [1.0, 2.0]"),
+        (spring, (; state = ["a", "a"]), "state: a name is given twice: a, a"),
+        (spring, (; parameters = [1 => :a, 2 => :a]), "parameters: a name is given twice"),
+        (spring, (; cost = 1), "cost: a function (x, p, t) is needed, got 1"),
+        (spring, (; cost = (x, p, t) -> [x[1]]), "cost: a number is needed"),
+        (spring, (; cost = (x, p, t) -> x[1] * t), "depends on time (cost does): give `timed = true`"),
+        (spring, (; done = (x, p, t) -> x[1]), "done: true or false is needed"),
+        (spring, (; observation = (x, p, t) -> (x[1], p[3]), observation_names = ["x", "force"]), "observation: it depends on an input"),
+        (ODEProblem((dx, x, p, t) -> (dx .= cos(t); nothing), [1.0, 0.0], (0.0, 1.0), zeros(3)), (;), "depends on time (its function does)"),
+        (ODEProblem((x, p, t) -> [x[2]], [1.0, 0.0], (0.0, 1.0), zeros(3)), (;), "returns 1 rates, the state has 2"),
+        (ODEProblem(pushed!, ComplexF64[1.0, 0.0], (0.0, 1.0), zeros(3)), (;), "a vector of real numbers is needed"),
+        (SecondOrderODEProblem((a, v, x, p, t) -> (a .= 0), [1.0], [0.0], (0.0, 1.0), zeros(3)), (;), "write it as one first-order ODEProblem"),
         (
             ODEProblem(ODEFunction(pushed!; mass_matrix = [1.0 0.5; 0.0 1.0]), [1.0, 0.0], (0.0, 1.0), [2.0, 3.0, 0.0]), (;),
             "mass matrix is not diagonal",
