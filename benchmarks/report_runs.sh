@@ -18,7 +18,7 @@ while [ "$count" -le "$seeds" ]; do
     diffsim compare $three --against sac --seeds "$count" --budget 60s --workers 1 --out "$out"
     count=$((count + 1))
 done
-# Not run so far: 8 trials of settings for ours and for PPO, and the ablations a sceptic asks for.
+# Not run so far: seeds 8 and 9, 8 trials of settings for ours and for PPO, and the ablations a sceptic asks for.
 #     diffsim compare $all --against ppo_wide --seeds "$seeds" --budget 60s --tune 8 --tuning-seeds 1000..1000 --out "$out"
 #     diffsim compare $three --against ppo_state_box,ppo_ours,ours_task_starts --seeds "$seeds" --budget 60s --out "$out"
 diffsim report "$out"
