@@ -273,7 +273,7 @@ function DiffSimEnvs.simulator(
     roots = continuous_events(system)
     any(c -> c.initialize !== nothing || c.finalize !== nothing, roots) &&
         throw(ArgumentError("$name has events with `initialize` or `finalize`, which are not simulated"))
-    model = Model(system, first.(inputs), modes_of(roots))
+    model = Model(system, first.(collect(inputs)), modes_of(roots))
     arrange!(model, box)
 
     # Everything as expressions of states, actions, parameters and time ...
