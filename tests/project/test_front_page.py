@@ -81,6 +81,20 @@ def test_the_comparison_on_six_tasks_is_the_measured_one():
         assert rows[task] == " | ".join(cell(comparison, task, name) for name in SIX)
 
 
+ABLATIONS = ("ours", "ours_task_starts", "ppo_state_box", "ppo_ours")
+
+
+def test_the_ablations_of_contenders_are_the_measured_ones():
+    comparison = read_comparison(ROOT / "benchmarks" / "results" / "contender_ablations")
+    text = (ROOT / "docs" / "comparisons.md").read_text()
+    table = text.split("<!-- contender_ablations -->")[1].split("<!-- -->")[0]
+    rows = dict(re.findall(r"^\| `([\w:-]+)` \| (.+ \| .+ \| .+ \| .+) \|$", table, re.M))
+    assert rows == {
+        task: " | ".join(cell(comparison, task, name) for name in ABLATIONS) for task in comparison.tasks
+    }
+    assert len(rows) == 3
+
+
 @pytest.mark.parametrize("page", ["CHANGELOG.md", "CONTRIBUTING.md"])
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
