@@ -22,7 +22,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from in_turns import spread, timed
 
 from diffsim.rollouts import Rollout
 from diffsim.runs.provenance import describe
@@ -95,22 +95,6 @@ def sample(env: Any, batch: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
     if "released" in env.state_names:
         x[:, 0] = x[:, 0].round()
     return x.requires_grad_(), env.action_box.sample(batch, generator, torch.float64), env.params(x)
-
-
-def spread(values: list[float], unit: float = 1e6) -> dict[str, float]:
-    ordered = sorted(values)
-    return {
-        "median": statistics.median(ordered) * unit,
-        "low": ordered[len(ordered) // 10] * unit,
-        "high": ordered[-1 - len(ordered) // 10] * unit,
-    }
-
-
-def timed(work: Any, repetitions: int) -> float:
-    begun = time.perf_counter()
-    for _ in range(repetitions):
-        work()
-    return (time.perf_counter() - begun) / repetitions
 
 
 def overhead(name: str) -> dict[str, Any]:

@@ -21,13 +21,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from in_turns import spread, timed
 
 from diffsim.rollouts import Rollout
 from diffsim.runs.provenance import describe
@@ -100,23 +99,6 @@ def errors(found: Any, expected: Any) -> dict[str, float]:
         name: float(((a - b).abs().amax(0) / b.abs().amax(0).clamp_min(1e-12)).max())
         for name, a, b in zip(names, found, expected, strict=True)
     }
-
-
-def spread(values: list[float], unit: float = 1e6) -> dict[str, float]:
-    ordered = sorted(values)
-    tenth = len(ordered) // 10
-    return {
-        "median": statistics.median(ordered) * unit,
-        "low": ordered[tenth] * unit,
-        "high": ordered[-1 - tenth] * unit,
-    }
-
-
-def timed(work: Any, repetitions: int) -> float:
-    begun = time.perf_counter()
-    for _ in range(repetitions):
-        work()
-    return (time.perf_counter() - begun) / repetitions
 
 
 def in_turn(works: dict[str, Any]) -> dict[str, list[float]]:

@@ -17,12 +17,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
 import json
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from in_turns import spread, timed
 
 from diffsim.rollouts import Rollout
 from diffsim.runs.provenance import describe
@@ -55,23 +54,6 @@ function (number, x, u, p, repetitions)
     (time_ns() - begun) / 1e9 / repetitions
 end
 """
-
-
-def spread(values: list[float], unit: float = 1e6) -> dict[str, float]:
-    ordered = sorted(values)
-    tenth = len(ordered) // 10
-    return {
-        "median": statistics.median(ordered) * unit,
-        "low": ordered[tenth] * unit,
-        "high": ordered[-1 - tenth] * unit,
-    }
-
-
-def timed(work: Any, repetitions: int) -> float:
-    begun = time.perf_counter()
-    for _ in range(repetitions):
-        work()
-    return (time.perf_counter() - begun) / repetitions
 
 
 def measure(name: str) -> dict[str, Any]:

@@ -151,7 +151,7 @@ function simulator(
     timed = false,
     scheme = nothing,
 )
-    problem.f isa ODEFunction && !(problem.f.f isa Union{SciMLBase.SplitFunction,SciMLBase.DynamicalODEFunction}) ||
+    problem.f isa ODEFunction ||
         throw(ArgumentError("the problem has a $(nameof(typeof(problem.f))): write it as one first-order ODEProblem"))
     problem.u0 isa AbstractVector{<:Real} ||
         throw(ArgumentError("the state of the problem is a $(typeof(problem.u0)), a vector of real numbers is needed"))

@@ -156,15 +156,15 @@ end
     agree(S, ["tank1.m", "tank2.m"], ["valve.Cd", "tank2.vol"], rates!, (x, u, p) -> (pressure(x[2], p[2]) / 1e4 - 2)^2)
 end
 
-# A ball that falls on a floor; with `flap`, a state that the floor's event switches and that pulls.
-function ball(; name = :ball, extra = [])
+# A ball that falls on a floor; `flap`, which the floor's event switches, pulls it.
+function ball(; name = :ball)
     @parameters g = 9.81 restitution = 0.8
     @variables height(t) = 1.5 speed(t) = 0.0 push(t)
     @discretes flap(t) = 0.0
     bounce = ModelingToolkit.SymbolicContinuousCallback(
         [height ~ 0], nothing; affect_neg = [speed ~ -restitution * Pre(speed), flap ~ 1 - Pre(flap)], discrete_parameters = [flap],
     )
-    return System([D(height) ~ speed, D(speed) ~ push - g - 2 * flap], t, [height, speed, push], [g, restitution, flap]; continuous_events = [bounce; extra], name)
+    return System([D(height) ~ speed, D(speed) ~ push - g - 2 * flap], t, [height, speed, push], [g, restitution, flap]; continuous_events = [bounce], name)
 end
 
 @testset "an event of a component, which changes a state and a discrete variable" begin

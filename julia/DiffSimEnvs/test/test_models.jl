@@ -1,7 +1,7 @@
 include("tools.jl")
 using LinearAlgebra: Diagonal, I
 using OrdinaryDiffEqRosenbrock: Rodas5P
-using SciMLBase: CallbackSet, ContinuousCallback, ODEFunction, ODEProblem, SecondOrderODEProblem, remake
+using SciMLBase: CallbackSet, ContinuousCallback, ODEFunction, ODEProblem, SecondOrderODEProblem, SplitODEProblem, remake
 using Test
 
 # A mass on a spring, pushed: its parameters are [mass, stiffness, force].
@@ -223,6 +223,7 @@ end
         (ODEProblem((x, p, t) -> [x[2]], [1.0, 0.0], (0.0, 1.0), zeros(3)), (;), "returns 1 rates, the state has 2"),
         (ODEProblem(pushed!, ComplexF64[1.0, 0.0], (0.0, 1.0), zeros(3)), (;), "a vector of real numbers is needed"),
         (SecondOrderODEProblem((a, v, x, p, t) -> (a .= 0), [1.0], [0.0], (0.0, 1.0), zeros(3)), (;), "write it as one first-order ODEProblem"),
+        (SplitODEProblem(pushed!, pushed!, [1.0, 0.0], (0.0, 1.0), zeros(3)), (;), "write it as one first-order ODEProblem"),
         (
             ODEProblem(ODEFunction(pushed!; mass_matrix = [1.0 0.5; 0.0 1.0]), [1.0, 0.0], (0.0, 1.0), [2.0, 3.0, 0.0]), (;),
             "mass matrix is not diagonal",

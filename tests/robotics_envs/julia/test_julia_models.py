@@ -76,7 +76,6 @@ def test_a_system_of_modelingtoolkit_trains(tmp_path):
     if "Package ModelingToolkit" in done.stderr:
         pytest.skip("no ModelingToolkit in the project that Julia uses")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "spring_chain.jl" not in done.stderr
     history = diffsim.RunFile(tmp_path / "run").history()
     assert np.isfinite(history["loss"]).all()
     # Left alone it costs 13.
