@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from robotics_envs.robots.kinematics import Motions
 from robotics_envs.robots.model import Joint, Pair, RobotModel, Softness
@@ -29,7 +30,8 @@ from robotics_envs.robots.scalars import (
     vadd,
     where,
 )
-from robotics_envs.robots.touching import Touch, frame, origin_offset, speed, touches
+from robotics_envs.robots.touching import Touch, candidates, frame, origin_offset
+from solvers.compiler.contributions import Call, add_contributions
 
 _LEAST, _MOST = 1e-4, 0.9999  # MuJoCo's mjMINIMP and mjMAXIMP
 _LEAST_SOFTNESS = 1e-15  # its mjMINVAL
@@ -42,10 +44,8 @@ def constraints(model: RobotModel, motions: Motions, q: Vec, v: Vec) -> list[Con
         _friction(model, k, v) for k, dof in enumerate(model.dofs) if not is_zero(dof.friction)
     ]
     found += [_limit(model, joint, side, q, v) for joint in model.limits for side in (1.0, -1.0)]
-    for pair in model.pairs:
-        contacts = [contact(model, pair, touch, motions, v) for touch in touches(pair, motions)]
-        found += [row for row in contacts if isinstance(row, Cone) or row.edges]
-    return found
+    contacts = [row for _, _, row in contacts_of(model, motions, v)]
+    return found + [row for row in contacts if isinstance(row, Cone) or row.edges]
 
 
 def _friction(model: RobotModel, k: int, v: Vec) -> Constraint:
@@ -63,25 +63,30 @@ def _limit(model: RobotModel, joint: Joint, side: float, q: Vec, v: Vec) -> Cons
     distance = sub(at, limit.range[0]) if side > 0 else sub(limit.range[1], at)
     gap = sub(distance, limit.margin)
     weight = model.dofs[k].inverse_weight
-    stiffness, pull, damping = _soft(model, limit.softness, gap, weight, onset=model.onset)
+    spring, damping = _spring_damper(model, limit.softness)
+    stiffness, pull = _hardness(gap, limit.softness, spring, weight, is_weightless(weight), model.onset)
+    stiffness = where(gap < 0, stiffness, 0.0, like=gap)
     return Constraint([{k: side}], [mul(side, v[k])], stiffness, pull, damping, [((1.0,), 1)])
 
 
-def contact(model: RobotModel, pair: Pair, touch: Touch, motions: Motions, v: Vec) -> Constraint | Cone:
-    """The constraint of two geoms at one of the points where they can touch."""
-    directions = frame(touch) if pair.dimensions > 1 else (touch.normal,)
-    basis = [_jacobian(model, pair, touch, motions, direction) for direction in directions]
-    basis += [_turning(model, pair, motions, direction) for direction in directions[: pair.dimensions - 3]]
+def contacts_of(model: RobotModel, motions: Motions, v: Vec) -> list[tuple[Pair, Touch, Constraint | Cone]]:
+    """The constraints of two geoms at all points where they can touch."""
+    found = candidates(model, motions)
+    terms = _terms(model, found, motions, v)
+    return [(pair, touch, _contact(model, pair, *of)) for (pair, touch), of in zip(found, terms, strict=True)]
+
+
+def _contact(
+    model: RobotModel, pair: Pair, basis: list[Row], velocity: list[Scalar], stiffness: Scalar, pull: Scalar
+) -> Constraint | Cone:
     sliding, torsion, rolling = pair.friction
     coefficients = [sliding, sliding, torsion, rolling, rolling][: pair.dimensions - 1]
-    gap, weight = sub(touch.distance, pair.margin), pair.inverse_weight
+    damping = damping_of(model, pair.softness)
     if model.cone == "elliptic" and any(basis[1:]):
-        stiffness, pull, damping = _soft(model, pair.softness, gap, weight, touch.present, model.onset)
         used = [k for k in range(len(basis)) if k == 0 or basis[k]]
-        rows = [basis[k] for k in used]
         return Cone(
-            basis=rows,
-            velocity=[speed(row, v) for row in rows],
+            basis=[basis[k] for k in used],
+            velocity=[velocity[k] for k in used],
             stiffness=stiffness,
             pull=pull,
             damping=damping,
@@ -89,48 +94,98 @@ def contact(model: RobotModel, pair: Pair, touch: Touch, motions: Motions, v: Ve
             mu=sliding / math.sqrt(model.impedance_ratio),
         )
     weights: list[tuple[Scalar, ...]] = [(1.0,)]
-    if pair.dimensions > 1 and model.cone == "pyramidal":
-        weight = weight * ((1 + sliding * sliding) * 2 * sliding * sliding / model.impedance_ratio)
+    if _is_pyramid(model, pair):
         weights = [
             (1.0, *(side * mu if k == along else 0.0 for k in range(pair.dimensions - 1)))
             for along, mu in enumerate(coefficients)
             for side in (1, -1)
         ]
-    stiffness, pull, damping = _soft(model, pair.softness, gap, weight, touch.present, model.onset)
     basis = basis[: len(weights[0])]
     # A direction in which nothing can move, as across a planar robot, leaves equal rows, and rows that move nothing.
     merged = [tuple(w if row else 0.0 for w, row in zip(edge, basis, strict=True)) for edge in weights]
     edges = [(edge, many) for edge, many in Counter(merged).items() if any(edge)]
-    return Constraint(basis, [speed(row, v) for row in basis], stiffness, pull, damping, edges)
+    return Constraint(basis, velocity[: len(basis)], stiffness, pull, damping, edges)
 
 
-def _turning(model: RobotModel, pair: Pair, motions: Motions, direction: Vec) -> Row:
-    """The spin of the second body about ``direction``, relative to the first body's."""
-    of_first, of_second = (set(model.moved_by(geom.body)) for geom in (pair.first, pair.second))
-    row: Row = {}
-    for k in sorted(of_first ^ of_second):
-        entry = dot(direction, motions.column[k][0])
-        if not is_zero(entry):
-            row[k] = entry if k in of_second else neg(entry)
-    return row
+def _is_pyramid(model: RobotModel, pair: Pair) -> bool:
+    return pair.dimensions > 1 and model.cone == "pyramidal"
 
 
-def _jacobian(model: RobotModel, pair: Pair, touch: Touch, motions: Motions, direction: Vec) -> Row:
-    """The speed along ``direction`` of the second body's point of contact, relative to the first body's."""
-    first, second = pair.first.body, pair.second.body
-    moving = set(model.moved_by(first)) ^ set(model.moved_by(second))
-    of_second = set(model.moved_by(second))
-    offset = origin_offset(motions, first, second)
-    row: Row = {}
-    for k in sorted(moving):
-        point = touch.point
-        if k not in of_second and offset is not None:
-            point = vadd(point, offset)
-        angular, linear = motions.column[k]
-        entry = add(dot(direction, linear), dot(angular, cross(point, direction)))
-        if not is_zero(entry):
-            row[k] = entry if k in of_second else neg(entry)
-    return row
+def _terms(
+    model: RobotModel, contacts: Sequence[tuple[Pair, Touch]], motions: Motions, v: Vec
+) -> list[tuple[list[Row], list[Scalar], Scalar, Scalar]]:
+    """By contact the rows of its Jacobian (along the normal and the tangents, then about them), the speeds along them,
+    stiffness and pull.
+
+    Kernels leave them out, as zeros, where no rollout of a vector touches, but for those of elliptic cones.
+    """
+    calls, start, shapes = [], 0, []
+    for pair, touch in contacts:
+        first, second = (set(model.moved_by(geom.body)) for geom in (pair.first, pair.second))
+        dofs = sorted(first ^ second)
+        offset = origin_offset(motions, pair.first.body, pair.second.body)
+        moving = [
+            (1.0 if k in second else -1.0, motions.column[k], None if k in second else offset) for k in dofs
+        ]
+        gap, weight, sliding = sub(touch.distance, pair.margin), pair.inverse_weight, pair.friction[0]
+        if _is_pyramid(model, pair):
+            weight = weight * ((1 + sliding * sliding) * 2 * sliding * sliding / model.impedance_ratio)
+        near = where(both(touch.present, gap < 0), 1.0, 0.0, like=gap)
+        soft = (
+            pair.softness,
+            _spring_damper(model, pair.softness)[0],
+            weight,
+            is_weightless(weight),
+            model.onset,
+        )
+        at_point = touch.point, touch.normal, touch.tangent, moving, [v[k] for k in dofs], pair.dimensions
+        shapes.append((pair.dimensions, dofs, start))
+        adds = range(start, start := start + pair.dimensions * (len(dofs) + 1) + 2)
+        can_miss = isinstance(near, Tensor) and (model.cone == "pyramidal" or pair.dimensions == 1)
+        calls.append(Call(_touching, (near, gap, soft, *at_point), adds, near if can_miss else None))
+    # In a plane rows are so short that a call takes longer.
+    if any(isinstance(x, Tensor) for angular, _ in motions.column for x in angular):
+        found = add_contributions([0.0] * start, calls)
+    else:
+        found = [x for call in calls for x in tree_flatten(call.function(*call.args))[0]]
+    results = []
+    for count, dofs, at in shapes:
+        stiffness, pull = found[at], found[at + 1]
+        own = found[at + 2 : at + 2 + count * (len(dofs) + 1)]
+        rows = [own[i * len(dofs) : (i + 1) * len(dofs)] for i in range(count)]
+        named = [{k: x for k, x in zip(dofs, row, strict=True) if not is_zero(x)} for row in rows]
+        results.append((named, own[count * len(dofs) :], stiffness, pull))
+    return results
+
+
+def _touching(
+    near: Scalar, gap: Scalar, soft: tuple[Any, ...], *rows: Any
+) -> tuple[Scalar, Scalar, list[list[Scalar]], list[Scalar]]:
+    stiffness, pull = _hardness(gap, *soft)
+    stiffness = where(near > 0, stiffness, 0.0, like=gap)
+    return stiffness, pull, *_jacobian(*rows)
+
+
+def _jacobian(
+    point: Vec,
+    normal: Vec,
+    tangent: Vec | None,
+    moving: list[tuple[float, tuple[Vec, Vec], Vec | None]],
+    v: Vec,
+    dimensions: int,
+) -> tuple[list[list[Scalar]], list[Scalar]]:
+    """Rows by the place of a degree of freedom in ``moving``: sign, columns, from its origin's to the point's."""
+    directions = frame(Touch(0.0, point, normal, tangent)) if dimensions > 1 else (normal,)
+    rows = []
+    for direction in directions:
+        row = []
+        for sign, (angular, linear), offset in moving:
+            at = point if offset is None else vadd(point, offset)
+            row.append(mul(sign, add(dot(direction, linear), dot(angular, cross(at, direction)))))
+        rows.append(row)
+    for direction in directions[: max(dimensions - 3, 0)]:
+        rows.append([mul(sign, dot(direction, angular)) for sign, (angular, _), _ in moving])
+    return rows, [dot(row, v) for row in rows]
 
 
 def _spring_damper(model: RobotModel, softness: Softness) -> tuple[float, float]:
@@ -165,33 +220,24 @@ def _power(x: Any, power: float) -> Any:
     return x * x if power == 2 else x**power
 
 
-def _soft(
-    model: RobotModel,
-    softness: Softness,
-    gap: Scalar,
-    weight: float,
-    present: Any = True,
-    onset: Scalar = 0.0,
-) -> tuple[Scalar, Scalar, float]:
-    """Stiffness, pull and damping of a constraint that begins at a gap of zero."""
-    share = 1.0 if _is_weightless(weight) else begun(gap, onset)
+def _hardness(
+    gap: Scalar, softness: Softness, spring: Scalar, weight: Scalar, weightless: bool, onset: Scalar
+) -> tuple[Scalar, Scalar]:
+    """Stiffness and pull of a constraint that begins at a gap of zero, where the gap is negative."""
+    share = 1.0 if weightless else begun(gap, onset)
     impedance = mul(share, impedance_of(softness.solimp, gap))
-    near = both(present, gap < 0)
-    return (
-        where(near, stiffness_of(impedance, weight), 0.0, like=gap),
-        pulled(model, softness, impedance, gap),
-        damping_of(model, softness),
-    )
+    return stiffness_of(impedance, weight, weightless), neg(mul(mul(spring, impedance), gap))
 
 
-def stiffness_of(impedance: Any, weight: Any) -> Scalar:
+def stiffness_of(impedance: Any, weight: Any, weightless: bool) -> Scalar:
     """The inverse of MuJoCo's ``efc_R``, which is at least 1e-15: a body can have no inverse weight."""
-    if _is_weightless(weight):
+    if weightless:
         return 1.0 / larger((1.0 - impedance) / impedance * weight, _LEAST_SOFTNESS)
     return impedance / ((1.0 - impedance) * weight)
 
 
-def _is_weightless(weight: Any) -> bool:
+def is_weightless(weight: Any) -> bool:
+    """Whether a body cannot be shifted, so that its constraints are hard."""
     return isinstance(weight, float) and weight < _WEIGHTLESS
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from robotics_envs.robots.constraints import damping_of, impedance_of, pulled, stiffness_of
+from robotics_envs.robots.constraints import damping_of, impedance_of, is_weightless, pulled, stiffness_of
 from robotics_envs.robots.integrators import quaternion_product
 from robotics_envs.robots.kinematics import Motions, of_quaternion
 from robotics_envs.robots.model import Equality, Joint, RobotModel
@@ -68,7 +68,7 @@ def equalities(model: RobotModel, motions: Motions, q: Vec, v: Vec) -> list[Cons
                     Constraint(
                         basis=[row],
                         velocity=[speed(row, v)],
-                        stiffness=stiffness_of(impedance, weight),
+                        stiffness=stiffness_of(impedance, weight, is_weightless(weight)),
                         pull=sub(pulled(model, equality.softness, impedance, lack), drift),
                         damping=damping_of(model, equality.softness),
                         edges=[((1.0,), 1)],

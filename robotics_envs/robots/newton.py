@@ -33,6 +33,7 @@ from robotics_envs.robots.scalars import (
     total,
     where,
 )
+from solvers.compiler.contributions import Call, add_contributions
 from solvers.compiler.fixed_point import fixed_point
 
 MOST_STEPS = 40
@@ -69,14 +70,23 @@ def accelerate(
         known_matrix, known_force, known_rows = unpack(packed)
         *state, count = columns(x)
         a, before = state[:n], iter(state[n:])
-        is_first, is_half = count == 0, _is_half(count)
-        sides = [
-            _pushing(row, a, is_first) if row.bound is None else [_slip(row, a, is_first, next(before))]
-            for row in known_rows
-        ]
-        full, moving = _newton(known_matrix, known_force, known_rows, sides, tolerance)
+        is_half = _is_half(count)
+        hessian, right, pushing = _pressed(known_matrix, known_force, known_rows, a, count)
+        sides: dict[int, list[Any]] = {}
+        for k, row in enumerate(known_rows):
+            if k in pushing:
+                continue
+            sides[k] = (
+                _pushing(row, a, count == 0)
+                if row.bound is None
+                else [_slip(row, a, count == 0, next(before))]
+            )
+            _add_row(hessian, right, row, sides[k])
+        full = solve(factor(hessian), right)
+        moving = total(_changed(known_rows[k], full, side, tolerance) for k, side in sides.items())
+        moving = _released(moving, known_rows, full, pushing, tolerance)
         following = [where(is_half, 0.5 * (old + new), new) for old, new in zip(a, full, strict=True)]
-        following += [side[0] for row, side in zip(known_rows, sides, strict=True) if row.bound is not None]
+        following += [side[0] for k, side in sides.items() if known_rows[k].bound is not None]
         moving = where(is_half, 1.0, moving, like=count)
         next_count = where(moving == 0, -1.0, count + 1)
         return stack([*following, next_count], x[..., 0]), stack([moving], x[..., 0])[..., 0]
@@ -102,16 +112,61 @@ def _is_half(count: Any) -> Any:
     return (count >= _FULL_STEPS) & (half == torch.floor(half))
 
 
-def _newton(
-    matrix: Matrix, force: list[Scalar], rows: list[Constraint], sides: list[list[Any]], tolerance: float
-) -> tuple[list[Scalar], Scalar]:
-    """The acceleration where every row is on its side, and a number that is not zero where some are not, then."""
-    hessian, right = [list(row) for row in matrix], list(force)
-    for row, side in zip(rows, sides, strict=True):
-        _add_row(hessian, right, row, side)
-    following = solve(factor(hessian), right)
-    moving = total(_changed(row, following, side, tolerance) for row, side in zip(rows, sides, strict=True))
-    return following, moving
+def _is_contact(row: Constraint) -> bool:
+    """Whether a row has more than what is quicker written out; kernels leave it out where nothing touches."""
+    return row.bound is None and not row.always and isinstance(row.stiffness, Tensor) and len(row.moves) > 2
+
+
+def _pressed(
+    matrix: Matrix, force: Sequence[Scalar], rows: Sequence[Constraint], a: Vec, count: Scalar
+) -> tuple[Matrix, list[Scalar], dict[int, list[Scalar]]]:
+    """:func:`_add_row` of the contacts among ``rows``, and 1 by each of their edges that pushes, by their number."""
+    n = len(force)
+    place = {(i, j): k for k, (i, j) in enumerate((i, j) for i in range(n) for j in range(i + 1))}
+    start: list[Scalar] = [matrix[i][j] for i, j in place] + list(force)
+    calls, at = [], {}
+    for number, row in enumerate(rows):
+        if not _is_contact(row):
+            continue
+        dofs = row.moves
+        adds = [place[k, other] for i, k in enumerate(dofs) for other in dofs[: i + 1]]
+        adds += [len(place) + k for k in dofs]
+        at[number] = range(len(start), len(start) + len(row.edges))
+        start += [0.0] * len(row.edges)
+        given = [a[k] for k in dofs], count, row.local()
+        calls.append(Call(_press, given, [*adds, *at[number]], row.stiffness))
+    found = add_contributions(start, calls)
+    hessian = [[found[place[i, j]] if j <= i else 0.0 for j in range(n)] for i in range(n)]
+    pushing = {number: [found[k] for k in places] for number, places in at.items()}
+    return hessian, found[len(place) : len(place) + n], pushing
+
+
+def _press(a: Vec, count: Tensor, local: tuple[Any, ...]) -> tuple[Matrix, list[Scalar], list[Scalar]]:
+    """Below the diagonal ``Jᵀ D J`` of the edges that push, ``Jᵀ D a_ref``, and which push."""
+    row, n = Constraint(*local), len(a)
+    sides = _pushing(row, a, count == 0)
+    hessian: Matrix = [[0.0] * n for _ in range(n)]
+    right: list[Scalar] = [0.0] * n
+    _add_row(hessian, right, row, sides)
+    below = [hessian[i][: i + 1] for i in range(n)]
+    return below, right, [where(side, 1.0, 0.0, like=count) for side in sides]
+
+
+def _released(
+    moving: Scalar, rows: Sequence[Constraint], a: Vec, pushing: dict[int, list[Scalar]], tolerance: float
+) -> Scalar:
+    """``moving`` and how many edges of contacts are on the other side at ``a``."""
+    calls = []
+    for number, sides in pushing.items():
+        row = rows[number]
+        given = [a[k] for k in row.moves], sides, tolerance, row.local()
+        calls.append(Call(_count_changed, given, [0], row.stiffness))
+    (found,) = add_contributions([moving], calls)
+    return found
+
+
+def _count_changed(a: Vec, pushing: list[Tensor], tolerance: Scalar, local: tuple[Any, ...]) -> Scalar:
+    return _changed(Constraint(*local), a, [side != 0 for side in pushing], tolerance)
 
 
 def shortfalls(row: Constraint, a: Vec) -> list[tuple[Scalar, Scalar]]:
@@ -175,7 +230,7 @@ def _add_row(hessian: Matrix, right: list[Scalar], row: Constraint, sides: list[
                     hessian[k][other_k] = add(hessian[k][other_k], mul(x, y))
 
 
-def _changed(row: Constraint, a: Vec, sides: list[Any], tolerance: float) -> Scalar:
+def _changed(row: Constraint, a: Vec, sides: list[Any], tolerance: Scalar) -> Scalar:
     """How many edges are on the other side at ``a``; those at the very border, and absent rows, do not count."""
     if row.bound is not None:
         force = _friction_force(row, a)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from robotics_envs.robots.scalars import Scalar
 
@@ -28,6 +29,17 @@ class Constraint:
     edges: list[tuple[tuple[Scalar, ...], int]]
     bound: Scalar | None = None
     always: bool = False
+
+    @property
+    def moves(self) -> list[int]:
+        """The degrees of freedom that it moves."""
+        return sorted({k for row in self.basis for k in row})
+
+    def local(self) -> tuple[Any, ...]:
+        """Arguments for the same constraint with the degrees of freedom that it moves counted from 0."""
+        place = {k: i for i, k in enumerate(self.moves)}
+        basis = [{place[k]: x for k, x in row.items()} for row in self.basis]
+        return basis, self.velocity, self.stiffness, self.pull, self.damping, self.edges
 
 
 @dataclass

@@ -7,6 +7,7 @@ Sources: MuJoCo's ``engine_collision_primitive.c`` and, for ellipsoids, the supp
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from robotics_envs.robots.kinematics import Motions
-from robotics_envs.robots.model import Geom, Pair
+from robotics_envs.robots.model import Geom, Pair, RobotModel
 from robotics_envs.robots.scalars import (
     Mat,
     Scalar,
@@ -43,6 +44,7 @@ from robotics_envs.robots.scalars import (
     vsub,
     where,
 )
+from solvers.compiler.contributions import Call, add_contributions
 
 
 @dataclass
@@ -76,20 +78,26 @@ class _Placed:
         return [row[k] for row in self.rotation]
 
 
-def touches(pair: Pair, motions: Motions) -> list[Touch]:
-    """The candidate contacts of a pair of geoms."""
+def candidates(model: RobotModel, motions: Motions) -> list[tuple[Pair, Touch]]:
+    """All candidate contacts, pair after pair."""
+    placed = [_placed_pair(pair, motions) for pair in model.pairs]
+    apart = [k for k, pair in enumerate(model.pairs) if pair.first.kind != "plane"]
+    between = dict(
+        zip(apart, _between([model.pairs[k] for k in apart], [placed[k] for k in apart]), strict=True)
+    )
+    found = []
+    for k, (pair, (first, second)) in enumerate(zip(model.pairs, placed, strict=True)):
+        touches = between[k] if k in between else _OF_PLANES[pair.second.kind](first, second, pair.margin)
+        found += [(pair, touch) for touch in touches]
+    return found
+
+
+def _placed_pair(pair: Pair, motions: Motions) -> tuple[_Placed, _Placed]:
     first, second = _placed(pair.first, motions), _placed(pair.second, motions)
     if not _same_tree(pair.first.body, pair.second.body, motions):
         between = vsub(motions.origin[pair.first.body], motions.origin[pair.second.body])
         first.centre = vadd(first.centre, between)
-    kinds = pair.first.kind, pair.second.kind
-    if kinds[0] == "plane":
-        return _OF_PLANES[kinds[1]](first, second, pair.margin)
-    if kinds == ("sphere", "sphere"):
-        return [_spheres(first.centre, second.centre, first, second)]
-    if kinds == ("sphere", "capsule"):
-        return [_sphere_capsule(first, second)]
-    return _capsules(first, second, pair.margin)
+    return first, second
 
 
 def origin_offset(motions: Motions, body: int, other: int) -> Vec | None:
@@ -153,7 +161,7 @@ def _plane_box(plane: _Placed, box: _Placed, margin: float) -> list[Touch]:
     return found
 
 
-def _holds(value: Scalar, bound: float) -> Any:
+def _holds(value: Scalar, bound: Scalar) -> Any:
     return value <= bound
 
 
@@ -203,7 +211,70 @@ _OF_PLANES = {
 # ---- Spheres and capsules --------------------------------------------------------------------------------------------
 
 
-def _spheres(a: Vec, b: Vec, one: _Placed, other: _Placed) -> Touch:
+@dataclass
+class _Rod:
+    """A capsule, or a sphere of length 0: centre, the direction of its axis, half its length, and its radius."""
+
+    centre: Vec
+    axis: Vec
+    half: Scalar
+    radius: Scalar
+
+
+Flat = list[Scalar]
+"""Distance, point, normal, and 1 where the contact is present, of one candidate after the other."""
+
+
+def _between(pairs: Sequence[Pair], placed: Sequence[tuple[_Placed, _Placed]]) -> list[list[Touch]]:
+    """By pair the candidate contacts of spheres and capsules.
+
+    Kernels leave out pairs that are far apart in all rollouts of a vector, whose contacts are then not present.
+    """
+    calls, start = [], [0]
+    for pair, two in zip(pairs, placed, strict=True):
+        function, count = _OF_RODS[pair.first.kind, pair.second.kind]
+        rods = [_rod(one) for one in two]
+        across = vsub(rods[1].centre, rods[0].centre)
+        reach = sum(
+            one.geom.size[0] + (one.geom.size[1] if one.geom.kind == "capsule" else 0.0) for one in two
+        )
+        square = dot(across, across)
+        near = where(square < (reach + max(pair.margin, 0.0)) ** 2, 1.0, 0.0, like=square)
+        given = [(rod.centre, rod.axis, rod.half, rod.radius) for rod in rods]
+        adds = range(start[-1], start[-1] + 8 * count)
+        start.append(adds.stop)
+        calls.append(
+            Call(function, (*given, pair.margin, near), adds, near if isinstance(near, Tensor) else None)
+        )
+    if any(isinstance(x, Tensor) for two in placed for one in two for x in one.axis(1)):
+        flat = add_contributions([0.0] * start[-1], calls)
+    else:  # in a plane, where a call takes longer
+        flat = [x for call in calls for x in call.function(*call.args)]
+    touches = [
+        [_touch(flat[at : at + 8]) for at in range(first, last, 8)]
+        for first, last in itertools.pairwise(start)
+    ]
+    return [[touch for touch in of if touch.present is not False] for of in touches]
+
+
+def _rod(placed: _Placed) -> _Rod:
+    size = placed.geom.size
+    return _Rod(placed.centre, placed.axis(2), size[1] if placed.geom.kind == "capsule" else 0.0, size[0])
+
+
+def _touch(flat: Flat) -> Touch:
+    distance, present = flat[0], flat[7]
+    return Touch(
+        distance, flat[1:4], flat[4:7], present=present > 0 if isinstance(present, Tensor) else present != 0
+    )
+
+
+def _flat(touch: Touch) -> Flat:
+    present = where(touch.present, 1.0, 0.0, like=touch.distance)
+    return [touch.distance, *touch.point, *touch.normal, present]
+
+
+def _spheres(a: Vec, b: Vec, one: _Rod, other: _Rod) -> Touch:
     """Balls about points of two geoms, with the geoms' radii.
 
     Where the points are the same, as where axes of capsules cross, the normal is across the axes of both geoms.
@@ -217,27 +288,35 @@ def _spheres(a: Vec, b: Vec, one: _Placed, other: _Placed) -> Touch:
     length, normal = 1.0 / inverse, scale(inverse, across)
     if isinstance(square, Tensor):
         is_same = square < least
-        sideways = unit(cross(one.axis(2), other.axis(2)))
+        sideways = unit(cross(one.axis, other.axis))
         normal = [where(is_same, x, y, like=square) for x, y in zip(sideways, normal, strict=True)]
-    distance = sub(length, _radius(one) + _radius(other))
-    return Touch(distance, vadd(a, scale(add(mul(0.5, distance), _radius(one)), normal)), normal)
+    distance = sub(length, add(one.radius, other.radius))
+    return Touch(distance, vadd(a, scale(add(mul(0.5, distance), one.radius), normal)), normal)
 
 
-def _sphere_capsule(sphere: _Placed, capsule: _Placed) -> Touch:
-    half = capsule.geom.size[1]
-    axis = capsule.axis(2)
-    along = clamp(dot(axis, vsub(sphere.centre, capsule.centre)), -half, half)
-    return _spheres(sphere.centre, vadd(capsule.centre, scale(along, axis)), sphere, capsule)
+def _two_spheres(first: tuple[Any, ...], second: tuple[Any, ...], margin: Scalar, near: Scalar) -> Flat:
+    one, other = _Rod(*first), _Rod(*second)
+    return _flat(_spheres(one.centre, other.centre, one, other))
 
 
-def _capsules(one: _Placed, other: _Placed, margin: float) -> list[Touch]:
+def _sphere_capsule(first: tuple[Any, ...], second: tuple[Any, ...], margin: Scalar, near: Scalar) -> Flat:
+    sphere, capsule = _Rod(*first), _Rod(*second)
+    along = dot(capsule.axis, vsub(sphere.centre, capsule.centre))
+    for half in (capsule.half, neg(capsule.half)):
+        beyond = (along > half) if half is capsule.half else (along < half)
+        along = where(beyond, half, along, like=along)
+    return _flat(_spheres(sphere.centre, vadd(capsule.centre, scale(along, capsule.axis)), sphere, capsule))
+
+
+def _two_capsules(first: tuple[Any, ...], second: tuple[Any, ...], margin: Scalar, near: Scalar) -> Flat:
     """The nearest points of two segments; where those are parallel, up to two pairs of an end and a nearest point."""
-    axes = scale(one.geom.size[1], one.axis(2)), scale(other.geom.size[1], other.axis(2))
+    one, other = _Rod(*first), _Rod(*second)
+    axes = scale(one.half, one.axis), scale(other.half, other.axis)
     across = vsub(one.centre, other.centre)
-    ma, mc = one.geom.size[1] ** 2, other.geom.size[1] ** 2
+    ma, mc = mul(one.half, one.half), mul(other.half, other.half)
     mb = neg(dot(*axes))
     u, v = neg(dot(axes[0], across)), dot(axes[1], across)
-    determinant = sub(ma * mc, mul(mb, mb))
+    determinant = sub(mul(ma, mc), mul(mb, mb))
     is_parallel = absolute(determinant) < 1e-15
     divisor = where(is_parallel, 1.0, determinant)
     x1, x2 = sub(mul(mc, u), mul(mb, v)) / divisor, sub(mul(ma, v), mul(mb, u)) / divisor
@@ -256,14 +335,13 @@ def _capsules(one: _Placed, other: _Placed, margin: float) -> list[Touch]:
         )
 
     single = at(x1, x2)
-    if isinstance(is_parallel, bool) and not is_parallel:
-        return [single]
     single.present = ~is_parallel if isinstance(is_parallel, Tensor) else not is_parallel
-    return [single, *_parallel(at, ma, mb, mc, u, v, margin, is_parallel)]
+    found = [single, *_parallel(at, ma, mb, mc, u, v, margin, is_parallel)]
+    return [x for touch in found for x in _flat(touch)]
 
 
 def _parallel(
-    at: Any, ma: float, mb: Scalar, mc: float, u: Scalar, v: Scalar, margin: float, is_parallel: Any
+    at: Any, ma: Scalar, mb: Scalar, mc: Scalar, u: Scalar, v: Scalar, margin: Scalar, is_parallel: Any
 ) -> list[Touch]:
     """The four ends with the nearest points of the other segment; MuJoCo keeps the first two."""
     candidates: list[tuple[Scalar, Scalar, Any]] = []
@@ -282,6 +360,13 @@ def _parallel(
         earlier = add(earlier, where(counts, 1.0, 0.0, like=touch.distance))
         found.append(touch)
     return found
+
+
+_OF_RODS = {
+    ("sphere", "sphere"): (_two_spheres, 1),
+    ("sphere", "capsule"): (_sphere_capsule, 1),
+    ("capsule", "capsule"): (_two_capsules, 5),
+}
 
 
 def frame(touch: Touch) -> Sequence[Vec]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from robotics_envs.base import Actions, Params, States
 from robotics_envs.robots.bodies import centre_of_mass
-from robotics_envs.robots.constraints import contact
+from robotics_envs.robots.constraints import contacts_of
 from robotics_envs.robots.env import RobotEnv
 from robotics_envs.robots.kinematics import kinematics
 from robotics_envs.robots.newton import shortfalls
@@ -27,7 +28,8 @@ from robotics_envs.robots.scalars import (
     vadd,
     vsub,
 )
-from robotics_envs.robots.touching import frame, touches
+from robotics_envs.robots.touching import Touch, frame
+from solvers.compiler.contributions import Call, add_contributions
 
 
 def contact_wrenches(env: RobotEnv, x: States, u: Actions, p: Params) -> Tensor:
@@ -49,22 +51,29 @@ def contact_wrenches(env: RobotEnv, x: States, u: Actions, p: Params) -> Tensor:
     motions = kinematics(model, columns(x[..., :n]), columns(x[..., n:]))
     accelerations = columns(env.dynamics(0.0, x, u.detach(), p)[..., n:].detach())
     middle = centre_of_mass(model, motions)
-    wrenches: list[tuple[Vec, Vec]] = [(ZERO, ZERO)] * len(model.bodies)
-    for pair in model.pairs:
-        for touch in touches(pair, motions):
-            row = contact(model, pair, touch, motions, columns(x[..., n:]))
-            assert isinstance(row, Constraint)
-            along = _forces(row, accelerations)
-            directions = frame(touch) if pair.dimensions > 1 else (touch.normal,)
-            force: Vec = ZERO
-            for share, direction in zip(along, directions, strict=True):
-                force = vadd(force, scale(share, direction))
-            torque = cross(vsub(touch.point, middle), force)
-            for body, sign in ((pair.second.body, 1.0), (pair.first.body, -1.0)):
-                before = wrenches[body]
-                wrenches[body] = vadd(before[0], scale(sign, torque)), vadd(before[1], scale(sign, force))
-    rows = [stack([*torque, *force], x[..., 0]) for torque, force in wrenches[1:]]
-    return torch.stack(rows, -2)
+    calls = []
+    for pair, touch, row in contacts_of(model, motions, columns(x[..., n:])):
+        assert isinstance(row, Constraint)
+        if isinstance(row.stiffness, Tensor):
+            own = [accelerations[k] for k in row.moves]
+            given = own, row.local(), touch.point, touch.normal, touch.tangent, middle
+            adds = [6 * body + k for body in (pair.second.body, pair.first.body) for k in range(6)]
+            calls.append(Call(_wrench, given, adds, row.stiffness))
+    found = add_contributions([0.0] * (6 * len(model.bodies)), calls)
+    return stack(found[6:], x[..., 0]).unflatten(-1, (-1, 6))
+
+
+def _wrench(
+    a: Vec, local: tuple[Any, ...], point: Vec, normal: Vec, tangent: Vec | None, middle: Vec
+) -> list[Scalar]:
+    """Torque about ``middle`` and force on the second body, and the opposite on the first."""
+    row = Constraint(*local)
+    directions = frame(Touch(0.0, point, normal, tangent)) if len(row.basis) > 1 else (normal,)
+    force: Vec = ZERO
+    for share, direction in zip(_forces(row, a), directions, strict=True):
+        force = vadd(force, scale(share, direction))
+    wrench = [*cross(vsub(point, middle), force), *force]
+    return [*wrench, *map(neg, wrench)]
 
 
 def _forces(row: Constraint, a: Vec) -> list[Scalar]:

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from solvers.compiler.ir import Function, Graph, Loop, Node, Operand, Place, Store, in_order, maker, width
+from solvers.compiler.ir import (
+    Contribution,
+    Function,
+    Graph,
+    Loop,
+    Node,
+    Operand,
+    Place,
+    Pulled,
+    ScatterAdd,
+    Store,
+    called,
+    in_order,
+    maker,
+    width,
+)
 from solvers.compiler.operations import OPERATIONS
 
 
@@ -37,11 +52,11 @@ def gradient(
         add(output, cotangent)
     for node in reversed(in_order(outputs)):
         terms: Sequence[Operand]
-        if node.op in ("call", "loop"):
+        if node.op in _OF:
             # Its results came before it in this order, so all their cotangents are known.
             if (bars := calls.get(node)) is None:
                 continue
-            terms, made = (_of_call if node.op == "call" else _of_loop)(graph, node, bars, gathered)
+            terms, made = _OF[node.op](graph, node, bars, gathered)
             effects += made
         elif node.op == "input" or (bar := total.get(node)) is None:
             continue
@@ -77,11 +92,16 @@ def vjp_of(graph: Graph, function: Function, gathered: Mapping[Node, Place]) -> 
 
 
 def _worth_keeping(function: Function, vjp: Function) -> list[Node]:
-    """What the vector-Jacobian product needs of the function's values, but masks, which are no numbers."""
+    """What the vector-Jacobian product needs of the function's values, but masks, which are no numbers.
+
+    Of a function that calls others these are settled states, which take many calls to compute again.
+    """
     inner = in_order(function.results)
-    if any(node.op in ("call", "loop") for node in inner):
-        return []
-    own = {node for node in inner if node.op in OPERATIONS and not OPERATIONS[node.op].boolean}
+    if any(called(node) for node in inner):
+        settled = {node for node in inner if node.op == "call" and node.data.carried and not node.data.kept}
+        own = {node for node in in_order(vjp.roots()) if node.op == "result" and maker(node) in settled}
+    else:
+        own = {node for node in inner if node.op in OPERATIONS and not OPERATIONS[node.op].boolean}
     return [node for node in in_order(vjp.roots(), stop=own) if node in own]
 
 
@@ -91,7 +111,8 @@ def _of_call(
     vjp, carried = vjp_of(graph, node.data, gathered), node.data.carried
     # Of a repeated function it is that of its last call, which does not depend on the state it began with.
     settled = graph.results(node)[:carried]
-    terms = graph.call(vjp, (*settled, *node.args[carried:], *bars), after=node)
+    after = node if node.data.kept else None
+    terms = graph.call(vjp, (*settled, *node.args[carried:], *bars), after=after)
     return [*[0.0] * carried, *terms[carried:]], _effect(vjp, terms)
 
 
@@ -131,6 +152,55 @@ def _backward(graph: Graph, loop: Loop, vjp: Function) -> Function:
     forward = maker(graph.call(loop.function, args)[0])
     results = graph.call(vjp, (*args, *bars, *own[carried:]), after=forward)
     return Function(f"{vjp.name}_step", parameters, results, _effect(vjp, results))
+
+
+def _of_scatter_add(
+    graph: Graph, node: Node, bars: Sequence[Operand], gathered: Mapping[Node, Place]
+) -> tuple[list[Operand], list[Store]]:
+    """Cotangents of the values are vectors to which the functions' vector-Jacobian products contribute."""
+    data: ScatterAdd = node.data
+    values = node.args[data.size :]
+    contributions = []
+    for function, reads, numbers, adds in data.contributions:
+        pulled = _pulled(graph, function, len(reads))
+        given = (*reads, *(len(values) + entry for entry in adds))
+        contributions.append(
+            Contribution(
+                pulled.function,
+                tuple(given[k] for k in pulled.reads),
+                tuple(numbers[k] for k in pulled.numbers),
+                tuple(reads[k] for k in pulled.adds),
+            )
+        )
+    touched = sorted({entry for contribution in contributions for entry in contribution.adds})
+    place = {entry: k for k, entry in enumerate(touched)}
+    compact = [q._replace(adds=tuple(place[entry] for entry in q.adds)) for q in contributions]
+    found = iter(graph.scatter_add([0.0] * len(touched), [*values, *bars], compact))
+    terms: list[Operand] = [next(found) if k in place else 0.0 for k in range(len(values))]
+    return [*bars, *terms], []
+
+
+def _pulled(graph: Graph, function: Function, read: int) -> Pulled:
+    if function.pulled is None:
+        vjp = vjp_of(graph, function, {})
+        function.kept, vjp.reads = [], None  # each call is by itself
+        adds = [k for k in range(read) if isinstance(vjp.results[k], Node) or vjp.results[k] != 0.0]
+        wanted = [vjp.results[k] for k in adds]
+        below = {*in_order(wanted), function.only_if}
+        count = len(function.parameters)
+        # Those that are read, the cotangents, and the numbers last.
+        order = [*range(read), *range(count, len(vjp.parameters)), *range(read, count)]
+        order = [k for k in order if vjp.parameters[k] in below]
+        renamed = dict(zip((vjp.parameters[k] for k in order), graph.parameters(len(order)), strict=True))
+        compact = Function(vjp.name, list(renamed.values()), graph.rebuild(wanted, renamed.get))
+        compact.only_if = None if function.only_if is None else renamed[function.only_if]
+        reads = [k if k < read else k - count + read for k in order if k < read or k >= count]
+        numbers = [k - read for k in order if read <= k < count]
+        function.pulled = Pulled(compact, tuple(reads), tuple(numbers), tuple(adds))
+    return function.pulled
+
+
+_OF = {"call": _of_call, "loop": _of_loop, "scatter_add": _of_scatter_add}
 
 
 def _effect(function: Function, results: Sequence[Operand]) -> list[Store]:

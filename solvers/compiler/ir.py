@@ -2,7 +2,8 @@
 
 A graph is straight-line code in single-assignment form.  An input is a :class:`Place`: data, to which only the
 printer (``solvers.compiler.print_cpp``) gives a C++ name.  A :class:`Function` is a graph of its own with parameters;
-a node may *call* it, or *loop* over it with a state that is carried from one call to the next.
+a node may *call* it, *loop* over it with a state that is carried from one call to the next, or *add* the results of
+many calls to the entries of a vector.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ class Place:
 class Node:
     """An operation on nodes and constants.
 
-    ``data`` is the :class:`Place` of an ``input``, the :class:`Function` of a ``call``, the :class:`Loop` of a ``loop``
-    and the number of a ``result`` among those of its call or loop.  ``number`` counts the nodes of a graph as they
-    are made.
+    ``data`` is the :class:`Place` of an ``input``, the :class:`Function` of a ``call``, the :class:`Loop` of a
+    ``loop``, the :class:`ScatterAdd` of a ``scatter_add`` and the number of a ``result`` among those of its call, loop
+    or vector.  ``number`` counts the nodes of a graph as they are made.
     """
 
     op: str
@@ -83,6 +84,9 @@ class Function:
     With ``carried``, a call repeats the function until it has settled, at most ``most`` times: the first ``carried``
     results take the place of the first parameters, as long as the last result is not zero (for any rollout of a
     vector).  A settled state depends on the other arguments only; see ``solvers.compiler.fixed_point``.
+
+    As a :class:`Contribution` a function with ``only_if``, one of its parameters, adds nothing where that is zero for
+    all rollouts of a vector.
     """
 
     name: str
@@ -95,6 +99,9 @@ class Function:
     reads: Function | None = None
     carried: int = 0
     most: int = 1
+    only_if: Node | None = None
+    pulled: Pulled | None = None
+    """The vector-Jacobian product as a contribution; once derived."""
 
     def roots(self) -> list[Operand]:
         """Everything that a call computes."""
@@ -115,11 +122,51 @@ class Loop:
     carried: int = 0
 
 
+class Contribution(NamedTuple):
+    """A call whose results are added to entries of a vector.
+
+    Attributes:
+        reads: the first arguments, by their places among the values.
+        numbers: the other arguments, constants.
+        adds: the entry that each result is added to.
+    """
+
+    function: Function
+    reads: tuple[int, ...]
+    numbers: tuple[float, ...]
+    adds: tuple[int, ...]
+
+
+class Pulled(NamedTuple):
+    """The vector-Jacobian product of a contribution's function, without arguments and results that it does without.
+
+    Attributes:
+        reads: arguments, by their places among those that are read, the cotangents of the results behind them.
+        numbers: constant arguments, by their places among these.
+        adds: the argument among those read that each result is the cotangent of.
+    """
+
+    function: Function
+    reads: tuple[int, ...]
+    numbers: tuple[int, ...]
+    adds: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ScatterAdd:
+    """A vector of ``size`` entries with ``contributions`` added, which are calls on values."""
+
+    size: int
+    contributions: tuple[Contribution, ...]
+
+
 class Graph:
     """Makes nodes: equal ones once, with constants folded."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], Node] = {}
+        self.contributing: dict[Any, Any] = {}
+        """Functions that ``solvers.compiler.contributions`` has traced."""
 
     def __len__(self) -> int:
         """The number of nodes made so far."""
@@ -165,8 +212,18 @@ class Graph:
         flat, each = self.results(node), len(function.results)
         return [flat[k * each : (k + 1) * each] for k in range(len(items))]
 
+    def scatter_add(
+        self, start: Sequence[Operand], values: Sequence[Operand], contributions: Iterable[Contribution]
+    ) -> list[Operand]:
+        """The entries of ``start`` with the contributions added, those of one function after the other."""
+        order: dict[Function, list[Contribution]] = {}
+        for contribution in contributions:
+            order.setdefault(contribution.function, []).append(contribution)
+        data = ScatterAdd(len(start), tuple(q for of in order.values() for q in of))
+        return self.results(self._intern("scatter_add", (*start, *values), data))
+
     def results(self, node: Node) -> list[Operand]:
-        """The results of a call or loop."""
+        """The results of a call, loop or scatter_add."""
         return [self._intern("result", (node,), k) for k in range(width(node))]
 
     def apply(self, op: str, *args: Operand) -> Operand:
@@ -226,9 +283,11 @@ class Graph:
 
 
 def width(node: Node) -> int:
-    """The number of results of a call or loop."""
+    """The number of results of a call, loop or scatter_add."""
     if node.op == "call":
         return len(node.data.results)
+    if node.op == "scatter_add":
+        return node.data.size
     return node.data.count * len(node.data.function.results)
 
 
@@ -269,9 +328,19 @@ def inputs_of(roots: Iterable[Operand]) -> set[Node]:
         for node in below:
             if node.op == "input":
                 found.add(node)
-            elif node.op in ("call", "loop"):
-                function = node.data if node.op == "call" else node.data.function
+            for function in called(node):
                 if id(function) not in bodies:
                     bodies.add(id(function))
                     found |= {q for q in inputs_of(function.roots()) if q.place.space != "parameter"}
     return found
+
+
+def called(node: Node) -> list[Function]:
+    """The functions that a node calls, each once."""
+    if node.op == "call":
+        return [node.data]
+    if node.op == "loop":
+        return [node.data.function]
+    if node.op == "scatter_add":
+        return list(dict.fromkeys(q.function for q in node.data.contributions))
+    return []

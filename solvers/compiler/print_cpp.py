@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 from solvers.compiler.ir import (
@@ -16,7 +16,9 @@ from solvers.compiler.ir import (
     Node,
     Operand,
     Place,
+    ScatterAdd,
     Store,
+    called,
     in_order,
     maker,
     width,
@@ -131,18 +133,22 @@ class Printer:
         for node in in_order(roots):
             if node.op == "loop":
                 self._print(node.data.function.roots(), printed)
-            elif node.op == "call" and node.data not in printed:
-                function = node.data
-                self._print(function.roots(), printed)
-                results = [Store(Place("returned", k), value) for k, value in enumerate(function.results)]
-                kept = [Store(Place("kept", k), value) for k, value in enumerate(function.kept)]
-                parameters = [("const V*", "a"), ("V*", "r"), *([("V*", "k")] if kept else [])]
-                known = {}
-                if function.reads is not None and function.reads.kept:
-                    parameters.append(("const V*", "k"))
-                    known = {value: Place("kept", k) for k, value in enumerate(function.reads.kept)}
-                stores = [*results, *kept, *function.stores]
-                printed[function] = self.function(function.name, parameters, stores, known, inline=False)
+                continue
+            for function in called(node):
+                if function not in printed:
+                    self._print(function.roots(), printed)
+                    printed[function] = self._definition(function)
+
+    def _definition(self, function: Function) -> str:
+        results = [Store(Place("returned", k), value) for k, value in enumerate(function.results)]
+        kept = [Store(Place("kept", k), value) for k, value in enumerate(function.kept)]
+        parameters = [("const V*", "a"), ("V*", "r"), *([("V*", "k")] if kept else [])]
+        known = {}
+        if function.reads is not None and function.reads.kept:
+            parameters.append(("const V*", "k"))
+            known = {value: Place("kept", k) for k, value in enumerate(function.reads.kept)}
+        stores = [*results, *kept, *function.stores]
+        return self.function(function.name, parameters, stores, known, inline=False)
 
 
 def _declared(parameters: Sequence[tuple[str, str]]) -> str:
@@ -157,7 +163,7 @@ def _room(node: Node) -> int:
     """How many vectors an array for a node's results has, and for what a call keeps."""
     if node.op == "call":
         return width(node) + len(node.data.kept)
-    return width(node) if node.op == "loop" else 1
+    return width(node) if called(node) else 1
 
 
 class _Parts:
@@ -214,7 +220,7 @@ class _Parts:
             for node in nodes:
                 if (at := self.scratch.get(node)) is not None:
                     before[node] = self._kept(node, at)
-                    if node.op not in ("call", "loop"):
+                    if not called(node):
                         block.lines.append(f"s[{at}] = (V){block.names[node]};")
             head = f"{self.printer.dialect.part} void {self.name}_part{k}({_declared(inner)})"
             functions.append(f"{head} {{\n{_indented(block.lines)}\n}}")
@@ -226,7 +232,7 @@ class _Parts:
 
     @staticmethod
     def _kept(node: Node, at: int) -> str:
-        if node.op in ("call", "loop"):
+        if called(node):
             return f"(s + {at})"
         known = OPERATIONS.get(node.op)
         return f"(M)s[{at}]" if known and known.boolean else f"s[{at}]"
@@ -287,6 +293,8 @@ class _Block:
                     self.lines.append(f"{self._array(node, name)} {statement}")
             elif node.op == "loop":
                 self._loop(node, name)
+            elif node.op == "scatter_add":
+                self._scatter_add(node, name)
             elif (
                 other := both.get(({"sin": "cos", "cos": "sin"}.get(node.op, ""), node.args[0]))
             ) is not None:
@@ -340,18 +348,26 @@ class _Block:
         ]
 
     def _arguments(self, args: Sequence[Operand], name: str, constant: bool = True) -> None:
-        """An array of the arguments of a call; neighbours in another array are copied by a loop."""
-        runs: list[list[Operand]] = []
-        for arg in args:
-            if runs and self._one_array([runs[-1][-1], arg]):
-                runs[-1].append(arg)
-            else:
-                runs.append([arg])
+        """An array of the arguments of a call."""
+        runs = self._arrays(args)
         if all(len(run) < _RUN for run in runs):
             kind = "const V" if constant else "V"
             self.lines.append(f"{kind} {name}[] = {{{', '.join(map(self.text, args))}}};")
             return
         self.lines.append(f"V {name}[{len(args)}];")
+        self._fill(runs, name)
+
+    def _arrays(self, args: Sequence[Operand]) -> list[list[Operand]]:
+        """Values that are the same, or neighbours of another array, together; both are copied by a loop."""
+        runs: list[list[Operand]] = []
+        for arg in args:
+            if runs and (self._follows(runs[-1][-1], arg) or all(_same(q, arg) for q in runs[-1])):
+                runs[-1].append(arg)
+            else:
+                runs.append([arg])
+        return runs
+
+    def _fill(self, runs: Iterable[Sequence[Operand]], name: str) -> None:
         at = 0
         for run in runs:
             if len(run) < _RUN:
@@ -389,6 +405,53 @@ class _Block:
         self.lines += ["  " + line for line in body.lines]
         self.lines.append("}")
 
+    def _scatter_add(self, node: Node, name: str) -> None:
+        """The vector, then by function a loop over its calls, whose arguments and entries are in tables."""
+        data: ScatterAdd = node.data
+        start, values = node.args[: data.size], node.args[data.size :]
+        self.lines.append(self._array(node, name))
+        self._fill(self._arrays(start), name)
+        places: Sequence[int] = self._one_array(values)
+        if not places:
+            places = range(len(values))
+            self._arguments(values, f"{name}x")
+        first = values[0]
+
+        def read(index: str) -> str:
+            if isinstance(places, range) or not isinstance(first, Node):
+                return f"{name}x[{index}]"
+            return self._indexed(first, index)
+
+        for number, (function, group) in enumerate(groupby(data.contributions, lambda q: q.function)):
+            calls, i = list(group), f"{name}f{number}"
+            reads, numbers, adds = (len(part) for part in calls[0][1:])
+            tables: list[tuple[str, str, list[Any]]] = [
+                ("int", "t", [places[k] for call in calls for k in call.reads]),
+                ("T", "c", [_number(value) for call in calls for value in call.numbers]),
+                ("int", "s", [entry for call in calls for entry in call.adds]),
+            ]
+            for kind, table, entries in tables:
+                if entries:
+                    self.lines.append(
+                        f"static const {kind} {i}{table}[] = {{{', '.join(map(str, entries))}}};"
+                    )
+            self.lines.append(f"for (int {i} = 0; {i} < {len(calls)}; {i}++) {{")
+            if function.only_if is not None:
+                guard = function.parameters.index(function.only_if)
+                self.lines.append(f"  if (!any({read(f'{i}t[{i} * {reads} + {guard}]')} != 0)) continue;")
+            self.lines += [
+                f"  V {i}a[{max(1, reads + numbers)}], {i}r[{adds}];",
+                f"  for (int k = 0; k < {reads}; k++) {i}a[k] = {read(f'{i}t[{i} * {reads} + k]')};",
+            ]
+            if numbers:
+                given = f"{i}a[{reads} + k] = splat({i}c[{i} * {numbers} + k])"
+                self.lines.append(f"  for (int k = 0; k < {numbers}; k++) {given};")
+            self.lines += [
+                f"  {function.name}({self.printer.environment[1]}, {i}a, {i}r);",
+                f"  for (int k = 0; k < {adds}; k++) {name}[{i}s[{i} * {adds} + k]] += {i}r[k];",
+                "}",
+            ]
+
     def _column(self, column: Sequence[Operand], i: str, table: str) -> str:
         """The C++ of entry ``i`` of a column of values; what cannot be indexed is copied to ``table`` first."""
         first = column[0]
@@ -410,6 +473,11 @@ class _Block:
         if first is None or any(entry is None or entry[0] != first[0] for entry in entries):
             return []
         return [entry[1] for entry in entries if entry]
+
+    def _follows(self, a: Operand, b: Operand) -> bool:
+        """Whether two values are neighbours in an array."""
+        indices = self._one_array([a, b])
+        return bool(indices) and indices[1] == indices[0] + 1
 
     def _index(self, indices: Sequence[Any], i: str, table: str) -> str:
         """The C++ of entry ``i`` of a list of indices."""
@@ -433,11 +501,15 @@ def _entry(value: Operand) -> tuple[object, int] | None:
         return (value.place.space, value.place.slot), value.place.index
     if value.op == "result":
         source = maker(value)
-        if source.op == "call":
+        if source.op != "loop":
             return source, value.data
         call, k = divmod(value.data, len(source.data.function.results))
         return source, k * source.data.count + call
     return None
+
+
+def _same(a: Operand, b: Operand) -> bool:
+    return a is b or (not isinstance(a, Node) and not isinstance(b, Node) and repr(a) == repr(b))
 
 
 _RUN = 8
@@ -452,7 +524,9 @@ def _runs(stores: Sequence[Store]) -> list[list[Store]]:
         key: object = number
         if isinstance(value, Node) and value.op == "result" and place and isinstance(place.index, int):
             source = maker(value)
-            if source.op == "loop":
+            if source.op == "scatter_add":
+                key = (source, place.space, place.slot, store.adds)
+            elif source.op == "loop":
                 key = (
                     source,
                     value.data % len(source.data.function.results),

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from solvers.compiler.ir import Function, Graph, Node, Operand, Place, Store, in_order
+from solvers.compiler.ir import Function, Graph, Node, Operand, Place, Store, called, in_order, width
 from solvers.compiler.operations import OPERATIONS
 
 ROLLED_FROM = 200
@@ -65,6 +65,8 @@ def lines(nodes: Iterable[Node]) -> int:
 def _lines(node: Node) -> int:
     if node.op == "loop":
         return 4 + len(node.data.function.parameters) + len(in_order(node.data.function.roots()))
+    if node.op == "scatter_add":
+        return width(node) + len(node.args) + 12 * len(called(node))
     return 0 if node.op in ("input", "result") else 1
 
 
@@ -96,7 +98,7 @@ class _Rolling:
                 key: Any = ("input", node.place.space, node.place.slot)
             elif node.op == "result":
                 key = ("result", node.args[0])
-            elif node.op in ("input", "call", "loop"):
+            elif node.op in ("input", "call", "loop", "scatter_add"):
                 key = node
             else:
                 if node.op in ("add", "mul"):

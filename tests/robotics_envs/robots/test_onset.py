@@ -21,7 +21,7 @@ from robotics_envs.robots.comparison import converged
 from robotics_envs.robots.kinematics import kinematics
 from robotics_envs.robots.onset import begun
 from robotics_envs.robots.scalars import columns
-from robotics_envs.robots.touching import touches
+from robotics_envs.robots.touching import candidates
 
 ONSET = 0.02
 FREE = {
@@ -78,8 +78,7 @@ def at_first_contact(env, count=6):
     motions = kinematics(env.model, columns(x[:, :n]), columns(x[:, n:]))
     gaps = [
         torch.as_tensor(touch.distance) - pair.margin
-        for pair in env.model.pairs
-        for touch in touches(pair, motions)
+        for pair, touch in candidates(env.model, motions)
     ]
     x[:, 2] -= torch.stack(gaps).amin(0)
     return x
