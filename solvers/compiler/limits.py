@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from solvers.compiler.trace import NativeUnsupportedError
 
-MOST_LINES = 100_000
+MOST_LINES = 160_000
 """C++ lines made from the user's functions in one kernel.
 
-Long bodies are split into functions, so that the cost of compiling grows in proportion.  g++ 12.2 took 3.7 s of
-processor time and 220 MB for 18,109 lines (a step of HalfCheetah-v5 with its gradient), 17 s and 770 MB for 51,597 (the
-accelerations of Ant-v5), 21 s and 770 MB for 72,715 (a rollout of it).
+Long bodies are split into functions, so that the cost of compiling grows in proportion.  g++ 12.2 took 4 s of
+processor time and 230 MB for 15,000 lines (a step of HalfCheetah-v5 with its gradient), 11 s and 390 MB for 48,688 (of
+Ant-v5), 58 s and 870 MB for 144,197 (of Humanoid-v5).
 """
 
 INLINE = 400

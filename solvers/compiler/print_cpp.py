@@ -358,10 +358,10 @@ class _Block:
         self._fill(runs, name)
 
     def _arrays(self, args: Sequence[Operand]) -> list[list[Operand]]:
-        """Values that are the same, or neighbours of another array, together; both are copied by a loop."""
+        """Values that are the same, or in one other array, together; both are copied by a loop."""
         runs: list[list[Operand]] = []
         for arg in args:
-            if runs and (self._follows(runs[-1][-1], arg) or all(_same(q, arg) for q in runs[-1])):
+            if runs and (self._one_array([runs[-1][-1], arg]) or all(_same(q, arg) for q in runs[-1])):
                 runs[-1].append(arg)
             else:
                 runs.append([arg])
@@ -473,11 +473,6 @@ class _Block:
         if first is None or any(entry is None or entry[0] != first[0] for entry in entries):
             return []
         return [entry[1] for entry in entries if entry]
-
-    def _follows(self, a: Operand, b: Operand) -> bool:
-        """Whether two values are neighbours in an array."""
-        indices = self._one_array([a, b])
-        return bool(indices) and indices[1] == indices[0] + 1
 
     def _index(self, indices: Sequence[Any], i: str, table: str) -> str:
         """The C++ of entry ``i`` of a list of indices."""
