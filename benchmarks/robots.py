@@ -27,7 +27,14 @@ from typing import Any
 
 import click
 
-TASKS = ("gym:HalfCheetah-v5", "gym:Hopper-v5", "gym:Walker2d-v5", "gym:InvertedPendulum-v5")
+TASKS = (
+    "gym:InvertedPendulum-v5",
+    "gym:HalfCheetah-v5",
+    "gym:Hopper-v5",
+    "gym:Walker2d-v5",
+    "gym:Ant-v5",
+    "gym:Humanoid-v5",
+)
 BATCH, INTERVALS, ROUNDS = 256, 20, 7
 
 
@@ -108,29 +115,60 @@ def _newton(env: Any, x: Any) -> dict[str, float]:
     """Shares of states whose acceleration after so many steps is not the final one."""
     import torch
 
-    from robotics_envs.robots import constraints
+    from robotics_envs.robots.newton import accelerate
 
     packed = torch.cat((x, env.action_box.sample(len(x), torch.Generator().manual_seed(1))), 1).double()
     shares = {}
     with torch.no_grad():
         final = env.rates(packed)
         for most in (3, 5, 8):
-            default, constraints.accelerate.__defaults__ = constraints.accelerate.__defaults__, (most,)
+            default, accelerate.__defaults__ = accelerate.__defaults__, (most,)
             difference = (env.rates(packed) - final).abs().amax(1) / final.abs().amax(1)
-            constraints.accelerate.__defaults__ = default
+            accelerate.__defaults__ = default
             shares[f"more than {most}"] = float((difference > 1e-6).double().mean())
     return shares
+
+
+def rows(results: dict[str, dict[str, Any]]) -> list[str]:
+    """The results as the rows of a Markdown table."""
+    names = (
+        "task",
+        "C++ lines",
+        "s to the first gradient",
+        "forward",
+        "forward and gradient",
+        "`mj_step`",
+        "Newton",
+    )
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for name, found in results.items():
+        shares = ", ".join(f"{100 * share:.1f}" for share in found["newton"].values())
+        speeds = [f"{found[key]:,.0f}" for key in ("forward", "gradient", "mj_step")]
+        lines.append(
+            f"| `{name}` | {found['lines']:,} | {found['start cpu']:.0f} | {' | '.join(speeds)} | {shares} |"
+        )
+    return lines
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Where the numbers go, as JSON.")
 @click.option("--only", multiple=True, type=click.Choice(TASKS))
+@click.option(
+    "--table",
+    type=click.Path(path_type=Path, exists=True),
+    help="Print a file of results as Markdown and stop.",
+)
 @click.option("--one", hidden=True)
-def main(out: Path | None, only: tuple[str, ...], one: str | None) -> None:
+def main(out: Path | None, only: tuple[str, ...], table: Path | None, one: str | None) -> None:
     """Measure the robots."""
+    if table:
+        print("\n".join(rows(json.loads(table.read_text())["results"])))
+        return
     if one:
         print(json.dumps(measure(one)))
         return
+    from diffsim.runs.provenance import describe
+
     results = {}
     for name in only or TASKS:
         with tempfile.TemporaryDirectory() as cache:
@@ -140,7 +178,9 @@ def main(out: Path | None, only: tuple[str, ...], one: str | None) -> None:
         results[name] = json.loads(done.stdout.splitlines()[-1])
         print(name, json.dumps(results[name]), flush=True)
     if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n")
+        machine = {k: v for k, v in describe("cpu").items() if k not in ("command", "folder")}
+        data = {"command": "python benchmarks/robots.py", "machine": machine, "results": results}
+        out.write_text(json.dumps(data, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -76,10 +76,7 @@ def at_first_contact(env, count=6):
     x[:, n : n + 6] = torch.randn(count, 6, generator=rng, dtype=torch.float64)
     x[:, n + 2] = -2.0
     motions = kinematics(env.model, columns(x[:, :n]), columns(x[:, n:]))
-    gaps = [
-        torch.as_tensor(touch.distance) - pair.margin
-        for pair, touch in candidates(env.model, motions)
-    ]
+    gaps = [torch.as_tensor(touch.distance) - pair.margin for pair, touch in candidates(env.model, motions)]
     x[:, 2] -= torch.stack(gaps).amin(0)
     return x
 

@@ -41,10 +41,15 @@ def test_a_compiled_rollout_is_the_stepped_one(xml, caplog):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "height"),
-    [("gym:Ant-v5", 0.35), ("dm_control:hopper-hop", -0.05), ("dm_control:walker-walk", 0.0)],
+    ("name", "height", "intervals"),
+    [
+        ("gym:Ant-v5", 0.35, 2),
+        ("gym:Humanoid-v5", 1.2, 1),
+        ("dm_control:hopper-hop", -0.05, 2),
+        ("dm_control:walker-walk", 0.0, 2),
+    ],
 )
-def test_a_compiled_rollout_of_a_large_robot_is_the_stepped_one(name, height, monkeypatch, caplog):
+def test_a_compiled_rollout_of_a_large_robot_is_the_stepped_one(name, height, intervals, monkeypatch, caplog):
     """Forward and gradient, in states on the ground, beside plain operations of torch."""
     env = make_env(name)
     torch.manual_seed(0)
@@ -58,7 +63,7 @@ def test_a_compiled_rollout_of_a_large_robot_is_the_stepped_one(name, height, mo
         rollout = Rollout(env, policy, backend=backend)
         policy.zero_grad()
         start = x0.clone().requires_grad_()
-        out = rollout(start, 2)
+        out = rollout(start, intervals)
         out.costs.sum().backward()
         results[backend] = [
             out.states.detach(),
