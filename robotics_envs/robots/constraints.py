@@ -30,7 +30,7 @@ from robotics_envs.robots.scalars import (
     vadd,
     where,
 )
-from robotics_envs.robots.touching import Touch, candidates, frame, origin_offset
+from robotics_envs.robots.touching import FEW, Touch, candidates, frame, origin_offset
 from solvers.compiler.contributions import Call, add_contributions
 
 _LEAST, _MOST = 1e-4, 0.9999  # MuJoCo's mjMINIMP and mjMAXIMP
@@ -143,8 +143,8 @@ def _terms(
         adds = range(start, start := start + pair.dimensions * (len(dofs) + 1) + 2)
         can_miss = isinstance(near, Tensor) and (model.cone == "pyramidal" or pair.dimensions == 1)
         calls.append(Call(_touching, (near, gap, soft, *at_point), adds, near if can_miss else None))
-    # In a plane rows are so short that a call takes longer.
-    if any(isinstance(x, Tensor) for angular, _ in motions.column for x in angular):
+    spatial = any(isinstance(x, Tensor) for angular, _ in motions.column for x in angular)
+    if spatial or len(calls) > FEW:
         found = add_contributions([0.0] * start, calls)
     else:
         found = [x for call in calls for x in tree_flatten(call.function(*call.args))[0]]

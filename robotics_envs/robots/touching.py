@@ -46,6 +46,9 @@ from robotics_envs.robots.scalars import (
 )
 from solvers.compiler.contributions import Call, add_contributions
 
+FEW = 24
+"""In a plane so few contacts are written out: each takes fewer operations than a call."""
+
 
 @dataclass
 class Touch:
@@ -246,9 +249,10 @@ def _between(pairs: Sequence[Pair], placed: Sequence[tuple[_Placed, _Placed]]) -
         calls.append(
             Call(function, (*given, pair.margin, near), adds, near if isinstance(near, Tensor) else None)
         )
-    if any(isinstance(x, Tensor) for two in placed for one in two for x in one.axis(1)):
+    spatial = any(isinstance(x, Tensor) for two in placed for one in two for x in one.axis(1))
+    if spatial or start[-1] > 8 * FEW:
         flat = add_contributions([0.0] * start[-1], calls)
-    else:  # in a plane, where a call takes longer
+    else:
         flat = [x for call in calls for x in call.function(*call.args)]
     touches = [
         [_touch(flat[at : at + 8]) for at in range(first, last, 8)]

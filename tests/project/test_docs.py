@@ -126,6 +126,7 @@ def test_links_lead_somewhere(page):
         ),
         ("gpu", "cuda_resources", "cuda_resources.py --table benchmarks/results/cuda_resources.json"),
         ("performance", "training", "training.py --table benchmarks/results/training.json"),
+        ("robots", "robots", "robots.py --table benchmarks/results/robots.json"),
     ],
     ids=lambda text: text.partition(" ")[0],
 )
