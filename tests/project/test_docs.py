@@ -1,6 +1,7 @@
 """What the documentation states about names and defaults is what the code has."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,9 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
+TWINS = "defaults.py --table --times --out benchmarks/results/gymnasium_tasks.json"
+
+
 @pytest.mark.parametrize(
     ("page", "mark", "command"),
     [
@@ -127,13 +131,16 @@ def test_links_lead_somewhere(page):
         ("gpu", "cuda_resources", "cuda_resources.py --table benchmarks/results/cuda_resources.json"),
         ("performance", "training", "training.py --table benchmarks/results/training.json"),
         ("robots", "robots", "robots.py --table benchmarks/results/robots.json"),
+        ("robots", "cheetah", f"{TWINS} --variant '4,000 updates'"),
+        ("robots", "hoppers", f"{TWINS} --variant '1,200 updates'"),
+        ("robots", "ant", f"{TWINS} --variant '3,000 updates'"),
     ],
     ids=lambda text: text.partition(" ")[0],
 )
 def test_tables_are_the_measured_ones(page, mark, command):
     text = (ROOT / "docs" / f"{page}.md").read_text()
     (stated,) = re.findall(rf"<!-- {mark} -->\n(.*?)\n<!-- -->", text, re.S)
-    script, *options = command.split()
+    script, *options = shlex.split(command)
     printed = subprocess.run(
         [sys.executable, f"benchmarks/{script}", *options],
         cwd=ROOT,
