@@ -238,9 +238,7 @@ def _between(pairs: Sequence[Pair], placed: Sequence[tuple[_Placed, _Placed]]) -
         function, count = _OF_RODS[pair.first.kind, pair.second.kind]
         rods = [_rod(one) for one in two]
         across = vsub(rods[1].centre, rods[0].centre)
-        reach = sum(
-            one.geom.size[0] + (one.geom.size[1] if one.geom.kind == "capsule" else 0.0) for one in two
-        )
+        reach = sum(rod.half + rod.radius for rod in rods)
         square = dot(across, across)
         near = where(square < (reach + max(pair.margin, 0.0)) ** 2, 1.0, 0.0, like=square)
         given = [(rod.centre, rod.axis, rod.half, rod.radius) for rod in rods]

@@ -292,7 +292,7 @@ def width(node: Node) -> int:
 
 
 def maker(value: Operand) -> Node:
-    """The node that a value comes from: the call or loop of a result, or the value's own."""
+    """The node that a value comes from: the call, loop or scatter_add of a result, or the value's own."""
     assert isinstance(value, Node)
     if value.op != "result":
         return value

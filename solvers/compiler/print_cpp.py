@@ -439,16 +439,17 @@ class _Block:
             if function.only_if is not None:
                 guard = function.parameters.index(function.only_if)
                 self.lines.append(f"  if (!any({read(f'{i}t[{i} * {reads} + {guard}]')} != 0)) continue;")
+            k = f"{i}k"  # a name of its own: one letter would hide an array of the function's parameters
             self.lines += [
                 f"  V {i}a[{max(1, reads + numbers)}], {i}r[{adds}];",
-                f"  for (int k = 0; k < {reads}; k++) {i}a[k] = {read(f'{i}t[{i} * {reads} + k]')};",
+                f"  for (int {k} = 0; {k} < {reads}; {k}++) {i}a[{k}] = {read(f'{i}t[{i} * {reads} + {k}]')};",
             ]
             if numbers:
-                given = f"{i}a[{reads} + k] = splat({i}c[{i} * {numbers} + k])"
-                self.lines.append(f"  for (int k = 0; k < {numbers}; k++) {given};")
+                given = f"{i}a[{reads} + {k}] = splat({i}c[{i} * {numbers} + {k}])"
+                self.lines.append(f"  for (int {k} = 0; {k} < {numbers}; {k}++) {given};")
             self.lines += [
                 f"  {function.name}({self.printer.environment[1]}, {i}a, {i}r);",
-                f"  for (int k = 0; k < {adds}; k++) {name}[{i}s[{i} * {adds} + k]] += {i}r[k];",
+                f"  for (int {k} = 0; {k} < {adds}; {k}++) {name}[{i}s[{i} * {adds} + {k}]] += {i}r[{k}];",
                 "}",
             ]
 

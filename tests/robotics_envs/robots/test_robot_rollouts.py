@@ -73,7 +73,7 @@ def test_a_compiled_rollout_of_a_large_robot_is_the_stepped_one(name, height, mo
 
 @pytest.mark.slow
 def test_the_gradient_of_the_humanoids_compiled_rollout_is_that_of_differences(caplog):
-    """Its accelerations are held against MuJoCo elsewhere; plain torch would take an hour for this gradient."""
+    """Its accelerations are held against MuJoCo elsewhere.  Plain torch takes over a quarter of an hour for this."""
     env = make_env("gym:Humanoid-v5")
     torch.manual_seed(0)
     policy = MLP(len(env.observation_names), len(env.action_box), hidden=(16,)).double()
