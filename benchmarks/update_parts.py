@@ -6,8 +6,8 @@
 
 The first compares an update with the former path of torch operations.  Two runs of each simulator, from the same
 seed, take turns in one process on one thread: the present one, and one in which torch computes what is compiled beside
-the rollouts (the critic's fit and values, the policy's network on the windows, the observation and its derivative).
-Rollouts are compiled in both.  Prints medians and quartiles of the CPU time of an update in milliseconds, by part; a
+the rollouts (the critic's targets and fit, the losses of windows, the policy's network on them, the observation and its
+derivative).  Rollouts are compiled in both.  Prints medians and quartiles of the CPU time of an update in milliseconds, by part; a
 part does not count the parts inside it.
 
 The second trains at default settings, each time in a process of its own, and writes the CPU seconds of each part from
@@ -37,7 +37,7 @@ from unittest import mock
 import click
 import torch
 
-from diffsim.algorithms import tanh_stack
+from diffsim.algorithms import kernels, tanh_stack, value_gradient, window_losses
 from diffsim.algorithms.costate_critic import CostateCritic
 from diffsim.algorithms.value_gradient import ValueGradient, WindowObjective
 from diffsim.assembly import assemble
@@ -53,16 +53,17 @@ from diffsim.runs.runfile import RunFile
 from diffsim.runs.validation import Validation
 
 KERNEL = "rollout kernel"
-PARTS: dict[str, tuple[tuple[type, str], ...]] = {
+PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     KERNEL: ((Native, "forward"), (Native, "backward")),
     "finding the kernel": ((Rollout, "_inputs"), (Rollout, "_engine")),
     "critic's fit": ((CostateCritic, "fit"),),
-    "critic's values": ((CostateCritic, "values"),),
+    "critic's targets": ((CostateCritic, "targets"),),
     "observation": ((Observed, "__call__"),),
     "its derivative": ((Observed, "jacobian"),),
-    "policy's loss and gradient": ((WindowObjective, "gradient"),),
+    "windows' losses": ((value_gradient, "weigh"),),
+    "policy's gradient": ((WindowObjective, "gradient"),),
     "optimizer": ((Optimizer, "step"),),
-    "targets and scales": ((ValueGradient, "_fit_critic"),),
+    "what the critic is given": ((ValueGradient, "_fit_critic"),),
     "starts and noise": ((ValueGradient, "_draw"),),
     "everything else": ((ValueGradient, "step"),),
 }
@@ -75,20 +76,21 @@ LOADING, PREPARING, EVALUATIONS, FILE = (
     "run file",
 )
 UNDIVIDED: dict[str, tuple[tuple[Any, str], ...]] = {
-    PREPARING: ((Engines, "_found"), (Observed, "_prepared"), (tanh_stack, "_library")),
+    PREPARING: ((Engines, "_found"), (Observed, "_prepared"), (kernels, "load")),
     EVALUATIONS: ((Validation, "__call__"),),
     FILE: ((RunFile, "create"), (RunFile, "update")),
 }
 """Of a whole training, beside the parts of an update; what happens inside these is not told apart."""
 REST = "rest"
-CRITIC = ("critic's fit", "critic's values", "targets and scales", "observation", "its derivative")
+CRITIC = ("critic's fit", "critic's targets", "what the critic is given", "observation", "its derivative")
 GROUPS: dict[str, tuple[str, ...]] = {
     LOADING: (LOADING,),
     PREPARING: (PREPARING,),
     KERNEL: (KERNEL, "finding the kernel"),
     "critic": CRITIC,
     "policy and optimizer": (
-        "policy's loss and gradient",
+        "windows' losses",
+        "policy's gradient",
         "optimizer",
         "starts and noise",
         "everything else",
@@ -145,7 +147,9 @@ def parts_timed(clock: Clock, parts: Mapping[str, tuple[tuple[Any, str], ...]] =
 def compiled(former: bool) -> Iterator[None]:
     """While inside, only rollouts are compiled if ``former``."""
     known = () if former else tanh_stack.BACKENDS
-    with mock.patch.object(tanh_stack, "BACKENDS", known), mock.patch.object(observed, "BACKENDS", known):
+    with contextlib.ExitStack() as stack:
+        for module in (tanh_stack, observed, window_losses):
+            stack.enter_context(mock.patch.object(module, "BACKENDS", known))
         yield
 
 

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from diffsim.algorithms.tanh_stack import Minibatches, TanhStack, results_of
+from diffsim.algorithms.tanh_stack import Minibatches, Scaling, TanhStack, results_of
+from diffsim.algorithms.windows import td_lambda
 from diffsim.optimizers.torch_classes import undecorated
 from diffsim.policy import MLP
 
@@ -141,6 +142,43 @@ class CostateCritic:
         return (costs - self.target.mean) / self.target.scale
 
     @torch.no_grad()
+    def targets(
+        self,
+        z: Float[Tensor, "states batch o"],
+        costs: Float[Tensor, "T batch"],
+        goes_on: Float[Tensor, "T batch"] | None,
+        typical: Bool[Tensor, "T batch"],
+        gamma: float,
+        share: float,
+    ) -> Float[Tensor, "T batch"]:
+        """TD(lambda) targets of windows, to which mean, scale and bounds of the value move, see :meth:`renormalise`.
+
+        Args:
+            z: normalised observations of the windows' states.
+            costs: of their control intervals.
+            goes_on: 1 where the episode goes on after the interval, 0 where it has ended; None for 1 everywhere.
+            typical: which costs the bounds follow; all if none is.
+            gamma: the discount factor.
+            share: lambda, see :func:`~.windows.td_lambda`.
+        """
+        stack = TanhStack.of(self.target.network, self.backend)
+        if stack is not None:
+            found = stack.targets(z, costs, goes_on, typical, gamma, share, self._scaling())
+            self.fitted = True
+            return found
+        discounts = torch.full_like(costs, gamma) if goes_on is None else gamma * goes_on
+        found = td_lambda(costs, discounts, self.values(z[1:]), share)
+        self.renormalise(found.flatten(), costs.where(typical | ~typical.any(), torch.nan), gamma)
+        return found
+
+    def _scaling(self) -> Scaling:
+        v = self.target
+        return Scaling(
+            *(v.mean, v.scale, v.low, v.high, self._least, self._largest),
+            *(STEEPEST, self.normalizer_rate, self.fitted, self.costate_weight, self.costate_bound),
+        )
+
+    @torch.no_grad()
     def renormalise(self, targets: Float[Tensor, " N"], costs: Float[Tensor, "*M"], gamma: float) -> None:
         """Move mean and scale towards the centre and spread of ``targets``, and set the bounds of the value.
 
@@ -161,8 +199,8 @@ class CostateCritic:
         self.target.scale.copy_(scale)
         if costs.numel():
             least, largest = costs.nan_to_num(torch.inf).min(), costs.nan_to_num(-torch.inf).max()
-            self._least = torch.minimum(self._least, least)
-            self._largest = torch.maximum(self._largest, largest)
+            self._least.copy_(torch.minimum(self._least, least))
+            self._largest.copy_(torch.maximum(self._largest, largest))
         self.target.low.copy_(self._least / (1 - gamma))
         self.target.high.copy_(self._largest / (1 - gamma))
         self.fitted = True
@@ -186,19 +224,23 @@ class CostateCritic:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * remaining
         z, targets, starts, costs, costates, jacobians = zip(*data, strict=True)
-        y = torch.cat(targets)
+        counts = sum(map(len, z)), sum(map(len, starts))
+        i, j = minibatches(generator, batches, batch_size, counts, z[0].device)
+        target: list[Tensor] = list(self.target.network.parameters())
+        stack = TanhStack.of(self.network, self.backend)
+        if stack is not None:
+            stack.fit(
+                Minibatches(z, targets, starts, costs, costates, jacobians, i, j),
+                self._scaling(),
+                self.optimizer,
+                target,
+                self.tau,
+            )
+            return
         scales = self.target.scale * (1 + self.standardised(torch.cat(costs)).square()).sqrt()
         slopes = torch.cat(costates) / scales.unsqueeze(-1)
         weights = self.costate_weight * bounded(slopes.norm(dim=1), self.costate_bound).square()
-        i, j = minibatches(generator, batches, batch_size, (len(y), len(slopes)), y.device)
-        target: list[Tensor] = list(self.target.network.parameters())
-        network = TanhStack.of(self.network, self.backend)
-        if network is not None:
-            aims = torch.asinh(self.standardised(y[i]))
-            batch = Minibatches(z, starts, jacobians, slopes, weights, i, aims, j)
-            network.fit(batch, self.optimizer, target, self.tau)
-            return
-        y = torch.asinh(self.standardised(y)).unsqueeze(-1)
+        y = torch.asinh(self.standardised(torch.cat(targets))).unsqueeze(-1)
         all_z, all_starts, all_jacobians = map(torch.cat, (z, starts, jacobians))
         for rows, others in zip(i, j, strict=True):
             gradients = sobolev_gradient(
@@ -237,7 +279,8 @@ class CostateCritic:
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("mean", "scale", "low", "high"):
             getattr(value, name).copy_(state[name])
-        self._least, self._largest = (state[k].to(value.mean) for k in ("least", "largest"))
+        self._least.copy_(state["least"])
+        self._largest.copy_(state["largest"])
         self.fitted = state["fitted"]
 
 

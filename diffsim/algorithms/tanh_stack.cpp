@@ -1,12 +1,16 @@
-// A stack of linear layers with tanh between them: results, gradients by its parameters, and the fit of a critic to values
-// and derivatives (diffsim/algorithms/costate_critic.py), all minibatches in one call.
+// A stack of linear layers with tanh between them: results, gradients by its parameters, and what a critic does with one
+// (diffsim/algorithms/costate_critic.py): targets and their scale, and the fit to values and derivatives, all minibatches in
+// one call.
 //
 // Above this text are T and LAYERS, the number of linear layers; their widths are arguments.  Rows are in the lanes: a block
 // is NV vectors of LANES rows, whose activations stay in the cache.  One thread; sums are in the order of the rows.
 
 // VECTORS
 
+#include <algorithm>
 #include <cstdlib>
+#include <limits>
+#include <vector>
 
 constexpr int NV = 4;  // vectors in a block
 constexpr int ROWS = NV * LANES;
@@ -187,36 +191,70 @@ struct Stack {
   }
 };
 
+// Data of the fit, whose parts are arrays of addresses.
+static Rows in_parts(const int64_t* addresses, const int64_t* ends) {
+  return {reinterpret_cast<const T* const*>(addresses), ends, nullptr};
+}
+static T standardised(const Arguments& a, T cost) { return (cost - *a.mean) / *a.scale; }
+
 // What the fit needs beside: derivatives of the result by activations (p), by what is squashed (q) and along v.
 struct Slopes {
   V *p[LAYERS], *q[LAYERS], *along[LAYERS], *sum[LAYERS];
   V *jacobian, *wanted, *residual;
+  std::vector<T> slopes, weights;  // of all starts, [S, n] and [S]
 
   static int64_t room(const Arguments& a) {
     int64_t sizes = 0;
     for (int k = 0; k < LAYERS; k++) sizes += a.widths[k];
     return (4 * sizes + (a.widths[0] + 2) * a.states) * NV;
   }
-  Slopes(const Stack& s, int64_t states) {
+  Slopes(const Arguments& a, const Stack& s) {
     V* at = s.rest;
     for (V** array : {p, q, along, sum})
       for (int k = 0; k < LAYERS; k++) array[k] = at, at += s.width[k] * NV;
-    jacobian = at, at += s.width[0] * states * NV;
-    wanted = at, at += states * NV;
+    jacobian = at, at += s.width[0] * a.states * NV;
+    wanted = at, at += a.states * NV;
     residual = at;
+    find(a);
+  }
+
+  // The derivatives that the network is to have at the starts, and the weights of their errors.
+  void find(const Arguments& a) {
+    const int64_t count = a.start_ends[a.parts - 1], n = a.states;
+    const Rows costs = in_parts(a.cost_parts, a.start_ends), costates = in_parts(a.costate_parts, a.start_ends);
+    slopes.resize(size_t(count * n)), weights.resize(size_t(count));
+    std::vector<T> positive;
+    for (int64_t r = 0; r < count; r++) {
+      const T y = standardised(a, *costs.row(r, 1)), scale = *a.scale * std::sqrt(1 + y * y);
+      const T* costate = costates.row(r, n);
+      T square = 0;
+      for (int64_t i = 0; i < n; i++) {
+        const T slope = slopes[size_t(r * n + i)] = costate[i] / scale;
+        square += slope * slope;
+      }
+      weights[size_t(r)] = std::sqrt(square);
+      if (square > 0) positive.push_back(weights[size_t(r)]);
+    }
+    T median = 0;
+    if (!positive.empty()) {
+      const auto middle = positive.begin() + (positive.size() - 1) / 2;
+      std::nth_element(positive.begin(), middle, positive.end());
+      median = *middle;
+    }
+    for (T& q : weights) {
+      const T share = q > 0 ? std::min(T(1), T(a.costate_bound) * median / q) : T(1);
+      q = T(a.costate_weight) * share * share;
+    }
   }
 };
 
-// Data of the fit, whose parts are arrays of addresses.
-static Rows in_parts(const int64_t* addresses, const int64_t* ends) {
-  return {reinterpret_cast<const T* const*>(addresses), ends, nullptr};
-}
-
-// mean (f - y)^2 of `count` rows of a minibatch of a.rows; y are its own.
-static void values(const Arguments& a, Stack& s, const int64_t* which, const T* of_rows, int count) {
+// mean (f - asinh y)^2 of `count` rows of a minibatch of a.rows.
+static void values(const Arguments& a, Stack& s, const int64_t* which, int count) {
   gather(in_parts(a.z_parts, a.z_ends), which, count, s.width[0], s.act[0]);
-  V y[NV];
-  gather(of_rows, nullptr, count, 1, y);
+  const Rows targets = in_parts(a.target_parts, a.z_ends);
+  V y[NV] = {};
+  for (int r = 0; r < count; r++)
+    y[r / LANES][r % LANES] = std::asinh(standardised(a, *targets.row(which[r], 1)));
   s.hidden();
   s.results();
   const T factor = T(2) / T(a.rows);
@@ -234,9 +272,9 @@ static void derivatives(const Arguments& a, Stack& s, Slopes& d, const int64_t* 
   const int o = s.width[0], n = int(a.states);
   gather(in_parts(a.start_parts, a.start_ends), which, count, o, s.act[0]);
   gather(in_parts(a.jacobian_parts, a.start_ends), which, count, int64_t(o) * n, d.jacobian);
-  gather(a.slopes, which, count, n, d.wanted);
+  gather(d.slopes.data(), which, count, n, d.wanted);
   V weights[NV];
-  gather(a.row_weights, which, count, 1, weights);
+  gather(d.weights.data(), which, count, 1, weights);
   s.hidden();
   for (int j = 0; j < s.width[HIDDEN]; j++)
     for (int c = 0; c < NV; c++) d.p[HIDDEN][j * NV + c] = splat(s.w[HIDDEN][j]);
@@ -280,11 +318,51 @@ static void derivatives(const Arguments& a, Stack& s, Slopes& d, const int64_t* 
 static void minibatch(const Arguments& a, Stack& s, Slopes& d, int64_t batch) {
   s.clear();
   for (int64_t r = 0; r < a.rows; r += ROWS) {
-    const int64_t at = batch * a.rows + r;
-    values(a, s, a.which + at, a.y + at, int(std::min<int64_t>(ROWS, a.rows - r)));
+    values(a, s, a.which + batch * a.rows + r, int(std::min<int64_t>(ROWS, a.rows - r)));
   }
   for (int64_t r = 0; r < a.starts; r += ROWS)
     derivatives(a, s, d, a.which_start + batch * a.starts + r, int(std::min<int64_t>(ROWS, a.starts - r)));
+}
+
+static T lerp(T from, T to, T share) {
+  return share < T(0.5) ? from + share * (to - from) : to - (to - from) * (T(1) - share);
+}
+
+// Between the two values next to this rank of the sorted ones, which are put in another order.
+static T quantile(std::vector<T>& values, T share) {
+  const T rank = share * T(values.size() - 1), below = std::floor(rank);
+  const auto at = values.begin() + int64_t(below);
+  std::nth_element(values.begin(), at, values.end());
+  if (at + 1 == values.end()) return *at;
+  return lerp(*at, rank > below ? *std::min_element(at + 1, values.end()) : *at, rank - below);
+}
+
+// Mean, scale and bounds of the values, as CostateCritic.renormalise has them.
+static void rescale(const Arguments& a, int64_t size) {
+  std::vector<T> targets(a.targets, a.targets + size);
+  double sum = 0, square = 0;
+  for (const T q : targets) sum += q;
+  const double average = sum / double(size);
+  for (const T q : targets) square += (q - average) * (q - average);
+  T middle = std::numeric_limits<T>::quiet_NaN(), scale = 1;
+  if (average == average) {  // otherwise one is NaN, and there is no order
+    middle = quantile(targets, T(0.5));
+    const T half = (quantile(targets, T(0.84)) - quantile(targets, T(0.16))) / 2;
+    scale = std::max(half, T(0.02 * std::sqrt(square / double(size))));
+    if (!(scale > 0)) scale = 1;
+  }
+  if (a.fitted) {
+    middle = lerp(*a.mean, middle, T(a.rate));
+    scale = lerp(*a.scale, scale, T(a.rate));
+  }
+  *a.mean = middle, *a.scale = scale;
+  const bool any = std::find(a.typical, a.typical + size, 1) != a.typical + size;
+  for (int64_t r = 0; r < size; r++)
+    if (!any || a.typical[r]) {
+      *a.least = std::min(*a.least, a.costs[r]);
+      *a.largest = std::max(*a.largest, a.costs[r]);
+    }
+  *a.low = *a.least / T(1 - a.gamma), *a.high = *a.largest / T(1 - a.gamma);
 }
 
 // One step of Adam (Kingma and Ba, arXiv 1412.6980), in torch's order of operations.
@@ -346,11 +424,41 @@ void pull(const Arguments* arguments) {
   for (int k = 0; k < LAYERS; k++) s.spread(k, a.by_weights[k], a.by_biases[k]);
 }
 
+// targets [steps, batch] of windows whose observations are z [steps + 1, batch], and the scale that follows them.
+void find_targets(const Arguments* arguments) {
+  const Arguments& a = *arguments;
+  Stack s(a, 0);
+  const int64_t in = s.width[0], size = a.steps * a.rows;
+  const T mean = *a.mean, scale = *a.scale, low = *a.low, high = *a.high;
+  for (int64_t r = 0; r < size; r += ROWS) {
+    const int count = int(std::min<int64_t>(ROWS, size - r));
+    gather(a.z + (a.rows + r) * in, nullptr, count, in, s.act[0]);
+    s.hidden();
+    s.results();
+    for (int c = 0; c < NV; c++) {
+      const V f = v_min(v_max(s.act[LAYERS][c], splat(T(-a.steepest))), splat(T(a.steepest)));
+      const V value = splat(mean) + splat(scale) * (T(0.5) * (v_exp(f) - v_exp(-f)));
+      s.act[LAYERS][c] = v_minimum(v_maximum(value, splat(low)), splat(high));
+    }
+    scatter(s.act[LAYERS], count, 1, a.targets + r);
+  }
+  for (int64_t t = a.steps - 1; t >= 0; t--) {
+    T* target = a.targets + t * a.rows;  // holds the values so far
+    const T *cost = a.costs + t * a.rows, *goes_on = a.goes_on ? a.goes_on + t * a.rows : nullptr;
+    for (int64_t b = 0; b < a.rows; b++) {
+      const T following = t + 1 < a.steps ? target[b + a.rows] : target[b];
+      const T discount = goes_on ? T(a.gamma) * goes_on[b] : T(a.gamma);
+      target[b] = cost[b] + discount * (following - (following - target[b]) * T(1 - a.td_lambda));
+    }
+  }
+  rescale(a, size);
+}
+
 // by_weights and by_biases: the gradient of the loss of the first minibatch.
 void gradient(const Arguments* arguments) {
   const Arguments& a = *arguments;
   Stack s(a, Slopes::room(a));
-  Slopes d(s, a.states);
+  Slopes d(a, s);
   minibatch(a, s, d, 0);
   for (int k = 0; k < LAYERS; k++) s.spread(k, a.by_weights[k], a.by_biases[k]);
 }
@@ -359,7 +467,7 @@ void gradient(const Arguments* arguments) {
 void fit(const Arguments* arguments) {
   const Arguments& a = *arguments;
   Stack s(a, Slopes::room(a));
-  Slopes d(s, a.states);
+  Slopes d(a, s);
   for (int64_t batch = 0; batch < a.batches; batch++) {
     minibatch(a, s, d, batch);
     const Adam adam(a, a.steps_before + double(batch) + 1);
@@ -373,8 +481,7 @@ void fit(const Arguments* arguments) {
   const T tau = T(a.tau);
   for (int k = 0; k < LAYERS; k++) {
     const auto follow = [&](T* to, const T* from, int64_t size) {
-      for (int64_t i = 0; i < size; i++)
-        to[i] = tau < T(0.5) ? to[i] + tau * (from[i] - to[i]) : from[i] - (from[i] - to[i]) * (T(1) - tau);
+      for (int64_t i = 0; i < size; i++) to[i] = lerp(to[i], from[i], tau);
     };
     follow(a.target_weights[k], a.weights[k], int64_t(s.width[k]) * s.width[k + 1]);
     follow(a.target_biases[k], a.biases[k], s.width[k + 1]);

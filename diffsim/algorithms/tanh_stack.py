@@ -10,42 +10,57 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.resources
-import logging
-import time
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from diffsim.algorithms import kernels
 from diffsim.policy import MLP
 from diffsim.rollouts.observed import BACKENDS
 from solvers.compiler.structs import Struct, fields
-from solvers.compiler.trace import NativeUnsupportedError
 from solvers.native import build
 
-logger = logging.getLogger("diffsim")
+
+class Scaling(NamedTuple):
+    """The numbers of a critic that a fit and the search for its targets use; all but the first seven are numbers."""
+
+    mean: Float[Tensor, ""]
+    scale: Float[Tensor, ""]
+    low: Float[Tensor, ""]
+    high: Float[Tensor, ""]
+    least: Float[Tensor, ""]
+    """The least cost of a control interval so far."""
+    largest: Float[Tensor, ""]
+    steepest: float
+    """Bound on the network's results in values."""
+    rate: float
+    """Coefficient of the moving averages of mean and scale."""
+    fitted: bool
+    """Whether they are averages: False before the first targets."""
+    costate_weight: float
+    costate_bound: float
 
 
 class Minibatches(NamedTuple):
-    """What :meth:`TanhStack.fit` fits to, as :func:`~.costate_critic.sobolev_gradient` has it.
+    """What :meth:`TanhStack.fit` fits to: minibatches of what :meth:`.costate_critic.CostateCritic.fit` is given.
 
-    ``z``, ``starts`` and ``jacobians`` are parts, one after the other, ``N`` and ``S`` rows together.
+    The first six are parts, one after the other, ``N`` and ``S`` rows together.
     """
 
     z: Sequence[Float[Tensor, "_ o"]]
+    targets: Sequence[Float[Tensor, " _"]]
     starts: Sequence[Float[Tensor, "_ o"]]
+    costs: Sequence[Float[Tensor, " _"]]
+    costates: Sequence[Float[Tensor, "_ n"]]
     jacobians: Sequence[Float[Tensor, "_ o n"]]
-    slopes: Float[Tensor, "S n"]
-    weights: Float[Tensor, " S"]
     which: Int[Tensor, "batches K"]
-    """The rows of z in every minibatch."""
-    y: Float[Tensor, "batches K"]
-    """Their targets."""
+    """The rows of z and targets in every minibatch."""
     which_starts: Int[Tensor, "batches L"]
-    """The rows of starts, jacobians, slopes and weights."""
+    """The rows of the others."""
 
 
 class TanhStack:
@@ -98,16 +113,43 @@ class TanhStack:
         return gradients
 
     @torch.no_grad()
-    def gradient(self, data: Minibatches) -> list[Tensor]:
+    def targets(
+        self,
+        z: Float[Tensor, "states batch o"],
+        costs: Float[Tensor, "T batch"],
+        goes_on: Float[Tensor, "T batch"] | None,
+        typical: Bool[Tensor, "T batch"],
+        gamma: float,
+        share: float,
+        scaling: Scaling,
+    ) -> Float[Tensor, "T batch"]:
+        """What :meth:`.costate_critic.CostateCritic.targets` returns; changes the tensors of ``scaling`` as it does."""
+        targets, a = torch.empty_like(costs, memory_format=torch.contiguous_format), self._arguments(z)
+        given = [q if q is None else q.contiguous() for q in (z, costs, goes_on, typical)]
+        a.z, a.costs, a.goes_on, a.typical = (None if q is None else q.data_ptr() for q in given)
+        a.steps, a.rows = costs.shape
+        a.targets, a.gamma, a.td_lambda = targets.data_ptr(), gamma, share
+        _scale(a, scaling)
+        self.library.find_targets(ctypes.byref(a))
+        torch.autograd.graph.increment_version(scaling[:6])
+        return targets
+
+    @torch.no_grad()
+    def gradient(self, data: Minibatches, scaling: Scaling) -> list[Tensor]:
         """The gradient of the loss of the first minibatch, in the order of the parameters."""
-        a, _kept = self._of(data)
+        a, _kept = self._of(data, scaling)
         gradients = self._gradients(a)
         self.library.gradient(ctypes.byref(a))
         return gradients
 
     @torch.no_grad()
     def fit(
-        self, data: Minibatches, optimizer: torch.optim.Adam, target: Sequence[Tensor], tau: float
+        self,
+        data: Minibatches,
+        scaling: Scaling,
+        optimizer: torch.optim.Adam,
+        target: Sequence[Tensor],
+        tau: float,
     ) -> None:
         """A step of ``optimizer`` on every minibatch, then ``target <- (1 - tau) target + tau parameters``.
 
@@ -116,7 +158,7 @@ class TanhStack:
         """
         (group,) = optimizer.param_groups
         states = [_state(optimizer, q) for q in self.parameters]
-        a, _kept = self._of(data)
+        a, _kept = self._of(data, scaling)
         _room = self._gradients(a)
         a.learning_rate, a.eps, a.tau = group["lr"], group["eps"], tau
         a.beta_first, a.beta_second = group["betas"]
@@ -140,18 +182,23 @@ class TanhStack:
         # The kernel wrote where torch does not see it.
         torch.autograd.graph.increment_version([*self.parameters, *written])
 
-    def _of(self, data: Minibatches) -> tuple[Any, list[Any]]:
+    def _of(self, data: Minibatches, scaling: Scaling) -> tuple[Any, list[Any]]:
         """The kernel's arguments, and what has to be kept while it runs."""
-        z, starts, jacobians = ([q.contiguous() for q in parts] for parts in data[:3])
-        slopes, weights, which, y, which_starts = (q.contiguous() for q in data[3:])
+        parts = [[q.contiguous() for q in some] for some in data[:6]]
+        z, starts, costates = parts[0], parts[2], parts[4]
+        which, which_starts = (q.contiguous() for q in data[6:])
         a = self._arguments(z[0])
-        lists = (_addresses(z), _ends(z), _addresses(starts), _ends(starts), _addresses(jacobians))
-        a.z_parts, a.z_ends, a.start_parts, a.start_ends, a.jacobian_parts = map(ctypes.addressof, lists)
-        a.y, a.slopes, a.row_weights = y.data_ptr(), slopes.data_ptr(), weights.data_ptr()
+        lists = [*map(_addresses, parts), _ends(z), _ends(starts)]
+        (a.z_parts, a.target_parts, a.start_parts, a.cost_parts, a.costate_parts, a.jacobian_parts, *ends) = (
+            map(ctypes.addressof, lists)
+        )
+        a.z_ends, a.start_ends = ends
+        a.parts = len(z)
         a.which, a.which_start = which.data_ptr(), which_starts.data_ptr()
         a.batches, a.rows = which.shape
-        a.starts, a.states = which_starts.shape[1], slopes.shape[1]
-        return a, [lists, z, starts, jacobians, slopes, weights, which, y, which_starts]
+        a.starts, a.states = which_starts.shape[1], costates[0].shape[1]
+        _scale(a, scaling)
+        return a, [lists, parts, which, which_starts]
 
     def _gradients(self, a: Any) -> list[Tensor]:
         gradients = [torch.empty_like(q) for q in self.parameters]
@@ -204,6 +251,11 @@ def pulled(
 
 def _rows(z: Tensor) -> Tensor:
     return z.detach().reshape(-1, z.shape[-1]).contiguous()
+
+
+def _scale(a: Any, scaling: Scaling) -> None:
+    a.mean, a.scale, a.low, a.high, a.least, a.largest = (q.data_ptr() for q in scaling[:6])
+    a.steepest, a.rate, a.fitted, a.costate_weight, a.costate_bound = scaling[6:]
 
 
 def _point(a: Any, name: str, tensors: Sequence[Tensor]) -> None:
@@ -271,34 +323,9 @@ def _fits(q: Tensor) -> bool:
     return q.is_cpu and q.is_contiguous() and q.dtype in (torch.float32, torch.float64)
 
 
-_seconds: dict[str, float] = {}
-"""How long it took to load each kernel, or to compile it first, by its source."""
-_failed: set[str] = set()
-
-
-def compile_seconds() -> float:
-    """Seconds that this process has spent on preparing kernels so far."""
-    return sum(_seconds.values())
-
-
 def _library(dtype: torch.dtype, layers: int) -> ctypes.CDLL | None:
     """The compiled kernel; None without a compiler, or where it fails, which is logged."""
-    source = _source(dtype, layers)
-    if source in _failed:
-        return None
-    started = time.perf_counter()
-    try:
-        library = build.load(source)
-        _seconds.setdefault(source, time.perf_counter() - started)
-        if library.size_of_arguments() != ctypes.sizeof(_arguments_type(dtype, layers)):
-            raise NativeUnsupportedError("the compiler lays out arguments in another way than ctypes")
-    except build.NoCompilerError:
-        return None  # it has been logged
-    except NativeUnsupportedError as error:
-        logger.warning("networks are not compiled, torch computes them: %s", error)
-        _failed.add(source)
-        return None
-    return library
+    return kernels.load(_source(dtype, layers), _arguments_type(dtype, layers), "networks")
 
 
 @functools.cache
@@ -322,15 +349,15 @@ def _arguments(layers: int) -> Struct:
     return Struct(
         "Arguments",
         (
-            *fields("int64", "rows", "starts", "states", "batches"),
+            *fields("int64", "rows", "steps", "starts", "states", "batches", "parts", "fitted"),
             *fields("double", "learning_rate", "beta_first", "beta_second", "eps", "tau", "steps_before"),
-            *fields("int64*", "widths", "which", "which_start", constant=True),
-            *fields(
-                "int64*", "z_parts", "z_ends", "start_parts", "start_ends", "jacobian_parts", constant=True
-            ),
-            *fields("real*", "z", "y", "slopes", "row_weights", constant=True),
-            *fields("real*", "by_results", constant=True),
-            *fields("real*", "results"),
+            *fields("double", "gamma", "td_lambda", "steepest", "rate", "costate_weight", "costate_bound"),
+            *fields("int64*", "widths", "which", "which_start", "z_ends", "start_ends", constant=True),
+            *fields("int64*", "z_parts", "target_parts", constant=True),
+            *fields("int64*", "start_parts", "cost_parts", "costate_parts", "jacobian_parts", constant=True),
+            *fields("real*", "z", "costs", "goes_on", "by_results", constant=True),
+            *fields("uint8*", "typical", constant=True),
+            *fields("real*", "results", "targets", "mean", "scale", "low", "high", "least", "largest"),
             *(
                 field
                 for name in ("", "by_", "mean_", "square_", "target_")

@@ -33,14 +33,15 @@ from torch import Tensor
 
 from diffsim.algorithms.base import Algorithm, Record
 from diffsim.algorithms.costate_critic import CostateCritic, Rows
+from diffsim.algorithms.kernels import compile_seconds
 from diffsim.algorithms.policy_objective import PolicyObjective
-from diffsim.algorithms.tanh_stack import compile_seconds, pulled, results_of
+from diffsim.algorithms.tanh_stack import pulled, results_of
+from diffsim.algorithms.window_losses import Range, Unit, compressed, weigh
 from diffsim.algorithms.windows import (
     CostToGo,
     all_finite,
     never_ends,
     not_ended,
-    td_lambda,
     what_is_not_finite,
 )
 from diffsim.config import RunConfig
@@ -118,6 +119,10 @@ class Windows(NamedTuple):
     """Factors in (0, 1] that bound the derivatives of the loss by the windows' actions, ``[B]``."""
     idle: Tensor
     """In which windows no action had any effect on the cost, ``[B]``."""
+    z: Tensor
+    """Normalised observations of the windows' states, ``[B, T + 1, o]``."""
+    typical: Tensor
+    """In which control intervals the cost is not one of a state far outside the box, ``[B, T]``."""
 
     def only(self, chosen: Tensor) -> Windows:
         """Those with True in ``chosen [B]``."""
@@ -155,36 +160,41 @@ class WindowObjective(PolicyObjective):
         self.observed = Observed(rollout.env, self.policy, rollout.backend)
         self.gamma = 1.0
         self.windows: Windows | None = None
+        env, like = rollout.env, self.policy.mean
+        low, high = env.state_box.bounds(like)
+        half = (high - low) / 2
+        angles = torch.tensor([n in env.angle_names for n in env.state_names], device=like.device)
+        self.typical = Range((low + high) / 2, torch.where(angles, torch.inf, half * (1 + 1e-3)))
 
     def begin(self, x: States, noise: Tensor | None = None) -> None:
         super().begin(x, noise)
         self.windows = None
 
-    def discounted(self, trajectory: Trajectory) -> Costs:
-        """Discounted costs ``[B]``, with the discounted value at the end."""
+    def weights(self, trajectory: Trajectory) -> Tensor:
+        """What costs, and last the value at the end, are multiplied by, ``[T + 1, B]``: discounts, 0 after an end."""
         env, costs = self.rollout.env, trajectory.costs
         assert trajectory.states is not None
-        exponents = torch.arange(self.steps + 1, dtype=costs.dtype, device=costs.device)
+        exponents = torch.arange(len(costs) + 1, dtype=costs.dtype, device=costs.device)
         weights = (self.gamma**exponents).unsqueeze(-1)
-        if not never_ends(env):
-            weights = weights * not_ended(env, trajectory.states.detach()).cumprod(dim=0)
-        total = (weights[:-1] * costs).sum(0)
-        if not self.critic.fitted:
-            return total
-        assert trajectory.values is not None
-        return total + weights[-1] * trajectory.values
+        if never_ends(env):
+            return weights.expand(-1, costs.shape[1])
+        return weights * not_ended(env, trajectory.states).cumprod(dim=0)
 
-    def losses(self, discounted: Costs, costs: Tensor) -> tuple[Costs, Costs]:
-        """The loss ``[B]`` of each window, and its derivative by the discounted cost."""
-        if not self.critic.fitted:
-            costs = self.costs_of_batch(costs)
-            finite = costs[:, costs.isfinite().all(0)]
-            std = finite.std(correction=0) if finite.numel() else finite.new_ones(())
-            scale = torch.where(std > 0, std, torch.ones_like(std))
-            return discounted / scale, torch.ones_like(discounted) / scale
-        c = self.settings.compression
-        y = self.critic.standardised(discounted) / c
-        return c * torch.asinh(y), 1.0 / ((1.0 + y * y).sqrt() * self.critic.target.scale)
+    def discounted(self, trajectory: Trajectory) -> Costs:
+        """Discounted costs ``[B]``, with the discounted value at the end."""
+        assert trajectory.values is not None
+        weights = self.weights(trajectory.detached())
+        return (weights[:-1] * trajectory.costs).sum(0) + weights[-1] * trajectory.values
+
+    def unit(self, costs: Tensor) -> Unit:
+        """What discounted costs are compared with to get losses; ``costs [T, B]`` are those of the windows."""
+        if self.critic.fitted:
+            value = self.critic.target
+            return Unit(value.mean, value.scale, self.settings.compression)
+        costs = self.costs_of_batch(costs)
+        finite = costs[:, costs.isfinite().all(0)]
+        std = finite.std(correction=0) if finite.numel() else finite.new_ones(())
+        return Unit(torch.zeros_like(std), torch.where(std > 0, std, torch.ones_like(std)), math.inf)
 
     @property
     def needs_costs_of_batch(self) -> bool:
@@ -198,7 +208,7 @@ class WindowObjective(PolicyObjective):
         return window
 
     def terms(self, trajectory: Trajectory) -> Tensor:
-        return self.losses(self.discounted(trajectory), trajectory.costs)[0].unsqueeze(0)
+        return compressed(self.discounted(trajectory), self.unit(trajectory.costs))[0].unsqueeze(0)
 
     def gradient(self) -> Gradient:
         if self.parts:
@@ -211,8 +221,10 @@ class WindowObjective(PolicyObjective):
             return Gradient.of(found.losses.mean(), [None] * len(parameters), parameters)
         by = pulled(self.policy.network, parameters, found.z, found.by_results, self.rollout.backend)
         self.counted = len(found.losses)
-        mean = [None if q is None else q / max(self.counted, 1) for q in by]
-        return Gradient.of(found.losses.mean(), mean, parameters)
+        some = [q for q in by if q is not None]
+        if some:
+            torch._foreach_div_(some, max(self.counted, 1))
+        return Gradient.of(found.losses.mean(), by, parameters)
 
     def evaluate(self, x: States, noise: Tensor | None) -> tuple[Trajectory, Tensor]:
         found = self._followed(x, noise)
@@ -235,56 +247,41 @@ class WindowObjective(PolicyObjective):
         from the network alone.
         """
         assert noise is not None
-        x, noise = x.detach().requires_grad_(), noise.detach().requires_grad_()
-        with torch.enable_grad():
-            trajectory = self.rollout(x, self.steps, self.params, noise=noise)
-            discounted = self.discounted(trajectory)
-            has_gradient = discounted.requires_grad
-            if has_gradient:
-                # Without `grad_outputs`, for which torch loads sympy.
-                costates, by_noise = torch.autograd.grad(
-                    discounted.sum(), (x, noise), allow_unused=True, materialize_grads=True
-                )
-        trajectory, discounted = trajectory.detached(), discounted.detach()
-        states = trajectory.states
-        assert states is not None
+        trajectory, pull = self.rollout.vjp(x, self.steps, self.params, noise=noise)
+        weights = self.weights(trajectory)
+        found = pull(weights[:-1], weights[-1] if self.critic.fitted else None)
         with torch.no_grad():
-            losses, slopes = self.losses(discounted, trajectory.costs)
-            if not has_gradient:
-                return Followed(trajectory, losses, x, None, None)
-            by_action = slopes.unsqueeze(-1) * by_noise
-            ok, chosen = torch.ones_like(losses, dtype=torch.bool), None
-            # A sum that is finite has finite summands; one that is not may have overflowed.
-            sums = torch.stack((states.sum(), by_action.sum(), costates.sum(), losses.sum()))
-            if not bool(sums.isfinite().all()):
-                ok = all_finite(by_action) & all_finite(states) & all_finite(costates.unsqueeze(0))
-                ok = ok & losses.isfinite()
-                chosen = None if bool(ok.all()) else ok.nonzero().squeeze(-1)
-
-            windows = self.windows
-            if windows is None or len(windows.ok) != len(ok):
-                lengths = torch.where(ok, by_action.norm(dim=(0, 2)), 0.0)
-                bounds = (self.settings.gradient_bound / lengths).clamp_max(1.0)
-                idle = self._idle(states, noise, ok & (lengths == 0))
-                windows = Windows(discounted, costates, ok, bounds, idle)
-                if len(x) == len(self.x):
-                    self.windows = windows
-            states, bounds = states[:-1], windows.bounds
-            if chosen is not None:
-                states, by_action = states.index_select(1, chosen), by_action.index_select(1, chosen)
-                losses, bounds = losses[chosen], bounds[chosen]
+            if found is None:
+                return Followed(trajectory, self.terms(trajectory)[0], x, None, None)
+            costates, by_noise = found
+            states, windows, whole = trajectory.states, self.windows, len(x) == len(self.x)
+            assert states is not None
+            bounds = windows.bounds if windows is not None and whole else None
+            q = weigh(
+                *(trajectory, weights, costates, by_noise, self.unit(trajectory.costs)),
+                *(self.settings.gradient_bound, bounds, self.typical, self.rollout.backend),
+            )
+            z = self.observed(states)
+            if windows is None and whole:
+                idle = self._idle(z, noise, q.unmoved) if q.any_unmoved else q.unmoved
+                self.windows = Windows(
+                    *(q.discounted, costates, q.ok, q.bounds, idle),
+                    *(z.transpose(0, 1), q.typical.transpose(0, 1)),
+                )
+            if not q.left_out:
+                return Followed(trajectory, q.losses, z[:-1], q.by_results, None)
+            chosen = q.ok.nonzero().squeeze(-1)
             return Followed(
-                trajectory, losses * bounds, self.observed(states), by_action * bounds.unsqueeze(-1), chosen
+                *(trajectory, q.losses[chosen]),
+                *(z[:-1].index_select(1, chosen), q.by_results.index_select(1, chosen), chosen),
             )
 
-    def _idle(self, states: Tensor, noise: Tensor, unmoved: Tensor) -> Tensor:
+    def _idle(self, z: Tensor, noise: Tensor, unmoved: Tensor) -> Tensor:
         """In which of the ``unmoved [B]`` windows actions have no effect, ``[B]``.
 
         Beyond the bounds of the actions the derivative is zero, too, which is another matter.
         """
-        if not bool(unmoved.any()):
-            return unmoved
-        z = self.observed(states[:-1, unmoved])
+        z = z[:-1, unmoved]
         raw = results_of(self.policy.network, z.flatten(0, 1), self.rollout.backend)
         asked = raw.unflatten(0, z.shape[:2]) + noise[:, unmoved]
         return unmoved.masked_scatter(unmoved, asked.abs().amax((0, 2)) < 1.0)
@@ -351,7 +348,6 @@ class ValueGradient(Algorithm):
         )
         low, high = env.state_box.bounds(policy.mean)
         self._middle, self._half_size = (low + high) / 2, (high - low) / 2
-        self._reach = self._half_size * (1 + 1e-3)
         self._is_angle = torch.tensor([n in env.angle_names for n in env.state_names], device=self.device)
         # In these units the derivatives by different states can be compared.
         self._sizes = env.state_box.half_sizes(policy.mean)
@@ -409,7 +405,7 @@ class ValueGradient(Algorithm):
 
     def _adapt_length(self, windows: Windows) -> None:
         """Shorter windows where derivatives grow too much along them, longer ones where they do not."""
-        met = float((windows.bounds[windows.ok] < 1.0).to(self.dtype).mean())
+        met = int((windows.bounds < 1.0).sum()) / max(int(windows.ok.sum()), 1)  # a bound of others is 1
         self._longest = max(self._longest * (0.95 if met > self.settings.bounded_share else 1.02), 1.0)
 
     def _no_noise(self, x: States) -> Tensor:
@@ -457,21 +453,20 @@ class ValueGradient(Algorithm):
         s, env, states = self.settings, self.env, window.states
         assert states is not None
         ok = all_finite(states) & all_finite(window.costs) if gradients is None else gradients.ok
-        left_out = int((~ok).sum())
+        left_out = len(ok) - int(ok.sum())
         if left_out == len(ok):
             return left_out
         costs = window.costs
         if left_out:
             states, costs = states[:, ok], costs[:, ok]
             gradients = None if gradients is None else gradients.only(ok)
-        z = self.objective.observed(states)
-
-        discounts = self.objective.gamma * not_ended(env, states[1:])
-        targets = td_lambda(costs, discounts, self.critic.values(z[1:]), s.td_lambda)
+        if gradients is None:
+            z, typical = self.objective.observed(states), self.objective.typical.holds(states[:-1])
+        else:
+            z, typical = gradients.z.transpose(0, 1), gradients.typical.transpose(0, 1)
+        goes_on = None if never_ends(env) else not_ended(env, states[1:])
         # Costs far outside the box bound nothing that the value should reach.
-        inside = (((states[:-1] - self._middle).abs() <= self._reach) | self._is_angle).all(-1)
-        inside = inside | ~inside.any()
-        self.critic.renormalise(targets.flatten(), costs.where(inside, torch.nan), self.objective.gamma)
+        targets = self.critic.targets(z, costs, goes_on, typical, self.objective.gamma, s.td_lambda)
         rows = Rows(z[:-1].flatten(0, 1), targets.flatten(), *self._derivatives(states[0], z[0], gradients))
         kept = round(annealed(s.critic_windows, s.critic_windows_end, self.remaining))
         self._data = [*self._data, rows][-kept:]

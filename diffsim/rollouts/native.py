@@ -97,10 +97,10 @@ class Native(Engine):
         batch, n = x0.shape
         arguments = self._arguments(inputs, x0) if kept is None else kept
         arguments.states = _p(states)
-        arguments.by_costs = _strided(by.costs, "tb")
-        arguments.by_states = _strided(by.states, "tbn")
-        arguments.by_last = _strided(by.last, "bn")
-        arguments.by_values = _strided(by.values, "b")
+        arguments.by_costs = strided(by.costs, "tb")
+        arguments.by_states = strided(by.states, "tbn")
+        arguments.by_last = strided(by.last, "bn")
+        arguments.by_values = strided(by.values, "b")
         gradients: dict[Any, Tensor] = {}
         by_x0 = x0.new_empty(n, batch)
         gradients["x0"] = by_x0.t()
@@ -136,9 +136,9 @@ class Native(Engine):
         a.threads, a.groups = inputs.threads, self._groups(inputs)
         a.truncate, a.dt = inputs.truncate or 0, float(inputs.env.dt)
         a.costate_bound = inputs.costate_bound or 0.0
-        a.x0 = _strided(x0, "bn")
+        a.x0 = strided(x0, "bn")
         for k, tensor in enumerate(q for q in (inputs.noise, inputs.controls) if isinstance(q, Tensor)):
-            a.timed[k] = _strided(tensor.detach(), "tbn")
+            a.timed[k] = strided(tensor.detach(), "tbn")
         if isinstance(inputs.noise, Noise):
             a.noise_seed, a.noise_start = inputs.noise.seed, inputs.noise.start
             a.noise_scale = inputs.noise.scale
@@ -150,7 +150,7 @@ class Native(Engine):
             keep.append(inputs.noise_of.contiguous())
             a.noise_of = _p(keep[-1])
         for k, name in enumerate(self.own_names):
-            a.own[k] = _strided(inputs.p[name].detach(), "b")
+            a.own[k] = strided(inputs.p[name].detach(), "b")
         a.keep = keep
         return a
 
@@ -225,7 +225,7 @@ def arguments_struct(timed: int, own: int, shared: int) -> Struct:
 _NOTHING = _Strided(None, 0, 0, 0)
 
 
-def _strided(tensor: Tensor | None, axes: str) -> ctypes.Structure:
+def strided(tensor: Tensor | None, axes: str) -> ctypes.Structure:
     """A tensor whose axes are time ``t``, rollout ``b`` and component ``n``, in this order."""
     if tensor is None:
         return _NOTHING

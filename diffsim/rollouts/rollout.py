@@ -26,6 +26,7 @@ from diffsim.rollouts.held_modules import HeldModules
 from diffsim.rollouts.inputs import (
     Engine,
     Inputs,
+    Outcome,
     SizeError,
     check_actions,
     check_observation,
@@ -50,6 +51,8 @@ _TOGETHER = 50
 """The number of control intervals of an episode that are in memory at a time."""
 
 Lengths = Int[Tensor, " batch"]
+Pullback = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor] | None]
+"""From cotangents of costs and terminal values to those of initial states and noise."""
 
 
 class _Explained:
@@ -210,6 +213,71 @@ class Rollout:
             direct = not torch._C._are_functorch_transforms_active()
             apply = super(torch.autograd.Function, RolloutFunction).apply if direct else RolloutFunction.apply
             return Trajectory(*apply(engine, inputs, self.on_failure, tuple(wanted), *wanted.values()))
+
+    def vjp(
+        self,
+        x0: Tensor,
+        steps: SupportsIndex,
+        p: Mapping[str, Tensor] | None = None,
+        *,
+        noise: Tensor,
+    ) -> tuple[Trajectory, Pullback]:
+        """The trajectory of a call without gradient, and a function that pulls cotangents back, to be called once.
+
+        It takes those of the costs ``[steps, B]`` and of the terminal values ``[B]`` (None without a terminal value),
+        and returns those of ``x0`` and of the noise; None for a simulator without gradients.  It does less than
+        autograd, whose bookkeeping takes as long as a small rollout.  Nothing that the rollout was computed from may be
+        changed in between.
+
+        Raises:
+            ValueError, SizeError, RolloutError, robotics_envs.DivergenceError: as in a call.
+        """
+        x0, noise = x0.detach().requires_grad_(), noise.detach().requires_grad_()
+        inputs = self._inputs(x0, steps, p, noise, None, None)
+        with _EXPLAINED:
+            engine = (
+                None if inputs.cast or self.on_failure is not None else self._engine(inputs, gradient=True)
+            )
+        if engine is None or engine.constant or isinstance(engine, Unrolled):
+            return self._by_autograd(x0, steps, p, noise)
+        with _EXPLAINED, torch.no_grad():
+            outcome, kept = engine.forward(inputs, keep_states=True)
+        states = outcome.states
+        assert states is not None
+
+        @torch.no_grad()
+        def pull(by_costs: Tensor, by_values: Tensor | None) -> tuple[Tensor, Tensor]:
+            found = engine.backward(inputs, states, Outcome(None, None, by_costs, by_values), kept)
+            by_x0, by_noise = found.get("x0"), found.get("noise")
+            return (
+                torch.zeros_like(x0) if by_x0 is None else by_x0,
+                torch.zeros_like(noise) if by_noise is None else by_noise,
+            )
+
+        return trajectory_of(outcome, None), pull
+
+    def _by_autograd(
+        self, x0: Tensor, steps: SupportsIndex, p: Mapping[str, Tensor] | None, noise: Tensor
+    ) -> tuple[Trajectory, Pullback]:
+        """As :meth:`vjp`, for ``x0`` and ``noise`` that require a gradient."""
+        with torch.enable_grad():
+            trajectory = self(x0, steps, p, noise=noise)
+
+        @torch.enable_grad()
+        def pull(by_costs: Tensor, by_values: Tensor | None) -> tuple[Tensor, Tensor] | None:
+            total = (by_costs * trajectory.costs).sum()
+            if by_values is not None:
+                assert trajectory.values is not None
+                total = total + (by_values * trajectory.values).sum()
+            if not total.requires_grad:
+                return None
+            # Without `grad_outputs`, for which torch loads sympy.
+            by_x0, by_noise = torch.autograd.grad(
+                total, (x0, noise), allow_unused=True, materialize_grads=True
+            )
+            return by_x0, by_noise
+
+        return trajectory.detached(), pull
 
     def _simulated(self, inputs: Inputs, keep_states: bool, on_failure: str | None) -> Trajectory:
         """The trajectory without gradient."""

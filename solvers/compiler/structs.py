@@ -10,10 +10,16 @@ from typing import Any, Union
 import torch
 
 Kind = Union[str, "Struct"]
-"""``"int64"``, ``"uint64"``, ``"double"``, ``"real"`` (the kernel's type T), one of them with ``*``, or a struct."""
+"""``"int64"``, ``"uint64"``, ``"uint8"``, ``"double"``, ``"real"`` (the kernel's type T), one of them with ``*``, or a
+struct."""
 
-_CPP = {"int64": "int64_t", "uint64": "uint64_t", "double": "double", "real": "T"}
-_CTYPES: dict[str, Any] = {"int64": ctypes.c_int64, "uint64": ctypes.c_uint64, "double": ctypes.c_double}
+_CPP = {"int64": "int64_t", "uint64": "uint64_t", "uint8": "uint8_t", "double": "double", "real": "T"}
+_CTYPES: dict[str, Any] = {
+    "int64": ctypes.c_int64,
+    "uint64": ctypes.c_uint64,
+    "uint8": ctypes.c_uint8,
+    "double": ctypes.c_double,
+}
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,10 @@ class CountingRollout(Rollout):
         self.sizes.append(len(x) * steps)
         return super().__call__(x, steps, *args, **kwargs)
 
+    def vjp(self, x, steps, *args, **kwargs):
+        self.sizes.append(len(x) * steps)
+        return super().vjp(x, steps, *args, **kwargs)
+
     def members(self, parameters, x, steps, *args, **kwargs):
         self.sizes.append(len(next(iter(parameters.values()))) * len(x) * steps)
         return super().members(parameters, x, steps, *args, **kwargs)

@@ -9,9 +9,9 @@ import torch
 from same_state import same
 from torch import nn
 
-from diffsim.algorithms import tanh_stack
-from diffsim.algorithms.costate_critic import CostateCritic, Rows, sobolev_gradient
-from diffsim.algorithms.tanh_stack import Minibatches, TanhStack, pulled
+from diffsim.algorithms import kernels
+from diffsim.algorithms.costate_critic import CostateCritic, Rows, bounded, sobolev_gradient
+from diffsim.algorithms.tanh_stack import Minibatches, Scaling, TanhStack, pulled
 from diffsim.policy import MLP, initialised
 from solvers.compiler.trace import NativeUnsupportedError
 from solvers.native import build
@@ -51,20 +51,28 @@ def minibatches(rows, starts, inputs, states, batches=3, dtype=torch.float64):
 
     return Minibatches(
         parts(draw(200, inputs, dtype=dtype)),
+        parts(3.0 + 5.0 * draw(200, seed=1, dtype=dtype)),
         parts(draw(150, inputs, seed=2, dtype=dtype)),
+        parts(3.0 + 5.0 * draw(150, seed=5, dtype=dtype)),
+        parts(40.0 * draw(150, states, seed=4, dtype=dtype) * draw(150, 1, seed=6, dtype=dtype).exp()),
         parts(draw(150, inputs, states, seed=3, dtype=dtype)),
-        draw(150, states, seed=4, dtype=dtype),
-        draw(150, seed=5, dtype=dtype).abs(),
         which(200, rows),
-        draw(batches, rows, seed=1, dtype=dtype),
         which(150, starts),
     )
 
 
-def eager_gradient(network, d, batch=0):
-    i, j, y = d.which[batch], d.which_starts[batch], d.y[batch].unsqueeze(-1)
-    z, starts, jacobians = map(torch.cat, d[:3])
-    return sobolev_gradient(network, z[i], y, starts[j], jacobians[j], d.slopes[j], d.weights[j])
+def scaling(dtype=torch.float64, mean=1.5, scale=4.0, fitted=True):
+    numbers = (mean, scale, -torch.inf, torch.inf, torch.inf, -torch.inf)
+    return Scaling(*(torch.tensor(q, dtype=dtype) for q in numbers), 12.0, 0.25, fitted, 0.3, 1.5)
+
+
+def eager_gradient(network, d, q, batch=0):
+    z, targets, starts, costs, costates, jacobians = map(torch.cat, d[:6])
+    y = torch.asinh((targets - q.mean) / q.scale)
+    slopes = costates / (q.scale * (1 + ((costs - q.mean) / q.scale) ** 2).sqrt()).unsqueeze(-1)
+    weights = q.costate_weight * bounded(slopes.norm(dim=1), q.costate_bound) ** 2
+    i, j = d.which[batch], d.which_starts[batch]
+    return sobolev_gradient(network, z[i], y[i].unsqueeze(-1), starts[j], jacobians[j], slopes[j], weights[j])
 
 
 def assert_close(found, expected, dtype):
@@ -116,8 +124,20 @@ def test_results_of_any_leading_shape_and_stride():
 def test_the_gradient_of_a_minibatch_is_the_eager_one(hidden, rows, starts, inputs, states, dtype):
     network = random_network(hidden, inputs, dtype=dtype)
     data = minibatches(rows, starts, inputs, states, dtype=dtype)
-    found = TanhStack.of(network, "native").gradient(data)
-    assert_close(found, eager_gradient(network, data), dtype)
+    found = TanhStack.of(network, "native").gradient(data, scaling(dtype))
+    assert_close(found, eager_gradient(network, data, scaling(dtype)), dtype)
+
+
+def test_costates_of_zero_leave_the_others_their_weights():
+    """The median is that of the others; where all are zero, nothing is bounded."""
+    network, data = random_network((6,), 5), minibatches(8, 100, 5, 4)
+    for share in (2, 1):
+        costates = [q.clone() for q in data.costates]
+        for q in costates:
+            q[::share] = 0.0
+        given = data._replace(costates=costates)
+        found = TanhStack.of(network, "native").gradient(given, scaling())
+        assert_close(found, eager_gradient(network, given, scaling()), torch.float64)
 
 
 @pytest.mark.parametrize("tau", [0.2, 0.7, 1.0])
@@ -131,10 +151,10 @@ def test_a_fit_takes_the_steps_of_torchs_adam(tau):
         target = [q.detach() + 1.0 for q in parameters]
         for _ in range(3):
             if compiled:
-                TanhStack.of(network, "native").fit(data, optimizer, target, tau)
+                TanhStack.of(network, "native").fit(data, scaling(), optimizer, target, tau)
                 continue
             for batch in range(6):
-                for q, g in zip(parameters, eager_gradient(network, data, batch), strict=True):
+                for q, g in zip(parameters, eager_gradient(network, data, scaling(), batch), strict=True):
                     q.grad = g
                 optimizer.step()
             torch._foreach_lerp_(target, [q.detach() for q in parameters], tau)
@@ -154,9 +174,8 @@ def test_writing_is_seen_by_autograd():
     network = random_network((5,), 5)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     graph = network(draw(3, 5)).square().sum()
-    TanhStack.of(network, "native").fit(
-        minibatches(4, 4, 5, 4), optimizer, [q.detach().clone() for q in network.parameters()], 0.5
-    )
+    target = [q.detach().clone() for q in network.parameters()]
+    TanhStack.of(network, "native").fit(minibatches(4, 4, 5, 4), scaling(), optimizer, target, 0.5)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         graph.backward()
 
@@ -199,6 +218,50 @@ def test_critics_agree_after_several_updates_and_draw_the_same_numbers(hidden, s
     assert torch.equal(*(g.get_state() for g in generators))
     z = draw(30, 3)
     assert torch.allclose(*(c.values(z) for c in critics), rtol=1e-9)
+
+
+def windows_of(steps, batch, dtype, ends=False):
+    """Arguments of CostateCritic.targets, of simulators whose episodes end or do not."""
+    goes_on = (draw(steps, batch, seed=3) > -1.0).to(dtype) if ends else None
+    costs, typical = 3.0 * draw(steps, batch, seed=2, dtype=dtype), draw(steps, batch, seed=4) > -0.5
+    return draw(steps + 1, batch, 3, seed=1, dtype=dtype), costs, goes_on, typical, 0.9, 0.8
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("steps", "batch", "ends"), [(1, 1, False), (5, 13, True), (16, 70, False)])
+def test_targets_and_the_scale_that_follows_them_are_the_eager_ones(steps, batch, ends, dtype):
+    critics = [critic_of(backend, dtype=dtype) for backend in ("native", "eager")]
+    for k in range(3):
+        given = windows_of(steps, batch, dtype, ends)
+        if k == 2:
+            given[3][:] = False  # no cost is typical: all count
+        assert_close(*([c.targets(*given)] for c in critics), dtype)
+        ours, theirs = (c.state_dict() for c in critics)
+        for name in ("mean", "scale", "low", "high", "least", "largest"):
+            assert_close([ours[name]], [theirs[name]], dtype)
+        assert ours["fitted"] is theirs["fitted"] is True
+        for critic in critics:
+            critic.fit([rows(dtype=dtype)], 2, 16, 1.0, torch.Generator().manual_seed(k))
+
+
+def test_a_target_that_is_not_a_number_gives_no_order():
+    critics = [critic_of(backend) for backend in ("native", "eager")]
+    given = windows_of(4, 9, torch.float64)
+    given[1][2, 3] = torch.nan
+    ours, theirs = (c.targets(*given) for c in critics)
+    assert torch.equal(ours.isnan(), theirs.isnan())
+    for c in critics:
+        assert c.target.mean.isnan()
+        assert c.target.scale == 1.0
+
+
+def test_targets_are_written_where_autograd_sees_it():
+    critic = critic_of("native")
+    z = draw(4, 3).requires_grad_()
+    value = critic.values(z).sum()
+    critic.targets(*windows_of(4, 9, torch.float64))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
 
 
 def test_values_are_differentiable_where_that_is_asked_for():
@@ -320,13 +383,13 @@ def test_rows_of_another_kind_are_refused():
 
 
 def test_compiling_is_counted_once(monkeypatch):
-    monkeypatch.setattr(tanh_stack, "_seconds", {})
+    monkeypatch.setattr(kernels, "_seconds", {})
     ticks = itertools.count()
-    monkeypatch.setattr(tanh_stack, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    monkeypatch.setattr(kernels, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     network = random_network((5,))
     for _ in range(3):
         assert TanhStack.of(network, "native") is not None
-    assert tanh_stack.compile_seconds() == 1.0
+    assert kernels.compile_seconds() == 1.0
 
 
 def test_a_compiler_that_fails_is_asked_once_and_torch_computes(monkeypatch, caplog):
@@ -337,7 +400,7 @@ def test_a_compiler_that_fails_is_asked_once_and_torch_computes(monkeypatch, cap
         raise NativeUnsupportedError("out of memory")
 
     monkeypatch.setattr(build, "load", fails)
-    monkeypatch.setattr(tanh_stack, "_failed", set())
+    monkeypatch.setattr(kernels, "_failed", set())
     network = random_network((5,))
     assert TanhStack.of(network, "auto") is None
     assert TanhStack.of(network, "auto") is None

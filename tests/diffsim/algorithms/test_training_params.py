@@ -39,13 +39,16 @@ def test_an_update_simulates_with_the_parameters_of_its_time(algorithm, monkeypa
     config = load_config({"env": Lighter, "updates": 4, "backend": "eager"}, {"algorithm": settings})
     made = assemble(config).algorithm
     seen = []
-    call = Rollout.__call__
 
-    def spy(self, x, steps, p=None, **more):
-        seen.append(float(p["g"]))
-        return call(self, x, steps, p, **more)
+    def spied(call):
+        def spy(self, x, steps, p=None, **more):
+            seen.append(float(p["g"]))
+            return call(self, x, steps, p, **more)
 
-    monkeypatch.setattr(Rollout, "__call__", spy)
+        return spy
+
+    for name in ("__call__", "vjp"):
+        monkeypatch.setattr(Rollout, name, spied(getattr(Rollout, name)))
     true = Lighter().constants["g"].value
     for done in range(4):
         seen.clear()

@@ -1,10 +1,11 @@
-"""Options of the backward pass: bounded costates, and no gradient by parameters."""
+"""The backward pass: bounded costates, no gradient by parameters, and without autograd."""
 
 import pytest
 import torch
 from test_rollouts import FinalCost, make_policy, random, simulator
 
 from diffsim.rollouts import Rollout
+from robotics_envs.simulators.pendulum import Pendulum
 
 F64 = torch.float64
 
@@ -137,3 +138,48 @@ def test_a_kernel_for_gradients_serves_evaluations():
     rollout(x, 5, noise=noise).costs.sum().backward()
     rollout.returns(x.detach(), noise=torch.zeros(1, dtype=F64))
     assert len(rollout.engines.prepared) == 1
+
+
+class Still(Pendulum):
+    """Its cost does not depend on anything that has a gradient."""
+
+    def cost(self, x, u, p):
+        return (x[:, 0] - 1.0).detach() ** 2
+
+
+@pytest.mark.parametrize("on_failure", [None, "raise", "mark"])
+@pytest.mark.parametrize("backend", ["eager", "native"])
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_pullback_is_autograds(backend, on_failure, ends):
+    """With cotangents of any values and strides, with and without a terminal value."""
+    env = simulator("cartpole")
+    policy, terminal = make_policy(env), FinalCost(env) if ends else None
+    rollout = Rollout(env, policy, terminal=terminal, backend=backend, on_failure=on_failure)
+    x, noise = drawn(env)
+    by_costs = torch.linspace(0.5, 1.5, 5, dtype=F64).unsqueeze(-1).expand(-1, 7)
+    by_values = random(7, dtype=F64) if ends else None
+    expected = rollout(x, 5, noise=noise)
+    total = (by_costs * expected.costs).sum() + ((by_values * expected.values).sum() if ends else 0.0)
+    by_x, by_noise = torch.autograd.grad(total, (x, noise))
+    for tensors in ((x, noise), (x.detach(), noise.detach())):
+        trajectory, pull = rollout.vjp(tensors[0], 5, noise=tensors[1])
+        assert not any(q.requires_grad for q in trajectory if q is not None)
+        assert torch.equal(trajectory.states, expected.states)
+        found = pull(by_costs, by_values)
+        assert torch.allclose(found[0], by_x, rtol=1e-10, atol=1e-12)
+        assert torch.allclose(found[1], by_noise, rtol=1e-10, atol=1e-12)
+
+
+def test_a_pullback_says_where_there_is_no_gradient():
+    env = Still()
+    policy = make_policy(env)
+    x, noise = drawn(env)
+    _, pull = Rollout(env, policy, backend="eager").vjp(x, 5, noise=noise)
+    assert pull(torch.ones(5, 7, dtype=F64), None) is None
+    # With a value at the end there is one.
+    rollout = Rollout(env, policy, terminal=FinalCost(env), backend="eager")
+    _, pull = rollout.vjp(x, 5, noise=noise)
+    by_x, by_noise = pull(torch.ones(5, 7, dtype=F64), torch.ones(7, dtype=F64))
+    expected = torch.autograd.grad(rollout(x, 5, noise=noise).values.sum(), (x, noise))
+    assert torch.allclose(by_x, expected[0], rtol=1e-12)
+    assert torch.allclose(by_noise, expected[1], rtol=1e-12)
