@@ -7,8 +7,8 @@
 The first compares an update with the former path of torch operations.  Two runs of each simulator, from the same
 seed, take turns in one process on one thread: the present one, and one in which torch computes what is compiled beside
 the rollouts (the critic's targets and fit, the losses of windows, the policy's network on them, the observation and its
-derivative).  Rollouts are compiled in both.  Prints medians and quartiles of the CPU time of an update in milliseconds, by part; a
-part does not count the parts inside it.
+derivative).  Rollouts are compiled in both.  Prints medians and quartiles of the CPU time of an update in milliseconds,
+by part; a part does not count the parts inside it.
 
 The second trains at default settings, each time in a process of its own, and writes the CPU seconds of each part from
 the start of the process to its end, of the run in the middle of ``--repeats``.  The kernel cache is filled.  CPU time
