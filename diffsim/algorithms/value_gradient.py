@@ -160,11 +160,7 @@ class WindowObjective(PolicyObjective):
         self.observed = Observed(rollout.env, self.policy, rollout.backend)
         self.gamma = 1.0
         self.windows: Windows | None = None
-        env, like = rollout.env, self.policy.mean
-        low, high = env.state_box.bounds(like)
-        half = (high - low) / 2
-        angles = torch.tensor([n in env.angle_names for n in env.state_names], device=like.device)
-        self.typical = Range((low + high) / 2, torch.where(angles, torch.inf, half * (1 + 1e-3)))
+        self.typical = Range.of_box(rollout.env, self.policy.mean, 1 + 1e-3)
 
     def begin(self, x: States, noise: Tensor | None = None) -> None:
         super().begin(x, noise)
@@ -346,9 +342,7 @@ class ValueGradient(Algorithm):
             * self.optimizer.calls_per_step,
             parameter_gradients=False,
         )
-        low, high = env.state_box.bounds(policy.mean)
-        self._middle, self._half_size = (low + high) / 2, (high - low) / 2
-        self._is_angle = torch.tensor([n in env.angle_names for n in env.state_names], device=self.device)
+        self._reach = Range.of_box(env, policy.mean, settings.reach)
         # In these units the derivatives by different states can be compared.
         self._sizes = env.state_box.half_sizes(policy.mean)
         self.objective = WindowObjective(self.rollout, self.params, self.critic, settings)
@@ -425,7 +419,7 @@ class ValueGradient(Algorithm):
         """
         s, env = self.settings, self.env
         if not count:
-            return self._middle.new_empty(0, len(self._middle))
+            return self._sizes.new_empty(0, len(self._sizes))
         drawn = env.state_box.sample(count, self.generator, self.dtype)
         initial = env.reset(count, self.generator, self.dtype).to(drawn)
         way = torch.where(self._uniform(count) < s.between, self._uniform(count), 1.0).to(drawn).unsqueeze(-1)
@@ -437,9 +431,8 @@ class ValueGradient(Algorithm):
             return drawn
         ends = self._ends[: len(self._ends) - kept][:count]
         ends = torch.cat((ends, drawn[len(ends) :]))
-        near = ((ends - self._middle).abs() <= s.reach * self._half_size) | self._is_angle
         survives = self._uniform(count) >= self.objective.steps / env.episode_steps
-        continues = (near & ends.isfinite()).all(dim=-1) & survives & ~env.done(ends)
+        continues = self._reach.holds(ends) & survives & ~env.done(ends)
         continues[:fresh] = False
         return torch.where(continues.unsqueeze(-1), ends, drawn)
 

@@ -21,6 +21,7 @@ from diffsim.algorithms.windows import all_finite
 from diffsim.rollouts import Trajectory
 from diffsim.rollouts.native import STRIDED, strided
 from diffsim.rollouts.observed import BACKENDS
+from robotics_envs.base import Env
 from solvers.compiler.structs import Struct, fields
 
 
@@ -34,13 +35,22 @@ class Unit(NamedTuple):
 
 
 class Range(NamedTuple):
-    """Which costs are typical: those in states not farther than ``reach [n]`` from ``middle [n]``."""
+    """States not farther than ``reach [n]`` from ``middle [n]``, all of them finite."""
 
     middle: Float[Tensor, " n"]
     reach: Float[Tensor, " n"]
-    """Infinite for angles."""
+    """The largest number for angles."""
 
-    def holds(self, x: Float[Tensor, "T batch n"]) -> Bool[Tensor, "T batch"]:
+    @classmethod
+    def of_box(cls, env: Env, like: Tensor, factor: float) -> Range:
+        """The state box enlarged by ``factor``, in the dtype and on the device of ``like``; angles do not count."""
+        low, high = env.state_box.bounds(like)
+        angles = torch.tensor([n in env.angle_names for n in env.state_names], device=like.device)
+        largest = torch.finfo(like.dtype).max
+        return cls((low + high) / 2, torch.where(angles, largest, (high - low) / 2 * factor))
+
+    def holds(self, x: Float[Tensor, "*batch n"]) -> Bool[Tensor, "*batch"]:
+        """Which of these states are among them."""
         return ((x - self.middle).abs() <= self.reach).all(-1)
 
 
@@ -60,7 +70,7 @@ class Weighed(NamedTuple):
     unmoved: Bool[Tensor, " batch"]
     """Which of them have the derivative zero."""
     typical: Bool[Tensor, "T batch"]
-    """Which costs are typical."""
+    """Which costs are those of states in the range."""
     left_out: int
     """How many windows are not finite."""
     any_unmoved: bool

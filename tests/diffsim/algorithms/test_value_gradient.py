@@ -166,7 +166,7 @@ def test_starts_are_fresh_reset_or_continued(between):
     starts = algorithm._starts(4000, 0)
     went_on = (starts == ends).all(dim=1)
     assert not went_on[:1000].any()
-    inside = ((ends - algorithm._middle).abs() <= 1.5 * algorithm._half_size) | algorithm._is_angle
+    inside = ends[:, 1:].abs() <= 1.5 * 8.0  # the rate; angles do not count
     # Windows of 20 of the 200 intervals of an episode: a tenth restarts.
     share = float(went_on[1000:].float().mean() / inside[1000:].all(dim=1).float().mean())
     assert share == pytest.approx(0.9, abs=0.03)

@@ -7,6 +7,7 @@ import torch
 
 from diffsim.algorithms.window_losses import Range, Unit, compressed, weigh
 from diffsim.rollouts import Trajectory
+from robotics_envs import make_env
 from solvers.compiler.trace import NativeUnsupportedError
 from solvers.native import build
 
@@ -101,6 +102,13 @@ def test_factors_that_are_given_are_used():
         again = weigh(*given, unit_of("compressed"), 0.5, first.bounds, inside(), backend)
         assert torch.equal(again.bounds, first.bounds)
         assert torch.allclose(again.by_results, 7.0 * first.by_results, rtol=1e-12)
+
+
+def test_states_are_in_range_by_what_is_no_angle():
+    env = make_env("pendulum")  # an angle and its velocity, at most 8 rad/s in the box
+    held = Range.of_box(env, torch.zeros((), dtype=torch.float64), 2.0)
+    x = torch.tensor([[1e6, 15.9], [0.0, 16.1], [torch.nan, 0.0], [torch.inf, 0.0], [0.0, torch.nan]])
+    assert held.holds(x.double()).tolist() == [True, False, False, False, False]
 
 
 def test_losses_are_increasing_and_their_slopes_are_derivatives():
