@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import gc
 import os
 import shlex
 import sys
@@ -97,10 +95,6 @@ def main() -> None:
 
     Start with: diffsim train pendulum --out runs/pendulum
     """
-    # Imports make hundreds of thousands of objects that stay. To look for unused ones among them takes 0.1 s at the
-    # start and 0.3 s at the end, when the interpreter looks once more.
-    gc.set_threshold(100_000, 10, 10)
-    atexit.register(gc.freeze)
     # A user's own environment, named module:Class, is looked for where the command runs.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -172,10 +172,19 @@ class CostateCritic:
         return found
 
     def _scaling(self) -> Scaling:
-        v = self.target
+        value = self.target
         return Scaling(
-            *(v.mean, v.scale, v.low, v.high, self._least, self._largest),
-            *(STEEPEST, self.normalizer_rate, self.fitted, self.costate_weight, self.costate_bound),
+            value.mean,
+            value.scale,
+            value.low,
+            value.high,
+            self._least,
+            self._largest,
+            STEEPEST,
+            self.normalizer_rate,
+            self.fitted,
+            self.costate_weight,
+            self.costate_bound,
         )
 
     @torch.no_grad()

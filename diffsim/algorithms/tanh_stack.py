@@ -26,7 +26,7 @@ from solvers.native import build
 
 
 class Scaling(NamedTuple):
-    """The numbers of a critic that a fit and the search for its targets use; all but the first seven are numbers."""
+    """The numbers of a critic that its targets and its fit depend on.  :meth:`TanhStack.targets` changes the tensors."""
 
     mean: Float[Tensor, ""]
     scale: Float[Tensor, ""]
@@ -123,7 +123,7 @@ class TanhStack:
         share: float,
         scaling: Scaling,
     ) -> Float[Tensor, "T batch"]:
-        """What :meth:`.costate_critic.CostateCritic.targets` returns; changes the tensors of ``scaling`` as it does."""
+        """As :meth:`.costate_critic.CostateCritic.targets`; changes the tensors of ``scaling``."""
         targets, a = torch.empty_like(costs, memory_format=torch.contiguous_format), self._arguments(z)
         given = [q if q is None else q.contiguous() for q in (z, costs, goes_on, typical)]
         a.z, a.costs, a.goes_on, a.typical = (None if q is None else q.data_ptr() for q in given)

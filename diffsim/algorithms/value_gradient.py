@@ -254,23 +254,26 @@ class WindowObjective(PolicyObjective):
             assert states is not None
             bounds = windows.bounds if windows is not None and whole else None
             q = weigh(
-                *(trajectory, weights, costates, by_noise, self.unit(trajectory.costs)),
-                *(self.settings.gradient_bound, bounds, self.typical, self.rollout.backend),
+                trajectory,
+                weights,
+                costates,
+                by_noise,
+                self.unit(trajectory.costs),
+                self.settings.gradient_bound,
+                bounds,
+                self.typical,
+                self.rollout.backend,
             )
             z = self.observed(states)
             if windows is None and whole:
                 idle = self._idle(z, noise, q.unmoved) if q.any_unmoved else q.unmoved
-                self.windows = Windows(
-                    *(q.discounted, costates, q.ok, q.bounds, idle),
-                    *(z.transpose(0, 1), q.typical.transpose(0, 1)),
-                )
+                by_window = z.transpose(0, 1), q.typical.transpose(0, 1)
+                self.windows = Windows(q.discounted, costates, q.ok, q.bounds, idle, *by_window)
             if not q.left_out:
                 return Followed(trajectory, q.losses, z[:-1], q.by_results, None)
             chosen = q.ok.nonzero().squeeze(-1)
-            return Followed(
-                *(trajectory, q.losses[chosen]),
-                *(z[:-1].index_select(1, chosen), q.by_results.index_select(1, chosen), chosen),
-            )
+            finite = z[:-1].index_select(1, chosen), q.by_results.index_select(1, chosen)
+            return Followed(trajectory, q.losses[chosen], *finite, chosen)
 
     def _idle(self, z: Tensor, noise: Tensor, unmoved: Tensor) -> Tensor:
         """In which of the ``unmoved [B]`` windows actions have no effect, ``[B]``.
