@@ -26,7 +26,7 @@ from solvers.native import build
 
 
 class Scaling(NamedTuple):
-    """The numbers of a critic that its targets and its fit depend on.  :meth:`TanhStack.targets` changes the tensors."""
+    """The numbers of a critic that its targets and its fit depend on; the search for targets changes the tensors."""
 
     mean: Float[Tensor, ""]
     scale: Float[Tensor, ""]
