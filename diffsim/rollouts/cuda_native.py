@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from diffsim.rollouts.inputs import Inputs, Outcome, UnsupportedError
-from diffsim.rollouts.native import STRIDED, Native, arguments_struct, compare_with_eager
+from diffsim.rollouts.native import STRIDED, Native, arguments_struct, compare_with_eager, few_of
+from diffsim.rollouts.stepwise import Stepwise
+from diffsim.rollouts.traced import Traced
 from diffsim.rollouts.translation_cuda import CudaTranslation, Layout
 from solvers.compiler.structs import Struct, fields
 from solvers.compiler.trace import NativeUnsupportedError
@@ -77,7 +79,9 @@ class CudaNative(Native):
         compare_with_eager(engine, inputs, gradient)
         return engine
 
-    def _compile(self, inputs: Inputs, gradient: bool) -> CudaTranslation:
+    def _compile(self, inputs: Inputs, gradient: bool) -> Traced:
+        # One eager run, so that cached tensors (bounds, tables) exist before the trace.
+        Stepwise().forward(few_of(inputs), keep_states=False)
         translation, self.arguments_type, source = written(inputs, gradient)
         self.layout, self.source = translation.layout, source
         device = inputs.x0.device
@@ -91,7 +95,7 @@ class CudaNative(Native):
             # Compiling takes most of a test's time.
             head = f'#pragma GCC optimize("O0")\n#define REVERSED {int(self.reversed_threads)}\n'
             self.library = build.load(head + source)
-        return translation
+        return Traced(source, translation.slots.slots, translation.own_names, translation.timed_sizes)
 
     def _groups(self, inputs: Inputs) -> int:
         return min(GROUPS, self._blocks(inputs.members, len(inputs.x0)))

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffsim.rollouts.inputs import Engine, Inputs, Outcome, UnsupportedError
 from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Stepwise
+from diffsim.rollouts.traced import Traced, traced_once
 from diffsim.rollouts.translation import Translation
 from solvers.compiler.structs import Struct, fields
 from solvers.compiler.trace import NativeUnsupportedError
@@ -47,30 +48,36 @@ class Native(Engine):
         return engine
 
     def __init__(self, inputs: Inputs, gradient: bool) -> None:
-        # One eager run, so that cached tensors (bounds, tables) exist before the trace.
-        Stepwise().forward(_few(inputs), keep_states=False)
-        translation = self._compile(inputs, gradient)
-        self.slots = translation.slots.slots
-        self.own_names = translation.own_names
-        self.timed_sizes = translation.timed_sizes
+        traced = self._compile(inputs, gradient)
+        self.slots = traced.slots
+        self.own_names = traced.own_names
+        self.timed_sizes = traced.timed_sizes
         self.gradient = gradient
         self._sources = [slot.source for slot in self.slots]
         self._shaped = [q for q in self._sources if not isinstance(q, str)]
         self._last: tuple[list[int], Any] | None = None
         """The addresses of shared tensors at the last call, and arguments that hold them."""
 
-    def _compile(self, inputs: Inputs, gradient: bool) -> Translation:
+    def _compile(self, inputs: Inputs, gradient: bool) -> Traced:
         """Trace, and set ``library`` and ``arguments_type``."""
-        translation = Translation(inputs, gradient)
-        sizes = len(translation.timed_sizes), len(translation.own_names), len(translation.slots.slots)
-        struct = arguments_struct(*sizes)
+
+        def trace() -> Traced:
+            # One eager run, so that cached tensors (bounds, tables) exist before the trace.
+            Stepwise().forward(few_of(inputs), keep_states=False)
+            q = Translation(inputs, gradient)
+            slots = q.slots.slots
+            struct = arguments_struct(len(q.timed_sizes), len(q.own_names), len(slots))
+            return Traced(q.source((STRIDED, struct)), slots, q.own_names, q.timed_sizes)
+
+        traced = traced_once(inputs, gradient, trace)
+        struct = arguments_struct(len(traced.timed_sizes), len(traced.own_names), len(traced.slots))
         self.arguments_type = struct.ctypes(inputs.x0.dtype)
-        self.library = build.load(translation.source((STRIDED, struct)))
+        self.library = build.load(traced.source)
         if self.library.size_of_arguments() != ctypes.sizeof(self.arguments_type):
             raise NativeUnsupportedError(
                 "the compiler lays out the kernel's arguments in another way than ctypes"
             )
-        return translation
+        return traced
 
     def _groups(self, inputs: Inputs) -> int:
         return min(_GROUPS, -(-len(inputs.x0) // 64))
@@ -249,7 +256,7 @@ def compare_with_eager(engine: Native, inputs: Inputs, gradient: bool) -> None:
     Raises:
         UnsupportedError: values or gradients differ.
     """
-    few = _few(inputs)
+    few = few_of(inputs)
     eager = Stepwise()
     states = []
     gradients = []
@@ -287,7 +294,7 @@ def _agree(what: str, right: Tensor, got: Tensor, tolerance: float) -> None:
         )
 
 
-def _few(inputs: Inputs) -> Inputs:
+def few_of(inputs: Inputs) -> Inputs:
     """Inputs of two control intervals, from some of these states and from others in the state box."""
     x0 = inputs.x0.detach()
     given = x0[x0.isfinite().all(-1)][:3]

@@ -13,8 +13,10 @@ from torch import Tensor
 from robotics_envs.robots.compiling import RobotFileError, compiled, mujoco, without_log
 from robotics_envs.robots.env import RobotEnv
 from robotics_envs.robots.integrators import runge_kutta
+from robotics_envs.robots.kernels import PACKAGES
 from robotics_envs.robots.model import RobotModel
 from robotics_envs.robots.parameters import edit
+from solvers.native.traces import Key, kept
 
 TOLERANCE = 1e-6
 """Relative differences above this are refused."""
@@ -113,15 +115,22 @@ _checked: set[str] = set()
 
 
 def check_at_load(env: RobotEnv) -> None:
-    """Verify a model in a few states, once a process.
+    """Verify a model in a few states: once, as long as neither it nor these packages nor MuJoCo change.
 
     Raises:
         DisagreementError: its dynamics is not MuJoCo's.
     """
-    if env.model.trace_key not in _checked:
+    if env.model.trace_key in _checked:
+        return
+
+    def agreed() -> dict[str, float]:
         with torch.no_grad():
-            verify(env, states=12)
-        _checked.add(env.model.trace_key)
+            return {"largest": verify(env, states=12).largest}
+
+    own = type(env).__module__.partition(".")[0] == PACKAGES[0]
+    parts = ("checked", env.model.trace_key, mujoco().__version__)
+    kept(Key.of(parts, PACKAGES) if own else None, agreed)
+    _checked.add(env.model.trace_key)
 
 
 def converged(robot: RobotModel) -> Any:

@@ -21,6 +21,10 @@ logger = logging.getLogger("robotics_envs")
 
 _kernels: OrderedDict[tuple[str, str, torch.dtype], FunctionKernel | None] = OrderedDict()
 _MOST = 64
+_widths: dict[tuple[str, str], int] = {}
+"""How many numbers a field has, by its key."""
+PACKAGES = ("robotics_envs", "solvers", "lazy_registry")
+"""What the traces of our robots' fields depend on."""
 
 
 def evaluate(key: tuple[str, str], function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -29,6 +33,11 @@ def evaluate(key: tuple[str, str], function: Callable[[Tensor], Tensor], x: Tens
     Args:
         key: what the function is known by: the model and the name of the field.
     """
+    if is_structure_only() and active_tracer() is None:
+        if key not in _widths:
+            _widths[key] = function(x).shape[-1]
+        # What is asked is the shape, and that it depends on all numbers.
+        return x.sum(-1, keepdim=True).expand(*x.shape[:-1], _widths[key])
     kernel = _kernel(key, function, x)
     if kernel is None:
         return function(x)
@@ -38,24 +47,24 @@ def evaluate(key: tuple[str, str], function: Callable[[Tensor], Tensor], x: Tens
 def _kernel(key: tuple[str, str], function: Callable[[Tensor], Tensor], x: Tensor) -> FunctionKernel | None:
     if active_tracer() is not None or torch.compiler.is_compiling() or x.device.type != "cpu":
         return None
-    if is_structure_only():
-        return None
     if x.dtype not in (torch.float32, torch.float64) or type(x) not in (Tensor, torch.nn.Parameter):
         return None
     known = (*key, x.dtype)
     if known not in _kernels:
-        _kernels[known] = _compiled(key[1], function, x)
+        _kernels[known] = _compiled(key, function, x)
         while len(_kernels) > _MOST:
             _kernels.popitem(last=False)
     _kernels.move_to_end(known)
     return _kernels[known]
 
 
-def _compiled(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> FunctionKernel | None:
+def _compiled(key: tuple[str, str], function: Callable[[Tensor], Tensor], x: Tensor) -> FunctionKernel | None:
+    # Of a class defined elsewhere, nobody knows what the trace depends on.
+    own = type(getattr(function, "__self__", None)).__module__.partition(".")[0] == PACKAGES[0]
     try:
         with torch.inference_mode(False):
-            return FunctionKernel(function, x.shape[-1], x.dtype)
+            return FunctionKernel(function, x.shape[-1], x.dtype, key if own else None, PACKAGES)
     except NativeUnsupportedError as error:
         if not isinstance(error, NoCompilerError):  # which is logged once, where it is found
-            logger.warning("%s of a robot is not compiled, which takes many times as long: %s", name, error)
+            logger.warning("%s of a robot is not compiled, which takes many times as long: %s", key[1], error)
         return None

@@ -11,7 +11,7 @@ _only = ContextVar("structure_only", default=False)
 
 @contextmanager
 def structure_only() -> Iterator[None]:
-    """Inside, fixed points take one step, settled or not, and fields of robots are not compiled for the call."""
+    """Inside, fixed points take one step, settled or not, and fields of robots are not computed again."""
     token = _only.set(True)
     try:
         yield

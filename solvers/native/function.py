@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.resources
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from solvers.compiler.print_cpp import Printer
 from solvers.compiler.slots import array_of
 from solvers.compiler.trace import NativeUnsupportedError, trace
 from solvers.native import build
+from solvers.native.traces import Key, kept
 
 Function = Callable[[Tensor], Tensor]
 
@@ -63,15 +64,29 @@ class FunctionKernel:
         function: what is compiled; operations on tensors of the batch size 1 are what it becomes.
         size: k.
         dtype: float32 or float64.
+        known_as: all that its trace depends on, see :class:`.traces.Key`; it is traced once for all processes then.
+        packages: where the function is defined.
 
     Raises:
         NativeUnsupportedError: it holds what cannot be compiled, or there is no compiler.
     """
 
-    def __init__(self, function: Function, size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        function: Function,
+        size: int,
+        dtype: torch.dtype,
+        known_as: Sequence[Any] | None = None,
+        packages: tuple[str, ...] = (),
+    ) -> None:
         self.size, self.dtype = size, dtype
-        source, self.results = _source(function, size, dtype)
-        self._library = build.load(source)
+        key = None if known_as is None else Key.of(("function", size, dtype, *known_as), packages)
+        made = kept(
+            key, lambda: dict(zip(("source", "results"), _source(function, size, dtype), strict=True))
+        )
+        assert made is not None
+        self.results: int = made["results"]
+        self._library = build.load(made["source"])
 
     def __call__(self, x: Float[Tensor, "batch k"]) -> Float[Tensor, "batch m"]:
         """The function of ``x``, differentiable once."""

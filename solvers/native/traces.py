@@ -1,0 +1,172 @@
+"""What traces of functions became, kept on disk for other processes.
+
+To trace a large simulator takes seconds, as long as compiling it.  What is kept is known by content: by all numbers and
+names that a fingerprint (:mod:`solvers.compiler.fingerprint`) holds, by every source file of the packages that the
+functions are defined in, and by the versions of Python and of the libraries.  Functions that are defined elsewhere
+depend on files that nobody knows, so they are traced in every process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import tempfile
+import types
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lazy_registry.installation import cache_folder
+from solvers.compiler.fingerprint import Identity
+
+SWITCH = "DIFFSIM_TRACES"
+"""The environment variable that switches this off where it is ``"0"``."""
+
+_LIBRARIES = ("builtins", "abc", "functools", "torch", "numpy")
+_SOURCES = ("*.py", "*.cpp", "*.h", "*.cu")
+
+
+class _UnknownError(Exception):
+    """Something has no known content."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A digest of content, and the tensors of the fingerprint, in its order: their numbers do not count."""
+
+    digest: str
+    tensors: list[Tensor]
+
+    @classmethod
+    def of(cls, parts: Iterable[Any], packages: tuple[str, ...]) -> Key | None:
+        """The key of a fingerprint's parts; None where something is not known by content.
+
+        Args:
+            packages: names of top-level packages whose source files are a part of the key.
+        """
+        stamp = None if os.environ.get(SWITCH) == "0" else _stamp(packages)
+        if stamp is None:
+            return None
+        tensors: dict[int, tuple[int, Tensor]] = {}
+        digest = hashlib.sha256(stamp.encode())
+        try:
+            for part in parts:
+                digest.update(_content(part, packages, tensors).encode() + b"\0")
+        except _UnknownError:
+            return None
+        return cls(digest.hexdigest()[:32], [tensor for _, tensor in tensors.values()])
+
+
+def kept(key: Key | None, make: Callable[[], Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    """What is kept under the key; if there is nothing, what ``make`` returns is kept.
+
+    Args:
+        make: what JSON holds; None for what cannot be kept.
+    """
+    path = None if key is None else cache_folder() / f"{key.digest}.trace"
+    found = None if path is None else _read(path)
+    if found is None:
+        found = make()
+        if path is not None and found is not None:
+            _write(path, found)
+    return found
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    try:
+        found = json.loads(zlib.decompress(path.read_bytes()))
+    except (OSError, zlib.error, ValueError):  # none, or a part of one
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _write(path: Path, made: Mapping[str, Any]) -> None:
+    data = zlib.compress(json.dumps(made).encode(), 1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            written = Path(scratch, path.name)
+            written.write_bytes(data)
+            written.replace(path)  # whole or not at all, also for another process that writes the same
+    except OSError:
+        return  # a cache that cannot be written: the next process traces again
+
+
+@functools.cache
+def _stamp(packages: tuple[str, ...]) -> str | None:
+    """A digest of the packages' source files and of versions; None where there are no files."""
+    versions = platform.python_version(), torch.__version__, np.__version__
+    digest = hashlib.sha256(repr((versions, packages)).encode())
+    for package in packages:
+        files = [file for folder in _folders(package) for kind in _SOURCES for file in folder.rglob(kind)]
+        if not files:
+            return None
+        try:
+            for file in sorted(files):
+                digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        except OSError:
+            return None
+    return digest.hexdigest()
+
+
+@functools.cache
+def _folders(package: str) -> tuple[Path, ...]:
+    found = importlib.util.find_spec(package)
+    return tuple(Path(q).resolve() for q in (found.submodule_search_locations or ())) if found else ()
+
+
+def _content(part: Any, packages: tuple[str, ...], tensors: dict[int, tuple[int, Tensor]]) -> str:
+    """What a part of a fingerprint is, the same in every process."""
+    if part is None or isinstance(part, (str, int, float, bytes, torch.Size, torch.dtype)):
+        return f"{type(part).__name__} {part!r}"
+    if isinstance(part, type):
+        return f"type {_named(part, packages)}"
+    if isinstance(part, Identity):
+        value = part.value
+        if isinstance(value, Tensor):
+            if not value.is_floating_point():
+                raise _UnknownError  # a trace reads its numbers
+            number, _ = tensors.setdefault(id(value), (len(tensors), value))
+            return f"tensor {number} {value.requires_grad}"
+        if isinstance(value, types.CodeType):
+            return f"code {_place(value, packages)}"
+        if isinstance(value, (type, types.BuiltinFunctionType)):
+            return f"named {_named(value, packages)}"
+        if isinstance(value, torch.dtype):
+            return repr(value)
+        if isinstance(value, property):
+            return "property"  # of a class that is known
+        raise _UnknownError
+    if isinstance(part, tuple):
+        return " ".join(_content(each, packages, tensors) for each in part)
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        _named(type(part), packages)
+        return repr((type(part).__qualname__, dataclasses.astuple(part)))
+    raise _UnknownError
+
+
+def _named(value: Any, packages: tuple[str, ...]) -> str:
+    module = value.__module__ or ""
+    if module.partition(".")[0] not in (*packages, *_LIBRARIES):
+        raise _UnknownError
+    return f"{module}.{value.__qualname__}"
+
+
+def _place(code: types.CodeType, packages: tuple[str, ...]) -> str:
+    """Where a function is defined, in files that the key depends on."""
+    file = Path(code.co_filename).resolve()
+    for root in (*packages, "torch"):
+        for folder in _folders(root):
+            if file.is_relative_to(folder):
+                return f"{root}/{file.relative_to(folder)}:{code.co_firstlineno} {code.co_name}"
+    raise _UnknownError
