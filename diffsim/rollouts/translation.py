@@ -26,6 +26,7 @@ from solvers.compiler.slots import Slots, array_of
 from solvers.compiler.structs import Struct
 from solvers.compiler.trace import NativeUnsupportedError, Tracer
 from solvers.native import build
+from solvers.native.units import divided
 
 SPACES = {
     **LAYER_SPACES,
@@ -291,9 +292,9 @@ class Translation:
             *(printer.function(name, parameters, stores) for name, parameters, stores in bodies),
         ]
         check_lines(parts)
-        text = _template().replace("// EMITTED", "\n".join(parts), 1)
-        text = text.replace("// ARGUMENTS", "\n".join(struct.cpp() for struct in arguments), 1)
-        return self._constants(offsets) + text
+        structs_cpp = "\n".join(struct.cpp() for struct in arguments)
+        template = self._constants(offsets) + _template().replace("// ARGUMENTS", structs_cpp, 1)
+        return divided(template, parts)
 
     def pulled_prologue(self, network: Network, gathered: dict[Node, Place]) -> list[Store]:
         """Stores of the gradient of what fills a network's inputs."""

@@ -17,11 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from lazy_registry.installation import cache_folder
 from solvers.compiler.trace import NativeUnsupportedError
+from solvers.native.units import units_of
 
 logger = logging.getLogger("solvers")
 
@@ -92,11 +95,27 @@ class Toolchain:
             NativeUnsupportedError: the compiler fails.
         """
         own = GCC_FLAGS if "Free Software Foundation" in self.about else ()
-        compile_it = [*self.command, *FLAGS, *own, *INSTRUCTION_SETS[isa], "-shared", "-Wno-psabi"]
-        files = [str(source), "-o", str(library), "-lm"]
-        done = _call([*compile_it, "-fopenmp", *files])
-        if done.returncode and _call([*compile_it, *files]).returncode:
-            raise NativeUnsupportedError(f"the C++ compiler failed:\n{done.stderr[:2000]}")
+        compile_it = [*self.command, *FLAGS, *own, *INSTRUCTION_SETS[isa], "-Wno-psabi"]
+        units, cores = units_of(source.read_text()), _cores()
+        objects = [str(source.with_suffix(f".{unit}.o")) for unit in range(units)]
+
+        def build(threads: Sequence[str]) -> str:
+            """Nothing, or what the compiler complains about."""
+            if min(units, cores) == 1:
+                command = [*compile_it, *threads, "-shared", str(source), "-o", str(library), "-lm"]
+                return _complaint(command)
+            commands = [
+                [*compile_it, *threads, f"-DUNIT={unit}", "-c", str(source), "-o", objects[unit]]
+                for unit in range(units)
+            ]
+            with ThreadPoolExecutor(min(units, cores)) as pool:
+                complaints = "".join(pool.map(_complaint, commands))
+            link = [*compile_it, *threads, "-shared", *objects, "-o", str(library), "-lm"]
+            return complaints or _complaint(link)
+
+        complaint = build(["-fopenmp"])
+        if complaint and build([]):
+            raise NativeUnsupportedError(f"the C++ compiler failed:\n{complaint[:2000]}")
 
     def open(self, library: Path) -> ctypes.CDLL:
         """The library ``library``, loaded into this process."""
@@ -160,6 +179,17 @@ _LIBCPP_BEGIN_NAMESPACE_STD
 void __libcpp_verbose_abort(const char*, ...) noexcept { std::abort(); }
 _LIBCPP_END_NAMESPACE_STD
 """
+
+
+def _cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _complaint(command: list[str]) -> str:
+    """What a command that fails writes; nothing if it does not."""
+    done = _call(command)
+    return done.stderr or "it says nothing" if done.returncode else ""
 
 
 def _call(command: list[str], env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,7 @@ from solvers.compiler.slots import array_of
 from solvers.compiler.trace import NativeUnsupportedError, trace
 from solvers.native import build
 from solvers.native.traces import Key, kept
+from solvers.native.units import divided
 
 Function = Callable[[Tensor], Tensor]
 
@@ -144,4 +145,4 @@ def _source(function: Function, size: int, dtype: torch.dtype) -> tuple[str, int
         f"typedef {'double' if dtype == torch.float64 else 'float'} T;\n"
         f"constexpr int INPUTS = {size}, RESULTS = {len(results)};\n#define GRADIENT 1\n"
     )
-    return head + _template().replace("// EMITTED", "\n".join(parts), 1), len(results)
+    return divided(head + _template(), parts), len(results)

@@ -102,8 +102,7 @@ def of_users():
 
 def robot():
     """How often a robot was traced for rollouts, for steps outside of them, and compared with MuJoCo."""
-    from robotics_envs.robots import from_mjcf
-    from robotics_envs.robots import comparison
+    from robotics_envs.robots import comparison, from_mjcf
     from solvers.native import function
 
     counts = []
