@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lazy_registry.installation import cache_folder
 from solvers.compiler.trace import NativeUnsupportedError
@@ -252,22 +254,53 @@ def _load(source: str, isa: str) -> ctypes.CDLL:
     folder = cache_folder()
     library = _kept(folder, key)
     if library is None:
-        started = time.perf_counter()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                text, built = Path(scratch, "kernel.cpp"), Path(scratch, "kernel.so")
-                text.write_text(source)
-                toolchain.build(text, built, isa)
-                library = folder / f"{key}-{built.stat().st_size}.so"
-                built.replace(library)  # whole or not at all, also for another process that builds the same
+            with _alone(folder / f"{key}.lock"):
+                # Another process may have compiled the same meanwhile.
+                library = _kept(folder, key) or _built(toolchain, source, isa, folder, key)
         except OSError as error:
             raise NativeUnsupportedError(f"the library could not be written to {folder}: {error}") from error
-        logger.info("compiled a kernel in %.1f s", time.perf_counter() - started)
     try:
         return toolchain.open(library)
     except OSError as error:
         raise NativeUnsupportedError(f"the library does not load; remove {library}: {error}") from error
+
+
+def _built(toolchain: Toolchain, source: str, isa: str, folder: Path, key: str) -> Path:
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        text, built = Path(scratch, "kernel.cpp"), Path(scratch, "kernel.so")
+        text.write_text(source)
+        toolchain.build(text, built, isa)
+        library = folder / f"{key}-{built.stat().st_size}.so"
+        built.replace(library)  # whole or not at all, also for a process that reads meanwhile
+    logger.info("compiled a kernel in %.1f s", time.perf_counter() - started)
+    return library
+
+
+_LONGEST = 900.0
+"""Seconds that another process is waited for which compiles the same kernel."""
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """While inside, no other process is.
+
+    Not where the file system has no locks, or the other one takes too long: then several compile the same, of which
+    each takes its own.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=_LONGEST)
+    except (OSError, NotImplementedError, Timeout):
+        yield
+        return
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # those who wait hold what it was, and find the library
+        lock.release()
 
 
 def _kept(folder: Path, key: str) -> Path | None:

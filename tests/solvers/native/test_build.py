@@ -4,9 +4,11 @@ import importlib.util
 import logging
 import math
 import os
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,55 @@ def test_cxx_is_taken_first_and_may_hold_options(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFSIM_CACHE", str(tmp_path / "cache"))
     assert build.load('extern "C" int answer() { return MINE + 41; }').answer() == 42
     assert "-fopenmp" in log.read_text()
+    forget()
+
+
+def loaded_in(count, environment):
+    """What each of so many processes prints that load the same kernel at once."""
+    program = "from solvers.native import build; print(build.load('extern \"C\" int answer() { return 42; }').answer())"
+    running = [
+        subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
+    return [process.communicate()[0] for process in running]
+
+
+def test_processes_that_need_the_same_kernel_compile_it_once(tmp_path):
+    log, cache = tmp_path / "log", tmp_path / "cache"
+    slow = f'case "$*" in *--version*) ;; *) echo x >> {log}; sleep 1;; esac; exec {compiler()} "$@"'
+    environment = {**os.environ, "CXX": script(tmp_path / "slow", slow), "DIFFSIM_CACHE": str(cache)}
+    assert loaded_in(4, environment) == ["42\n"] * 4
+    assert log.read_text() == "x\n"
+    assert [path.suffix for path in cache.iterdir()] == [".so"]
+    assert loaded_in(1, environment) == ["42\n"]
+    assert log.read_text() == "x\n"
+
+
+def test_a_lock_that_a_killed_process_left_keeps_nobody_waiting(tmp_path):
+    cache = tmp_path / "cache"
+    hangs = script(tmp_path / "hangs", f'case "$*" in *--version*) exec {compiler()} "$@";; esac; sleep 60')
+    environment = {**os.environ, "CXX": hangs, "DIFFSIM_CACHE": str(cache)}
+    program = "from solvers.native import build; build.load('extern \"C\" int answer() { return 42; }')"
+    killed = subprocess.Popen([sys.executable, "-c", program], env=environment, start_new_session=True)
+    while not list(cache.glob("*/kernel.cpp")):
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert list(cache.glob("*.lock"))
+    environment["CXX"] = script(
+        tmp_path / "hangs", f'exec {compiler()} "$@"'
+    )  # the same compiler to the cache
+    assert loaded_in(1, environment) == ["42\n"]
+
+
+def test_without_locks_every_process_compiles(monkeypatch, tmp_path):
+    def refuses(lock, timeout):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    forget()
+    monkeypatch.setattr(build.FileLock, "acquire", refuses)
+    monkeypatch.setenv("DIFFSIM_CACHE", str(tmp_path / "cache"))
+    assert build.load('extern "C" int answer() { return 42; }').answer() == 42
     forget()
 
 
