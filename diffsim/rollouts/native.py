@@ -22,6 +22,7 @@ from diffsim.rollouts.translation import Translation
 from solvers.compiler.structs import Struct, fields
 from solvers.compiler.trace import NativeUnsupportedError
 from solvers.native import build
+from solvers.native.traces import without_kept
 
 _GROUPS = 32
 """Number of groups of blocks; gradients are summed within a group first, then over groups in order."""
@@ -44,11 +45,19 @@ class Native(Engine):
             engine = cls(inputs, gradient)
         except NativeUnsupportedError as error:
             raise UnsupportedError(str(error)) from error
-        compare_with_eager(engine, inputs, gradient)
+        try:
+            compare_with_eager(engine, inputs, gradient)
+        except UnsupportedError:
+            if not engine.from_disk:
+                raise
+            # A global variable of a module may have been another one when the trace was kept.
+            with without_kept():
+                return cls.prepare(inputs, gradient)
         return engine
 
     def __init__(self, inputs: Inputs, gradient: bool) -> None:
         traced = self._compile(inputs, gradient)
+        self.from_disk = traced.from_disk
         self.slots = traced.slots
         self.own_names = traced.own_names
         self.timed_sizes = traced.timed_sizes

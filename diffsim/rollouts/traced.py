@@ -27,6 +27,8 @@ class Traced(NamedTuple):
     slots: Sequence[Slot]
     own_names: Sequence[str]
     timed_sizes: Sequence[int]
+    from_disk: bool = False
+    """Whether another process has traced."""
 
 
 def traced_once(inputs: Inputs, gradient: bool, trace: Callable[[], Traced]) -> Traced:
@@ -93,4 +95,4 @@ def _read(found: Mapping[str, Any], key: Key, like: Tensor) -> Traced:
             shape, values = kept_as
             source = torch.tensor(values, dtype=like.dtype, device=like.device).reshape(shape)
         slots.append(Slot(source, *rest))
-    return Traced(found["source"], slots, found["own_names"], found["timed_sizes"])
+    return Traced(found["source"], slots, found["own_names"], found["timed_sizes"], from_disk=True)

@@ -18,7 +18,9 @@ import platform
 import tempfile
 import types
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,19 @@ SWITCH = "DIFFSIM_TRACES"
 
 _LIBRARIES = ("builtins", "abc", "functools", "torch", "numpy")
 _SOURCES = ("*.py", "*.cpp", "*.h", "*.cu")
+
+
+_used = ContextVar("traces_used", default=True)
+
+
+@contextmanager
+def without_kept() -> Iterator[None]:
+    """Inside, nothing is read and nothing is kept."""
+    token = _used.set(False)
+    try:
+        yield
+    finally:
+        _used.reset(token)
 
 
 class _UnknownError(Exception):
@@ -54,7 +69,9 @@ class Key:
         Args:
             packages: names of top-level packages whose source files are a part of the key.
         """
-        stamp = None if os.environ.get(SWITCH) == "0" else _stamp(packages)
+        if not _used.get() or os.environ.get(SWITCH) == "0":
+            return None
+        stamp = _stamp(packages)
         if stamp is None:
             return None
         tensors: dict[int, tuple[int, Tensor]] = {}

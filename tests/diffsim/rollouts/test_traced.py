@@ -37,6 +37,12 @@ def test_what_a_trace_depends_on_leads_to_a_new_one(tmp_path):
     assert run(tmp_path, "changes") == [1, 2, 3, 4, 5, 6, 6]
 
 
+def test_a_kernel_that_differs_from_torch_is_traced_anew(tmp_path):
+    assert run(tmp_path, "other_globals") == [1, 1, 2, 1, True, False]
+    # In a process with the variables that the trace was kept with, it is good.
+    assert run(tmp_path, "other_globals")[:2] == [0, 1]
+
+
 def test_simulators_of_users_are_traced_in_every_process(tmp_path):
     assert run(tmp_path, "of_users") == [2, 0]
 

@@ -91,6 +91,17 @@ def changes():
     return told
 
 
+def other_globals():
+    """A variable of a module that the trace read has changed: traced anew, right, and not kept."""
+    from robotics_envs.simulators import acrobot
+
+    before = results(made("acrobot"))
+    told = [times, kept()]
+    acrobot.TARGET = 1.0
+    ours, eager = results(made("acrobot")), results(made("acrobot", backend="eager"))
+    return [*told, times, kept(), all(map(close, ours, eager)), torch.equal(ours[1], before[1])]
+
+
 def of_users():
     class Own(Pendulum):
         """Nobody knows what a class of another file depends on."""
@@ -126,5 +137,11 @@ def robot():
 
 
 if __name__ == "__main__":
-    chosen = {"same": same, "changes": changes, "of_users": of_users, "robot": robot}[sys.argv[1]]
+    chosen = {
+        "same": same,
+        "changes": changes,
+        "of_users": of_users,
+        "robot": robot,
+        "other_globals": other_globals,
+    }[sys.argv[1]]
     print(json.dumps(chosen(*sys.argv[2:])))
