@@ -198,9 +198,13 @@ class WindowObjective(PolicyObjective):
 
     def simulated(self) -> Trajectory:
         window = super().simulated()
-        own = [part.windows for part in self.parts if part.windows is not None]
+        own = [part.windows[:-2] for part in self.parts if part.windows is not None]
         if self.windows is None and own:
-            self.windows = Windows(*self.gathered(own, [0] * len(own[0])))
+            # What follows from the states is computed here: sent by other processes it would take longer.
+            assert window.states is not None
+            z, typical = self.observed(window.states), self.typical.holds(window.states[:-1])
+            gathered = self.gathered(own, [0] * len(own[0]))
+            self.windows = Windows(*gathered, z.transpose(0, 1), typical.transpose(0, 1))
         return window
 
     def terms(self, trajectory: Trajectory) -> Tensor:
