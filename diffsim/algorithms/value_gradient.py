@@ -204,7 +204,7 @@ class WindowObjective(PolicyObjective):
             assert window.states is not None
             z, typical = self.observed(window.states), self.typical.holds(window.states[:-1])
             gathered = self.gathered(own, [0] * len(own[0]))
-            self.windows = Windows(*gathered, z.transpose(0, 1), typical.transpose(0, 1))
+            self.windows = Windows(*gathered, *(q.transpose(0, 1) for q in (z, typical)))
         return window
 
     def terms(self, trajectory: Trajectory) -> Tensor:
