@@ -33,8 +33,18 @@ BACKENDS = Registry(
     },
 )
 
-_COMPILING = {"native": 3.0, "cuda_native": 10.0, "cuda_graph": 1.0, "inductor": 30.0}
-"""Approximate seconds of compiling; docs/rollouts.md has measurements."""
+SAVED = (1.2e-5, 6.4e-9)
+"""Seconds that a kernel saves at every control interval for each operation of torch in it: these, and so many for each
+rollout.  With ``COMPILING["native"]`` fitted to benchmarks/results/back_end_choice.json, which is not read here: a run
+repeats on the same back end."""
+
+COMPILING = {
+    "native": (2.0, 0.00095),
+    "cuda_native": (10.0, 0.0),
+    "cuda_graph": (1.0, 0.0),
+    "inductor": (30.0, 0.0),
+}
+"""Seconds of compiling, and more for each operation; only the first are measured for all simulators."""
 
 _MOST_ENGINES = 16
 """The number of prepared back ends that a rollout keeps; the oldest is dropped first."""
@@ -158,8 +168,10 @@ class Engines:
         if self.expected_steps is None:
             return [*(fitting if kind == "cuda" else fitting[:1]), "eager"]
         # By counting operations, not by timing, so that the same run always uses the same back end.
-        eager = self.expected_steps * operations(inputs) * 3 * (4e-6 + 2e-9 * len(inputs.x0))
-        return [*(name for name in fitting if eager > _COMPILING[name]), "eager"]
+        count, (each, of_a_rollout) = operations(inputs), SAVED
+        saved = self.expected_steps * count * (each + of_a_rollout * len(inputs.x0))
+        pays = [name for name in fitting if saved > COMPILING[name][0] + COMPILING[name][1] * count]
+        return [*pays, "eager"]
 
 
 @functools.cache

@@ -304,17 +304,22 @@ def maker(value: Operand) -> Node:
 def in_order(roots: Iterable[Operand], stop: Container[Node] = ()) -> list[Node]:
     """All nodes below the roots, arguments before their users; nothing below the nodes in ``stop``."""
     order: list[Node] = []
-    seen: set[int] = set()
-    stack = [(root, False) for root in reversed([root for root in roots if isinstance(root, Node)])]
+    entered: set[int] = set()
+    done: set[int] = set()
+    stack = [root for root in roots if isinstance(root, Node)]
+    stack.reverse()
     while stack:
-        node, ready = stack.pop()
-        if ready:
-            order.append(node)
-        elif id(node) not in seen:
-            seen.add(id(node))
-            stack.append((node, True))
-            if node not in stop:
-                stack.extend((a, False) for a in reversed(node.args) if isinstance(a, Node))
+        node = stack[-1]
+        known = id(node)
+        if known in entered:  # all below it is done, or it was on the stack twice
+            stack.pop()
+            if known not in done:
+                done.add(known)
+                order.append(node)
+            continue
+        entered.add(known)
+        if node not in stop:
+            stack += [a for a in node.args[::-1] if isinstance(a, Node) and id(a) not in entered]
     return order
 
 

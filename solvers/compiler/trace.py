@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from solvers.compiler.ir import Graph, Node
 from solvers.compiler.rules import RULES, NoRuleError
@@ -121,7 +121,8 @@ class Tracer(TorchDispatchMode):
         if self._paused:
             return func(*args, **kwargs)
         packet, name = func.overloadpacket, func.overloadpacket.__name__
-        inputs = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Tensor)]
+        inputs: list[Tensor] = []
+        _replaced((args, kwargs), inputs.append)
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise NotStraightLineError(f"{func} draws random numbers{_where()}")
         if not inputs or name in (
@@ -132,7 +133,7 @@ class Tracer(TorchDispatchMode):
         in_place = packet not in self.rules and name.endswith("_") and not name.endswith("__")
         rule = self.rules.get(getattr(torch.ops.aten, name[:-1], None) if in_place else packet)
         # Before the operation itself: one in place changes the very numbers that constants are read from.
-        arrays = tree_map(lambda a: self.array(a) if isinstance(a, Tensor) else a, (args, kwargs))
+        arrays = _replaced((args, kwargs), self.array)
         try:
             if rule is None:
                 raise NoRuleError
@@ -155,20 +156,34 @@ class Tracer(TorchDispatchMode):
             else:
                 self.bind(args[0], result)  # squeeze_ and the like
             return out
-        leaves, spec = tree_flatten(out)
+        leaves, spec = ([out], None) if isinstance(out, Tensor) else tree_flatten(out)
         for tensor, array in zip(leaves, result if isinstance(result, list) else [result], strict=True):
             if isinstance(array, np.ndarray) and array.shape != tensor.shape:
                 raise NativeUnsupportedError(
                     f"{func} gave the shape {array.shape}, torch {tuple(tensor.shape)}{_where()}"
                 )
             self.bind(tensor, array)
-        return tree_unflatten(leaves, spec)
+        return out if spec is None else tree_unflatten(leaves, spec)
 
     def _constant(self, out: Any) -> Any:
         for tensor in tree_flatten(out)[0]:
             if isinstance(tensor, Tensor):
                 self.bind(tensor, tensor.detach().cpu().numpy().astype(object))
         return out
+
+
+def _replaced(value: Any, of: Callable[[Tensor], Any]) -> Any:
+    """The arguments of an operation, at any depth of lists, with ``of`` of its tensors: what torch's own function for
+    this does takes half of a trace."""
+    if isinstance(value, Tensor):
+        return of(value)
+    if isinstance(value, list):
+        return [_replaced(each, of) for each in value]
+    if isinstance(value, tuple):
+        return tuple([_replaced(each, of) for each in value])
+    if isinstance(value, dict):
+        return {key: _replaced(each, of) for key, each in value.items()}
+    return value
 
 
 class _Guard(TorchFunctionMode):

@@ -130,6 +130,11 @@ TWINS = "defaults.py --table --times --out benchmarks/results/gymnasium_tasks.js
         ),
         ("gpu", "cuda_resources", "cuda_resources.py --table benchmarks/results/cuda_resources.json"),
         ("performance", "training", "training.py --table benchmarks/results/training.json"),
+        (
+            "performance",
+            "back_end_choice",
+            "back_end_choice.py --table benchmarks/results/back_end_choice.json",
+        ),
         ("robots", "robots", "robots.py --table benchmarks/results/robots.json"),
         ("robots", "cheetah", f"{TWINS} --variant '4,000 updates'"),
         ("robots", "hoppers", f"{TWINS} --variant '1,200 updates'"),
