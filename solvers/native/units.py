@@ -35,8 +35,8 @@ def divided(template: str, functions: Sequence[str]) -> str:
     count = min(_MOST, sum(long.values()) // _SHARE)
     if count < 2:
         return template.replace("// EMITTED", text, 1)
-    # The longest first, each to the unit with the fewest lines.
-    lines, unit = [0] * count, {}
+    # The longest first, each to the unit with the fewest lines; what is below takes about as long as a share.
+    lines, unit = [_SHARE] + [0] * (count - 1), {}
     for at in sorted(long, key=lambda at: (-long[at], at)):
         unit[at] = lines.index(min(lines))
         lines[unit[at]] += long[at]
