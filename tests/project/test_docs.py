@@ -137,6 +137,7 @@ TWINS = "defaults.py --table --times --out benchmarks/results/gymnasium_tasks.js
         ),
         ("robots", "robots", "robots.py --table benchmarks/results/robots.json"),
         ("robots", "cheetah", f"{TWINS} --variant '4,000 updates'"),
+        ("robots", "cheetah_longer", f"{TWINS} --variant '5,500 updates'"),
         ("robots", "hoppers", f"{TWINS} --variant '1,200 updates'"),
         ("robots", "ant", f"{TWINS} --variant '3,000 updates'"),
     ],
