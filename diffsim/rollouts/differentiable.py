@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -59,6 +60,45 @@ def judge(inputs: Inputs, outcome: Outcome, on_failure: str | None) -> Tensor | 
         following = last.unsqueeze(0) if states is None else states[1:]
         check_rollouts(inputs.env, inputs.x0, following.detach(), costs.detach(), values)
     return ok
+
+
+Pullback = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor] | None]
+"""From cotangents of costs and terminal values to those of initial states and noise."""
+
+
+def pullback(engine: Engine, inputs: Inputs, states: Tensor, kept: Any) -> Pullback:
+    """The pullback of a rollout of ``engine``, from what its forward pass returned."""
+    noise = inputs.noise
+    assert isinstance(noise, Tensor)
+
+    @torch.no_grad()
+    def pull(by_costs: Tensor, by_values: Tensor | None) -> tuple[Tensor, Tensor]:
+        found = engine.backward(inputs, states, Outcome(None, None, by_costs, by_values), kept)
+        by_x0, by_noise = found.get("x0"), found.get("noise")
+        return (
+            torch.zeros_like(inputs.x0) if by_x0 is None else by_x0,
+            torch.zeros_like(noise) if by_noise is None else by_noise,
+        )
+
+    return pull
+
+
+def pullback_by_autograd(trajectory: Trajectory, x0: Tensor, noise: Tensor) -> Pullback:
+    """The same for a trajectory that autograd has recorded; it returns None where nothing has a gradient."""
+
+    @torch.enable_grad()
+    def pull(by_costs: Tensor, by_values: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        total = (by_costs * trajectory.costs).sum()
+        if by_values is not None:
+            assert trajectory.values is not None
+            total = total + (by_values * trajectory.values).sum()
+        if not total.requires_grad:
+            return None
+        # Without `grad_outputs`, for which torch loads sympy.
+        by_x0, by_noise = torch.autograd.grad(total, (x0, noise), allow_unused=True, materialize_grads=True)
+        return by_x0, by_noise
+
+    return pull
 
 
 def without_inference_tensors(inputs: Inputs) -> Inputs:

@@ -74,13 +74,11 @@ class Native(Engine):
             # One eager run, so that cached tensors (bounds, tables) exist before the trace.
             Stepwise().forward(few_of(inputs), keep_states=False)
             q = Translation(inputs, gradient)
-            slots = q.slots.slots
-            struct = arguments_struct(len(q.timed_sizes), len(q.own_names), len(slots))
-            return Traced(q.source((STRIDED, struct)), slots, q.own_names, q.timed_sizes)
+            traced = Traced("", q.slots.slots, q.own_names, q.timed_sizes)
+            return traced._replace(source=q.source((STRIDED, _struct_of(traced))))
 
         traced = traced_once(inputs, gradient, trace)
-        struct = arguments_struct(len(traced.timed_sizes), len(traced.own_names), len(traced.slots))
-        self.arguments_type = struct.ctypes(inputs.x0.dtype)
+        self.arguments_type = _struct_of(traced).ctypes(inputs.x0.dtype)
         self.library = build.load(traced.source)
         if self.library.size_of_arguments() != ctypes.sizeof(self.arguments_type):
             raise NativeUnsupportedError(
@@ -236,6 +234,10 @@ def arguments_struct(timed: int, own: int, shared: int) -> Struct:
             *fields("real*", "by_shared", count=shared + 1),
         ),
     )
+
+
+def _struct_of(traced: Traced) -> Struct:
+    return arguments_struct(len(traced.timed_sizes), len(traced.own_names), len(traced.slots))
 
 
 _NOTHING = _Strided(None, 0, 0, 0)

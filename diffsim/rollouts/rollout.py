@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from diffsim.errors import ConfigError, DiffsimError
 from diffsim.rollouts.autocast import AS_IT_IS, autocast_as, autocast_state
 from diffsim.rollouts.differentiable import (
+    Pullback,
     RolloutFunction,
     Trajectory,
     judge,
+    pullback,
+    pullback_by_autograd,
     trajectory_of,
     without_inference_tensors,
 )
@@ -26,7 +29,6 @@ from diffsim.rollouts.held_modules import HeldModules
 from diffsim.rollouts.inputs import (
     Engine,
     Inputs,
-    Outcome,
     SizeError,
     check_actions,
     check_observation,
@@ -51,8 +53,6 @@ _TOGETHER = 50
 """The number of control intervals of an episode that are in memory at a time."""
 
 Lengths = Int[Tensor, " batch"]
-Pullback = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor] | None]
-"""From cotangents of costs and terminal values to those of initial states and noise."""
 
 
 class _Explained:
@@ -239,45 +239,14 @@ class Rollout:
                 None if inputs.cast or self.on_failure is not None else self._engine(inputs, gradient=True)
             )
         if engine is None or engine.constant or isinstance(engine, Unrolled):
-            return self._by_autograd(x0, steps, p, noise)
+            with torch.enable_grad():
+                trajectory = self(x0, steps, p, noise=noise)
+            return trajectory.detached(), pullback_by_autograd(trajectory, x0, noise)
         with _EXPLAINED, torch.no_grad():
             outcome, kept = engine.forward(inputs, keep_states=True)
         states = outcome.states
         assert states is not None
-
-        @torch.no_grad()
-        def pull(by_costs: Tensor, by_values: Tensor | None) -> tuple[Tensor, Tensor]:
-            found = engine.backward(inputs, states, Outcome(None, None, by_costs, by_values), kept)
-            by_x0, by_noise = found.get("x0"), found.get("noise")
-            return (
-                torch.zeros_like(x0) if by_x0 is None else by_x0,
-                torch.zeros_like(noise) if by_noise is None else by_noise,
-            )
-
-        return trajectory_of(outcome, None), pull
-
-    def _by_autograd(
-        self, x0: Tensor, steps: SupportsIndex, p: Mapping[str, Tensor] | None, noise: Tensor
-    ) -> tuple[Trajectory, Pullback]:
-        """As :meth:`vjp`, for ``x0`` and ``noise`` that require a gradient."""
-        with torch.enable_grad():
-            trajectory = self(x0, steps, p, noise=noise)
-
-        @torch.enable_grad()
-        def pull(by_costs: Tensor, by_values: Tensor | None) -> tuple[Tensor, Tensor] | None:
-            total = (by_costs * trajectory.costs).sum()
-            if by_values is not None:
-                assert trajectory.values is not None
-                total = total + (by_values * trajectory.values).sum()
-            if not total.requires_grad:
-                return None
-            # Without `grad_outputs`, for which torch loads sympy.
-            by_x0, by_noise = torch.autograd.grad(
-                total, (x0, noise), allow_unused=True, materialize_grads=True
-            )
-            return by_x0, by_noise
-
-        return trajectory.detached(), pull
+        return trajectory_of(outcome, None), pullback(engine, inputs, states, kept)
 
     def _simulated(self, inputs: Inputs, keep_states: bool, on_failure: str | None) -> Trajectory:
         """The trajectory without gradient."""
