@@ -5,9 +5,9 @@
 It needs no network, and of installed software torch, NumPy and what --requirements lists; missing distributions are
 installed from the folder --wheels, if it is there.  Without a CUDA device it says so and ends with status 0.
 
-Parts, in this order: kernels, speed, graphs, training, synchronization, rollouts, solve.  A check that fails does not
-stop the others; the status is then 1.  A check for which no time is left is reported as not run.  The results are
-written after every check, so an end before its time loses none.
+Parts, in this order: kernels, speed, robots, crossing, training, seeds, synchronization, graphs, rollouts, solve.  A
+check that fails does not stop the others; the status is then 1.  A check for which no time is left is reported as not
+run.  The results are written after every check, so an end before its time loses none.
 
     python benchmarks/gpu.py --device cpu --quick     every part at small sizes, as a test of this script
     python benchmarks/gpu.py --requirements           what this Python lacks, and how to bring it here
@@ -39,15 +39,21 @@ from gpu_parts.report import OUT_OF_TIME, Report, write
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS: dict[str, tuple[str, float]] = {
-    "kernels": ("gpu_parts.kernels", 110.0),
-    "speed": ("gpu_parts.speed", 150.0),
-    "graphs": ("gpu_parts.graphs", 50.0),
-    "training": ("gpu_parts.training", 70.0),
+    "kernels": ("gpu_parts.kernels", 60.0),
+    "speed": ("gpu_parts.speed", 95.0),
+    "robots": ("gpu_parts.robots", 45.0),
+    "crossing": ("gpu_parts.crossing", 50.0),
+    "training": ("gpu_parts.training", 30.0),
+    "seeds": ("gpu_parts.seeds", 60.0),
     "synchronization": ("gpu_parts.synchronization", 30.0),
+    "graphs": ("gpu_parts.graphs", 50.0),
     "rollouts": ("gpu_parts.rollouts", 80.0),
     "solve": ("gpu_parts.solves", 480.0),
 }
 """Module and most seconds of every part, unless --quick; the last one takes what is left."""
+
+BEGUN = ("robots", "crossing")
+"""Parts that compile for long, beside those before them."""
 
 
 def arguments() -> argparse.Namespace:
@@ -73,7 +79,7 @@ def arguments() -> argparse.Namespace:
         "--platform", action="append", help="wheel tag that --download accepts; may be repeated"
     )
     parser.add_argument("--table", type=Path, help="print the tables of a result, and end")
-    parser.add_argument("--jax-worker", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -132,8 +138,7 @@ def run_parts(names: Sequence[str], options: argparse.Namespace) -> dict[str, An
     import torch
 
     started = time.monotonic()
-    if torch.device(options.device).type == "cpu":
-        torch.set_num_threads(1)  # the tensors are small: a second thread would mostly wait
+    torch.set_num_threads(1)  # the CPU's tensors are small: a second thread would mostly wait
     # A check that hangs cannot be skipped: end the process with its stack, the results are in the file.
     faulthandler.dump_traceback_later(options.seconds + 35.0, exit=True)
     results: dict[str, Any] = {
@@ -144,6 +149,9 @@ def run_parts(names: Sequence[str], options: argparse.Namespace) -> dict[str, An
         "quick": options.quick,
         "parts": kept(options),
     }
+    for name in BEGUN if torch.device(options.device).type == "cuda" and not options.quick else ():
+        if name in names:
+            importlib.import_module(PARTS[name][0]).begin()
     for name in names:
         module, most = PARTS[name]
         begun = time.monotonic()
@@ -242,10 +250,9 @@ def main() -> int:
         for name in requirements.download(options.wheels, options.download, options.python_version, tags):
             print(options.wheels / name)
         return 0
-    if options.jax_worker:
-        from gpu_parts import speed
-
-        speed.jax_worker(*options.jax_worker)
+    if options.worker:
+        module, *given = options.worker
+        importlib.import_module(f"gpu_parts.{module}").worker(*given)
         return 0
     reason = why_not(options.device)
     if reason:

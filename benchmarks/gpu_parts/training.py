@@ -33,13 +33,13 @@ def run(report: Report, device: torch.device, quick: bool) -> None:
     """Every case of the part."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for name in ("pendulum", "reacher") if quick else SIMULATORS:
-            report.case(f"train {name}", lambda n=name: simulator(n, folder / n, device, quick))
         for algorithm, optimizer in RESUMED[:1] if quick else RESUMED:
             report.case(
                 f"resume {algorithm} {optimizer}, bit for bit",
                 lambda a=algorithm, o=optimizer: resumed(a, o, device),
             )
+        for name in ("pendulum", "reacher") if quick else SIMULATORS:
+            report.case(f"train {name}", lambda n=name: simulator(n, folder / n, device, quick))
         for name in ("adam", "lbfgs", "cma_es") if quick else OPTIMIZERS:
             report.case(f"optimizer {name}", lambda n=name: optimizer_run(n, folder / n, device))
         report.case(

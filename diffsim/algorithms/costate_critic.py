@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from diffsim.algorithms.tanh_stack import Minibatches, Scaling, TanhStack, results_of
+from diffsim.algorithms.recorded import Recorded
+from diffsim.algorithms.tanh_stack import Minibatches, Scaling, TanhStack, adam_state, results_of
 from diffsim.algorithms.windows import td_lambda
 from diffsim.optimizers.torch_classes import undecorated
 from diffsim.policy import MLP
@@ -117,10 +118,16 @@ class CostateCritic:
         self.costate_weight = costate_weight
         self.costate_bound = costate_bound
         self.parameters: list[Tensor] = list(network.parameters())
-        fused = like.device.type in ("cpu", "cuda")
+        self._recordable = like.device.type in Recorded.devices
         self.optimizer = undecorated(torch.optim.Adam)(
-            self.parameters, lr=learning_rate, betas=betas, fused=fused
+            self.parameters,
+            lr=learning_rate,
+            betas=betas,
+            fused=like.device.type in ("cpu", "cuda"),
+            capturable=self._recordable,
         )
+        self._rate = like.new_tensor(learning_rate)  # in memory that a recorded fit reads
+        self._recorded = Recorded(self._steps, self._changed_by_steps)
         self.backend = backend
         self.fitted = False
         # The least and the largest cost of a control interval so far.
@@ -230,19 +237,19 @@ class CostateCritic:
         Takes ``batches`` steps of Adam on minibatches of ``batch_size`` rows of each kind; the data are shuffled before
         each pass over them.  The learning rate is multiplied by ``remaining``, the fraction of the run that is left.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * remaining
+        rate = self.learning_rate * remaining
+        (group,) = self.optimizer.param_groups
+        group["lr"] = self._rate.fill_(rate) if self._recordable else rate
         z, targets, starts, costs, costates, jacobians = zip(*data, strict=True)
         counts = sum(map(len, z)), sum(map(len, starts))
         i, j = minibatches(generator, batches, batch_size, counts, z[0].device)
-        target: list[Tensor] = list(self.target.network.parameters())
         stack = TanhStack.of(self.network, self.backend)
         if stack is not None:
             stack.fit(
                 Minibatches(z, targets, starts, costs, costates, jacobians, i, j),
                 self._scaling(),
                 self.optimizer,
-                target,
+                list(self.target.network.parameters()),
                 self.tau,
             )
             return
@@ -251,20 +258,22 @@ class CostateCritic:
         weights = self.costate_weight * bounded(slopes.norm(dim=1), self.costate_bound).square()
         y = torch.asinh(self.standardised(torch.cat(targets))).unsqueeze(-1)
         all_z, all_starts, all_jacobians = map(torch.cat, (z, starts, jacobians))
-        for rows, others in zip(i, j, strict=True):
-            gradients = sobolev_gradient(
-                self.network,
-                all_z[rows],
-                y[rows],
-                all_starts[others],
-                all_jacobians[others],
-                slopes[others],
-                weights[others],
-            )
+        self._recorded(all_z[i], y[i], all_starts[j], all_jacobians[j], slopes[j], weights[j])
+
+    @torch.no_grad()
+    def _steps(self, *minibatches: Tensor) -> None:
+        """A step of Adam on each, arguments of :func:`sobolev_gradient`; then the target network moves."""
+        for minibatch in zip(*minibatches, strict=True):
+            gradients = sobolev_gradient(self.network, *minibatch)
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
-        torch._foreach_lerp_(target, self.parameters, self.tau)
+        torch._foreach_lerp_(list(self.target.network.parameters()), self.parameters, self.tau)
+
+    def _changed_by_steps(self) -> list[Tensor]:
+        states = [adam_state(self.optimizer, q) for q in self.parameters]
+        moving = [q for state in states for q in (state["step"], state["exp_avg"], state["exp_avg_sq"])]
+        return [*self.parameters, *moving, *self.target.network.parameters()]
 
     def state_dict(self) -> dict[str, Any]:
         value = self.target
@@ -286,6 +295,7 @@ class CostateCritic:
         self.network.load_state_dict(state["network"])
         value.network.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.param_groups[0]["capturable"] = self._recordable
         for name in ("mean", "scale", "low", "high"):
             getattr(value, name).copy_(state[name])
         self._least.copy_(state["least"])

@@ -157,7 +157,7 @@ class TanhStack:
         own steps would leave, up to rounding.
         """
         (group,) = optimizer.param_groups
-        states = [_state(optimizer, q) for q in self.parameters]
+        states = [adam_state(optimizer, q) for q in self.parameters]
         a, _kept = self._of(data, scaling)
         _room = self._gradients(a)
         a.learning_rate, a.eps, a.tau = group["lr"], group["eps"], tau
@@ -272,11 +272,11 @@ def _ends(parts: Sequence[Tensor]) -> Any:
     return (ctypes.c_int64 * len(parts))(*accumulate(q.shape[0] for q in parts))
 
 
-def _state(optimizer: torch.optim.Adam, parameter: Tensor) -> dict[str, Tensor]:
+def adam_state(optimizer: torch.optim.Adam, parameter: Tensor) -> dict[str, Tensor]:
     """Adam's state of a parameter, as torch makes it at the first step."""
     state: dict[str, Tensor] = optimizer.state[parameter]
     if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     return state

@@ -55,7 +55,6 @@ def written(inputs: Inputs, gradient: bool) -> tuple[CudaTranslation, type[ctype
 class CudaNative(Native):
     """A compiled rollout on a CUDA device."""
 
-    watched = False
     devices: ClassVar[tuple[str, ...]] = ("cuda",)
     """Types of devices that it runs on.  On a CPU, which executes the threads of a block in turn, for tests."""
     reversed_threads: ClassVar[bool] = False
@@ -98,10 +97,12 @@ class CudaNative(Native):
         return Traced(source, translation.slots.slots, translation.own_names, translation.timed_sizes)
 
     def _groups(self, inputs: Inputs) -> int:
-        return min(GROUPS, self._blocks(inputs.members, len(inputs.x0)))
+        # As few as need no more rounds than the most would: every group has equally many blocks.
+        blocks = self._blocks(inputs.members, len(inputs.x0))
+        return -(-blocks // -(-blocks // GROUPS))
 
     def _blocks(self, members: int, batch: int) -> int:
-        return members * -(-(batch // members) // self.layout.threads)
+        return members * -(-(batch // members) // self.layout.rollouts)
 
     def _run(self, name: str, arguments: Any, x0: Tensor) -> None:
         if x0.device.type != "cuda":

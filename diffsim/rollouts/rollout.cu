@@ -1,8 +1,8 @@
 // Whole rollouts on a CUDA device: policy, simulator and cost over a horizon, forward and backward, one block of rollouts at a time.
 //
-// The contract is that of rollout.cpp. A thread has one rollout: it computes the simulator's step and its vector-Jacobian
-// product for it. The layers of networks are computed by the block together, on activations in shared memory. A block runs over
-// the whole horizon. Only the states are stored, in global memory; backward computes everything else again.
+// The contract is that of rollout.cpp. Of the threads of a block the first have one rollout each: they compute the simulator's
+// step and its vector-Jacobian product for it. The layers of networks are computed by all threads of the block together, on
+// activations in shared memory. A block runs over the whole horizon. Only the states are stored, in global memory; backward computes everything else again.
 //
 // Gradients by what rollouts share: a block adds them up in an order of its own, over intervals and over the blocks of its
 // group, and stores one row for the group; `reduce` adds the rows in order. So the same call always gives the same bits.
@@ -82,21 +82,21 @@ INLINE void noise(uint64_t seed, int64_t interval, uint32_t rollout, T scale, in
 
 // ARGUMENTS
 
-// The rollouts of a block: they are `count` neighbours from `first` on, of one member. Threads beyond them repeat the last one.
+// The rollouts of a block: they are `count` neighbours from `first` on, of one member. The threads of others repeat the last one.
 struct Block {
   const Arguments& a;
   int64_t member, first;
   int count;
 
   INLINE_METHOD Block(const Arguments& a, int64_t index) : a(a) {
-    const int64_t each = a.batch / a.members, per_member = (each + THREADS - 1) / THREADS;
+    const int64_t each = a.batch / a.members, per_member = (each + ROLLOUTS - 1) / ROLLOUTS;
     member = index / per_member;
-    const int64_t begin = (index % per_member) * THREADS;
+    const int64_t begin = (index % per_member) * ROLLOUTS;
     first = member * each + begin;
-    count = int(each - begin < THREADS ? each - begin : THREADS);
+    count = int(each - begin < ROLLOUTS ? each - begin : ROLLOUTS);
   }
   static INLINE_METHOD int64_t number(const Arguments& a) {
-    return a.members * ((a.batch / a.members + THREADS - 1) / THREADS);
+    return a.members * ((a.batch / a.members + ROLLOUTS - 1) / ROLLOUTS);
   }
   INLINE_METHOD void tables(const T** shared) const {
     for (int k = 0; k < SHARED; k++) shared[k] = a.shared[k] + member * a.member[k];
@@ -148,20 +148,20 @@ INLINE void forward_block(const Arguments& a, int64_t index, T* memory) {
   T *act = memory + ACT, *weights = memory + FORWARD_WEIGHTS;
   In threads[PRIVATE];
   Policy::stage(shared, weights);
-  PHASE {
+  EACH {
     In& in = threads[MINE];
     block.load_constants(in, shared, c);
     UNROLL_ALL for (int i = 0; i < N; i++) in.x[i] = block.load(a.x0, c, 0, i);
   }
   UNROLL_NONE for (int64_t t = 0; t < a.steps; t++) {
-    PHASE {
+    EACH {
       In& in = threads[MINE];
       block.store_state(in, c, a.states ? a.states + t * N * a.batch : nullptr);
       block.load_timed(in, c, t);
       Policy::prologue(in, act + c);
     }
     Policy::forward(shared, weights, act);
-    PHASE {
+    EACH {
       In& in = threads[MINE];
       Policy::results(act + c, in.raw);
       T next[N], cost;
@@ -170,7 +170,7 @@ INLINE void forward_block(const Arguments& a, int64_t index, T* memory) {
       block.store(a.costs + t * a.batch, c, cost);
     }
   }
-  PHASE {
+  EACH {
     In& in = threads[MINE];
     block.store_state(in, c, a.states ? a.states + a.steps * N * a.batch : nullptr);
     block.store_state(in, c, a.last);
@@ -178,7 +178,7 @@ INLINE void forward_block(const Arguments& a, int64_t index, T* memory) {
   }
   if (HAS_VALUE) {
     Value::forward(shared, weights, act);
-    PHASE {
+    EACH {
       In& in = threads[MINE];
       Value::results(act + c, in.raw);
       T result;
@@ -212,7 +212,7 @@ INLINE void backward_block(const Block& block, const T* const* shared, Thread* t
   const Arguments& a = block.a;
   T *partial = memory, *act = memory + ACT, *bar = memory + BAR, *scratch = memory + SCRATCH, *weights = memory + WEIGHTS;
   const bool valued = HAS_VALUE && a.by_values.data;
-  PHASE {
+  EACH {
     Thread& own = threads[MINE];
     block.load_constants(own.in, shared, c);
     own.in.by_own = own.by_own;
@@ -226,7 +226,7 @@ INLINE void backward_block(const Block& block, const T* const* shared, Thread* t
   }
   if (valued) {
     Value::forward(shared, weights, act);
-    PHASE {
+    EACH {
       Thread& own = threads[MINE];
       Value::results(act + c, own.in.raw);
       T by_raw[RAW + 1];
@@ -235,10 +235,10 @@ INLINE void backward_block(const Block& block, const T* const* shared, Thread* t
     }
     Value::backward(shared, weights, act, bar, sums, scratch, partial);
     Value::weights(act, bar, sums, partial);
-    PHASE Value::prologue_vjp(threads[MINE].in, bar + c, threads[MINE].lambda);
+    EACH Value::prologue_vjp(threads[MINE].in, bar + c, threads[MINE].lambda);
   }
   UNROLL_NONE for (int64_t t = a.steps - 1; t >= 0; t--) {
-    PHASE {
+    EACH {
       Thread& own = threads[MINE];
       bound_costate(a, own.lambda);
       block.load_state(own.in, c, t);
@@ -246,7 +246,7 @@ INLINE void backward_block(const Block& block, const T* const* shared, Thread* t
       Policy::prologue(own.in, act + c);
     }
     Policy::forward(shared, weights, act);
-    PHASE {
+    EACH {
       Thread& own = threads[MINE];
       Policy::results(act + c, own.in.raw);
       T by_x[N], by_raw[RAW + 1], by_timed[TIMED + 1];
@@ -260,14 +260,14 @@ INLINE void backward_block(const Block& block, const T* const* shared, Thread* t
     }
     Policy::backward(shared, weights, act, bar, sums, scratch, partial);
     Policy::weights(act, bar, sums, partial);
-    PHASE {
+    EACH {
       Thread& own = threads[MINE];
       Policy::prologue_vjp(own.in, bar + c, own.lambda);
       const bool cut = a.truncate && t % a.truncate == 0 && t > 0;
       UNROLL_ALL for (int i = 0; i < N; i++) own.lambda[i] = (cut ? T(0) : own.lambda[i]) + block.load_bar(a.by_states, c, t, i);
     }
   }
-  PHASE {
+  EACH {
     Thread& own = threads[MINE];
     UNROLL_ALL for (int i = 0; i < N; i++) block.store(a.by_x0 + i * a.batch, c, own.lambda[i]);
     UNROLL_ALL for (int k = 0; k < OWN; k++)
@@ -281,10 +281,10 @@ INLINE void backward_group(const Arguments& a, int64_t g, T* memory) {
   T* act = memory + ACT;
   T* sums = SUMS_INSIDE ? memory + SUMS : a.outside + g * BY_SHARED;
   Thread threads[PRIVATE];
-  PHASE {
+  EACH {
     UNROLL_ALL for (int k = 0; k < SCALARS + 1; k++) threads[MINE].by_scalar[k] = 0;
-    for (int k = c; k < BY_SHARED; k += THREADS) sums[k] = 0;
   }
+  PHASE for (int k = c; k < BY_SHARED; k += THREADS) sums[k] = 0;
   const T* shared[SHARED + 1];
   int64_t member = -1;
   for (int64_t b = g * blocks / a.groups; b < (g + 1) * blocks / a.groups; b++) {
@@ -298,10 +298,10 @@ INLINE void backward_group(const Arguments& a, int64_t g, T* memory) {
   }
   // What the threads have gathered, in as many rows as the activations have.
   UNROLL_NONE for (int first = 0; first < SCALARS; first += WIDEST) {
-    PHASE for (int k = first; k < SCALARS && k < first + WIDEST; k++) act[(k - first) * NV + c] = threads[MINE].by_scalar[k];
+    EACH for (int k = first; k < SCALARS && k < first + WIDEST; k++) act[(k - first) * NV + c] = threads[MINE].by_scalar[k];
     PHASE for (int k = first + c; k < SCALARS && k < first + WIDEST; k += THREADS) {
       T total = 0;
-      for (int q = 0; q < THREADS; q++) total += act[(k - first) * NV + q];
+      for (int q = 0; q < ROLLOUTS; q++) total += act[(k - first) * NV + q];
       sums[SCALAR_TO[k]] += total;
     }
   }
@@ -318,7 +318,7 @@ INLINE void reduce_number(const Arguments& a, int64_t i) {
   for (int k = 0; k < SHARED; k++) {
     if (!a.by_shared[k] || i >= SIZES[k]) continue;
     T sum = 0;
-    for (int64_t g = 0; g < a.groups; g++) sum += a.by_shared[k][g * SIZES[k] + i];
+    UNROLL_16 for (int64_t g = 0; g < a.groups; g++) sum += a.by_shared[k][g * SIZES[k] + i];
     a.by_shared[k][a.groups * SIZES[k] + i] = sum;
   }
 }
@@ -326,12 +326,12 @@ INLINE void reduce_number(const Arguments& a, int64_t i) {
 
 #if ON_DEVICE
 extern "C" {
-__global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) forward(const __grid_constant__ Arguments a) {
   extern __shared__ float4 memory[];
   forward_block(a, blockIdx.x, reinterpret_cast<T*>(memory));
 }
 #if GRADIENT
-__global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) backward(const __grid_constant__ Arguments a) {
   extern __shared__ float4 memory[];
   backward_group(a, blockIdx.x, reinterpret_cast<T*>(memory));
 }

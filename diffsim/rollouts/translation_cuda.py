@@ -25,8 +25,14 @@ _PER_MULTIPROCESSOR = 113 * 1024
 _MOST = 160 * 1024
 """Bytes of shared memory that a block may have from compute capability 8.0 on, but for those of 8.6 and 8.9."""
 
-_BLOCKS = (64, 32)
+_ROLLOUTS = (64, 32)
 """Numbers of rollouts in a block; the first one that fits is taken."""
+
+_THREADS = 2
+"""Threads for each of them."""
+
+_RESIDENT = 512
+"""Threads of a multiprocessor among which its registers are divided, at 128 each."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class Layout:
     """How a block divides its work and its shared memory, as ``rollout.cu`` does.
 
     Attributes:
-        threads: rollouts in a block.
+        rollouts: in a block.
+        threads: of a block, the first of which have a rollout each.
         widest: rows of activations, and of their cotangents.
         scratch: more rows.
         staged: numbers in the copy of the policy's weights, 0 without one.
@@ -42,6 +49,7 @@ class Layout:
         sums_inside: whether these are in shared memory; otherwise in global memory, for every group of blocks.
     """
 
+    rollouts: int
     threads: int
     widest: int
     scratch: int
@@ -53,7 +61,7 @@ class Layout:
     @property
     def rows(self) -> int:
         """Bytes of a row of activations."""
-        return (self.threads + 16 // self.itemsize) * self.itemsize
+        return (self.rollouts + 16 // self.itemsize) * self.itemsize
 
     @property
     def forward_bytes(self) -> int:
@@ -67,6 +75,10 @@ class Layout:
         rows = (2 * self.widest + self.scratch) * self.rows
         return rows + (self.threads + self.staged + inside) * self.itemsize
 
+    def resident(self, shared: int) -> int:
+        """Blocks at once on a multiprocessor, of a kernel that takes so many bytes of shared memory."""
+        return max(1, min(2 * _PER_MULTIPROCESSOR // shared, _RESIDENT // self.threads))
+
 
 def laid_out(widest: int, scratch: int, staged: int, sums: int, itemsize: int) -> Layout:
     """The layout of a block.
@@ -74,19 +86,20 @@ def laid_out(widest: int, scratch: int, staged: int, sums: int, itemsize: int) -
     Raises:
         NativeUnsupportedError: the activations of the smallest block do not fit into shared memory.
     """
-    for threads in _BLOCKS:
-        layout = Layout(threads, widest, scratch, 0, sums, False, itemsize)
-        limit = _MOST if threads == _BLOCKS[-1] else _PER_MULTIPROCESSOR
+    for rollouts in _ROLLOUTS:
+        threads = _THREADS * rollouts
+        layout = Layout(rollouts, threads, widest, scratch, 0, sums, False, itemsize)
+        limit = _MOST if rollouts == _ROLLOUTS[-1] else _PER_MULTIPROCESSOR
         if layout.backward_bytes > limit:
             continue
         for weights, inside in ((staged, True), (staged, False), (0, True)):
-            better = Layout(threads, widest, scratch, weights, sums, inside, itemsize)
+            better = Layout(rollouts, threads, widest, scratch, weights, sums, inside, itemsize)
             if better.backward_bytes <= max(_PER_MULTIPROCESSOR, layout.backward_bytes):
                 return better
         return layout
     raise NativeUnsupportedError(
         f"the {widest} features of the policy's layers take {layout.backward_bytes // 1024} KB of shared memory for "
-        f"{threads} rollouts, more than {_MOST // 1024} KB; narrower or fewer layers take less"
+        f"{rollouts} rollouts, more than {_MOST // 1024} KB; narrower or fewer layers take less"
     )
 
 
@@ -160,7 +173,10 @@ class CudaTranslation(Translation):
         layout = self.layout
         to = [offsets[k] + j for k in scalars for j in range(self.slots.slots[k].size)]
         lines = [
-            f"constexpr int THREADS = {layout.threads}, WIDEST = {layout.widest}, SCRATCH_ROWS = {layout.scratch};",
+            f"constexpr int ROLLOUTS = {layout.rollouts}, THREADS = {layout.threads};",
+            f"constexpr int WIDEST = {layout.widest}, SCRATCH_ROWS = {layout.scratch};",
+            f"constexpr int FORWARD_BLOCKS = {layout.resident(layout.forward_bytes)};",
+            f"constexpr int BACKWARD_BLOCKS = {layout.resident(layout.backward_bytes)};",
             f"constexpr int STAGED = {layout.staged}, BY_SHARED = {layout.sums};",
             f"constexpr bool SUMS_INSIDE = {str(layout.sums_inside).lower()};",
             f"constexpr int SCALARS = {len(to)};",

@@ -114,7 +114,8 @@ class BlockNetworkPrinter(NetworkPrinter):
         )
 
     def _loop(self, buffer: int, body: str) -> str:
-        return f"    PHASE for (int j = 0; j < {self._width(buffer)}; j++) {{\n{body}\n    }}"
+        whole, here = f"{self._width(buffer)} * ROLLOUTS", "const int j = i / ROLLOUTS, c = i % ROLLOUTS;"
+        return f"    PHASE for (int i = c; i < {whole}; i += THREADS) {{\n      {here}\n{body}\n    }}"
 
     def _backward_of_map(self, op: Map, written: set[int]) -> str:
         """First what held vectors receive, for the cotangent of the target may be overwritten after that."""

@@ -1,9 +1,11 @@
-// A block of THREADS threads, one rollout to a thread: on a CUDA device, or on a CPU that executes the threads in turn.
+// A block of ROLLOUTS rollouts and THREADS threads, at least as many: on a CUDA device, or on a CPU that executes the threads in
+// turn.
 //
 // Code of a block is written once, as a sequence of phases. `PHASE` begins a statement that every thread executes, its number
 // is `c`; a barrier follows, so a phase may read what others wrote in the phases before it, and nothing of its own phase.
-// Variables outside of phases have the same value in all threads. What a thread keeps from phase to phase is an entry of an
-// array of PRIVATE, which it finds at MINE.
+// `EACH` is a phase of the first ROLLOUTS threads, one rollout to a thread; the products of layers keep the others busy.
+// Variables outside of phases have the same value in all threads. What such a thread keeps from phase to phase is an entry of
+// an array of PRIVATE, which it finds at MINE.
 //
 // With REVERSED a CPU executes the threads in the other order: results that differ then tell of a missing barrier.
 
@@ -17,9 +19,10 @@
 #else
 #define PHASE for (int c = 0; c < THREADS; c++)
 #endif
-#define PRIVATE THREADS
+#define PRIVATE ROLLOUTS
 #define MINE c
 #endif
+#define EACH PHASE if (c < ROLLOUTS)
 
 // Floating-point operations that are rounded one by one, never contracted.
 #if ON_DEVICE

@@ -1,11 +1,11 @@
 // What the layers of a network are made of (solvers/compiler/print_block_layers.py): products, sums and normalisation over a
-// block of rollouts. Above this text are T, scalars.h, THREADS and block.h.
+// block of rollouts. Above this text are T, scalars.h, ROLLOUTS, THREADS and block.h.
 //
-// Activations of a block at one interval: feature after feature, NV numbers each, of which the first THREADS are rollouts; the
+// Activations of a block at one interval: feature after feature, NV numbers each, of which the first ROLLOUTS are rollouts; the
 // others keep rows that are read at once in different memory banks. Sizes are constants, so that sums stay in registers. Every sum
 // has an order of its own that no schedule changes.
 
-constexpr int NV = THREADS + 16 / sizeof(T);
+constexpr int NV = ROLLOUTS + 16 / sizeof(T);
 constexpr int FOUR = 4;
 
 constexpr int least(int a, int b) { return a < b ? a : b; }
@@ -20,11 +20,22 @@ INLINE int spread_index(int group, int i) {
   return i * GROUPS + group;
 }
 
+// The sides of a tile, as large as leaves one to every thread of as many as cover `width` by `count`: `first` is along width.
+constexpr int tile_side(int width, int count, int a, int b, bool first) {
+  while (parts(width, a) * parts(count, b) < THREADS && a * b > 1) {
+    if (a >= b) a /= 2;
+    else b /= 2;
+  }
+  return first ? a : b;
+}
+constexpr int LARGEST = sizeof(T) == 8 ? 4 : 8;
+
 // How a product of WIDTH rows is divided: a task is ROWS rows of COLUMNS rollouts.
 template <int WIDTH>
 struct Tasks {
-  static constexpr int ROWS = least(8, power_up_to(WIDTH)), GROUPS = parts(WIDTH, ROWS);
-  static constexpr int COLUMNS = least(sizeof(T) == 8 ? 4 : 8, power_up_to(GROUPS)), ACROSS = THREADS / COLUMNS;
+  static constexpr int WIDE = least(8, power_up_to(WIDTH));
+  static constexpr int ROWS = tile_side(WIDTH, ROLLOUTS, WIDE, LARGEST, true), GROUPS = parts(WIDTH, ROWS);
+  static constexpr int COLUMNS = tile_side(WIDTH, ROLLOUTS, WIDE, LARGEST, false), ACROSS = ROLLOUTS / COLUMNS;
   static constexpr int COUNT = GROUPS * ACROSS;
   static constexpr bool WHOLE = WIDTH % ROWS == 0;
 };
@@ -85,28 +96,18 @@ INLINE void product(const T* w, const T* in, T* out, Finish finish) {
   }
 }
 
-// How the outer product of WIDTH by COUNT features is divided: as large as leaves a task to every thread.
-constexpr int outer_side(int width, int count, bool first) {
-  const int most = sizeof(T) == 8 ? 4 : 8;
-  int a = least(most, power_from(width)), b = least(most, power_from(count));
-  while (parts(width, a) * parts(count, b) < THREADS && a * b > 1) {
-    if (a > b) a /= 2;
-    else b /= 2;
-  }
-  return first ? a : b;
-}
-
 // sums[j * COUNT + k] += sum over the rollouts of bar[j] in[k].
 template <int WIDTH, int COUNT>
 INLINE void outer(const T* bar, const T* in, T* sums) {
-  constexpr int A = outer_side(WIDTH, COUNT, true), B = outer_side(WIDTH, COUNT, false);
+  constexpr int TALL = least(LARGEST, power_from(WIDTH)), WIDE = least(LARGEST, power_from(COUNT));
+  constexpr int A = tile_side(WIDTH, COUNT, TALL, WIDE, true), B = tile_side(WIDTH, COUNT, TALL, WIDE, false);
   constexpr int DOWN = parts(WIDTH, A), ACROSS = parts(COUNT, B);
   PHASE for (int task = c; task < DOWN * ACROSS; task += THREADS) {
     const int down = task / ACROSS, across = task % ACROSS;
     T sum[A][B];
     UNROLL_ALL for (int i = 0; i < A; i++)
       UNROLL_ALL for (int k = 0; k < B; k++) sum[i][k] = 0;
-    UNROLL_NONE for (int q = 0; q < THREADS; q += FOUR) {
+    UNROLL_NONE for (int q = 0; q < ROLLOUTS; q += FOUR) {
       T left[A][FOUR], right[B][FOUR];
       UNROLL_ALL for (int i = 0; i < A; i++) copy<FOUR>(bar + least(down + i * DOWN, WIDTH - 1) * NV + q, left[i]);
       UNROLL_ALL for (int k = 0; k < B; k++) copy<FOUR>(in + least(across + k * ACROSS, COUNT - 1) * NV + q, right[k]);
@@ -125,7 +126,7 @@ INLINE void outer(const T* bar, const T* in, T* sums) {
 template <int WIDTH>
 INLINE void add_sums(const T* rows, T* sums, T* partial) {
   // Of few rows several threads share each.
-  constexpr int SHARES = least(THREADS / FOUR, power_up_to(THREADS / WIDTH)), SHARE = THREADS / (SHARES ? SHARES : 1);
+  constexpr int SHARES = least(ROLLOUTS / FOUR, power_up_to(THREADS / WIDTH)), SHARE = ROLLOUTS / (SHARES ? SHARES : 1);
   auto part = [&](int j, int from, int count) {
     T total = 0;
     for (int q = 0; q < count; q += FOUR) {
@@ -143,20 +144,20 @@ INLINE void add_sums(const T* rows, T* sums, T* partial) {
       sums[c] += total;
     }
   } else {
-    PHASE for (int j = c; j < WIDTH; j += THREADS) sums[j] += part(j, 0, THREADS);
+    PHASE for (int j = c; j < WIDTH; j += THREADS) sums[j] += part(j, 0, ROLLOUTS);
   }
 }
 
 // *sum += sum over the rollouts and all rows.
 template <int WIDTH>
 INLINE void add_all(const T* rows, T* sum, T* partial) {
-  PHASE {
+  EACH {
     T total = 0;
     for (int j = 0; j < WIDTH; j++) total += rows[j * NV + c];
     partial[c] = total;
   }
   PHASE if (c == 0)
-    for (int q = 0; q < THREADS; q++) *sum += partial[q];
+    for (int q = 0; q < ROLLOUTS; q++) *sum += partial[q];
 }
 
 // A matrix of the caller's in rows that begin at multiples of 16 bytes, STRIDE numbers each.
@@ -180,7 +181,7 @@ INLINE void moments(const T* in, int width, T eps, T& mean, T& inverse) {
   inverse = T(1) / v_sqrt(squares / T(width) + eps);
 }
 INLINE void standardise(const T* in, T* out, int width, T eps) {
-  PHASE {
+  EACH {
     T mean, inverse;
     moments(in + c, width, eps, mean, inverse);
     for (int j = 0; j < width; j++) out[j * NV + c] = (in[j * NV + c] - mean) * inverse;
@@ -188,7 +189,7 @@ INLINE void standardise(const T* in, T* out, int width, T eps) {
 }
 template <bool ADDS>
 INLINE void standardise_vjp(const T* in, const T* out, const T* bar, T* by_in, int width, T eps) {
-  PHASE {
+  EACH {
     T mean, inverse, sum = 0, along = 0;
     moments(in + c, width, eps, mean, inverse);
     for (int j = 0; j < width; j++) {

@@ -13,6 +13,7 @@ typedef int int32_t;
 typedef unsigned long long uint64_t;
 typedef long long int64_t;
 #define UNROLL_4 _Pragma("unroll 4")
+#define UNROLL_16 _Pragma("unroll 16")
 #define UNROLL_ALL _Pragma("unroll")
 #define UNROLL_NONE _Pragma("unroll 1")
 #define INLINE static __forceinline__
@@ -37,6 +38,7 @@ template <> struct numeric_limits<double> {
 #include <limits>
 #define __noinline__ __attribute__((noinline))
 #define UNROLL_4
+#define UNROLL_16
 #define UNROLL_ALL
 #define UNROLL_NONE
 #define INLINE static inline

@@ -47,7 +47,9 @@ def test_every_part_runs_on_the_cpu(tmp_path):
     status, printed, errors = run("--device", "cpu", "--quick", "--seconds", 500, "--out", out)
     assert status == 0, printed + errors
     parts = json.loads(out.read_text())["parts"]
-    assert list(parts) == ["kernels", "speed", "graphs", "training", "synchronization", "rollouts", "solve"]
+    assert list(parts) == [
+        "kernels", "speed", "robots", "crossing", "training", "seeds", "synchronization", "graphs", "rollouts", "solve",
+    ]  # fmt: skip
     for part in parts.values():
         states = {name: case["state"] for name, case in part["cases"].items()}
         assert "passed" in list(states.values())[1:]  # the first is the import

@@ -1,5 +1,6 @@
 """The critic that is fitted to values and derivatives, against formulas and automatic differentiation."""
 
+import copy
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from same_state import same
 from torch import nn
 
+from diffsim.algorithms import recorded as recorded_module
 from diffsim.algorithms.costate_critic import (
     CompressedValue,
     CostateCritic,
@@ -167,6 +169,37 @@ def test_saving_and_loading_changes_no_bit():
     resumed.load_state_dict(stopped.state_dict())
     go(resumed, 2, generator)
     assert same(straight.state_dict(), resumed.state_dict())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_recorded_fit_changes_no_bit(fails, monkeypatch, caplog):
+    """Recording calls the steps of the fit, of which nothing may stay; a state that is loaded is recorded anew."""
+    recordings = []
+
+    def recorded(function, device):
+        recordings.append(device)
+        function()
+        if fails:
+            raise RuntimeError("the device must not be waited for")
+        return function
+
+    rows, others = quadratic_rows(draw(12, 2, seed=3)), quadratic_rows(draw(4, 2, seed=4))
+
+    def after_four(critic):
+        generator = torch.Generator().manual_seed(0)
+        for k, data in enumerate((rows, rows, others, rows)):  # minibatches of 5 rows, and of 4
+            if k == 3:
+                critic.load_state_dict(copy.deepcopy(critic.state_dict()))
+            critic.renormalise(rows.targets, rows.targets, 0.9)
+            critic.fit([data], 3, 5, 0.5 / (k + 1), generator)
+        return critic._changed_by_steps()
+
+    expected = after_four(make_critic())
+    monkeypatch.setattr(recorded_module.Recorded, "devices", ("cpu",))
+    monkeypatch.setattr(recorded_module, "recorded", recorded)
+    assert all(map(torch.equal, after_four(make_critic()), expected))
+    assert len(recordings) == (1 if fails else 3)
+    assert len(caplog.records) == int(fails)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -198,12 +198,12 @@ def test_a_population_is_its_policies_one_by_one():
 
 def test_a_layout_fits_two_blocks_or_is_refused():
     small = laid_out(134, 0, 5188, 4609, 4)
-    assert small.threads == 64
+    assert (small.rollouts, small.threads) == (64, 128)
     assert small.staged
     assert small.sums_inside
     assert 2 * (small.backward_bytes + 1024) <= 228 * 1024
     wide = laid_out(520, 0, 70_000, 70_000, 4)
-    assert (wide.threads, wide.staged, wide.sums_inside) == (32, 0, False)
+    assert (wide.rollouts, wide.staged, wide.sums_inside) == (32, 0, False)
     with pytest.raises(NativeUnsupportedError, match="KB of shared memory"):
         laid_out(2_000, 0, 0, 0, 4)
 
