@@ -110,7 +110,7 @@ def measured(name: str, architectures: Iterable[str], kept: dict[str, Any]) -> d
     entry: dict[str, Any] = {
         "lines": lines,
         "nvrtc": nvrtc.version(),
-        "rollouts in a block": layout.threads,
+        "rollouts in a block": layout.rollouts,
         "shared memory": {"forward": layout.forward_bytes, "backward": layout.backward_bytes},
         "step": ceiling(translation),
         "architectures": dict(kept.get("architectures", {})) if same else {},

@@ -11,7 +11,7 @@ run.  The results are written after every check, so an end before its time loses
 
     python benchmarks/gpu.py --device cpu --quick     every part at small sizes, as a test of this script
     python benchmarks/gpu.py --requirements           what this Python lacks, and how to bring it here
-    python benchmarks/gpu.py --table FILE             the tables of a result
+    python benchmarks/gpu.py --table FILE             the tables of a result; with --only those of a part
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from gpu_parts.report import OUT_OF_TIME, Report, write
 ROOT = Path(__file__).resolve().parent.parent
 PARTS: dict[str, tuple[str, float]] = {
     "kernels": ("gpu_parts.kernels", 60.0),
-    "speed": ("gpu_parts.speed", 95.0),
-    "robots": ("gpu_parts.robots", 45.0),
-    "crossing": ("gpu_parts.crossing", 50.0),
-    "training": ("gpu_parts.training", 30.0),
+    "speed": ("gpu_parts.speed", 130.0),
+    "robots": ("gpu_parts.robots", 70.0),
+    "crossing": ("gpu_parts.crossing", 70.0),
+    "training": ("gpu_parts.training", 40.0),
     "seeds": ("gpu_parts.seeds", 60.0),
     "synchronization": ("gpu_parts.synchronization", 30.0),
     "graphs": ("gpu_parts.graphs", 50.0),
@@ -202,11 +202,22 @@ def tables(results: Mapping[str, Any]) -> str:
         if found["state"] == "failed"
     ]
     blocks += ["\n".join(["Failed:", *failures])] if failures else []
-    blocks += speeds(results["parts"].get("speed", {}).get("cases", {}))
+    blocks += figures(results, list(PARTS))
     facts = results["machine"]
     cuda = f", driver {facts['driver']}" if "driver" in facts else ""
     blocks.append(f"{facts['device']}{cuda}; torch {facts['torch']}, jax {facts['jax']}; {results['date']}")
     return "\n\n".join(blocks)
+
+
+def figures(results: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """What was measured in the parts of these names, as tables."""
+    makers = {"speed": speeds, "crossing": crossings, "seeds": at_once}
+    return [
+        made
+        for name, make in makers.items()
+        if name in names
+        for made in make(results["parts"].get(name, {}).get("cases", {}))
+    ]
 
 
 def speeds(cases: Mapping[str, Any]) -> list[str]:
@@ -230,16 +241,51 @@ def speeds(cases: Mapping[str, Any]) -> list[str]:
     for env, contestants in rows.items():
         batches = sorted({batch for row in contestants.values() for batch in row})
         head = [f"{env}, {longest} intervals, millions of steps per second", *(f"B = {b:,}" for b in batches)]
-        lines = [[name, *(row.get(batch, "–") for batch in batches)] for name, row in contestants.items()]
+        lines = [
+            [name, *(row.get(batch, "–") for batch in batches)]
+            for name, row in contestants.items()
+            if any(cell[0].isdigit() or cell == "out of memory" for cell in row.values())
+        ]
         made.append(table(head, lines))
     return made
+
+
+def crossings(cases: Mapping[str, Any]) -> list[str]:
+    """From how many rollouts on the card is faster than two cores."""
+    from rollout_tables import number, table
+
+    head = ["simulator", "two cores, million steps/s", "card, million steps/s", "equally fast at B ="]
+    lines = [
+        [
+            name.removeprefix("crossing "),
+            number(found["steps per second, CPU"], 1e6),
+            number(found["steps per second, card"], 1e6),
+            "–" if found["crossing"] is None else f"{found['crossing']:,}",
+        ]
+        for name, found in cases.items()
+        if "crossing" in found
+    ]
+    return [table(head, lines)] if lines else []
+
+
+def at_once(cases: Mapping[str, Any]) -> list[str]:
+    """Seconds of trainings side by side."""
+    from rollout_tables import table
+
+    lines = [
+        [name, str(found["trainings"]), f"{found['seconds']:.1f}"]
+        for name, found in cases.items()
+        if "trainings" in found and name != "warm"
+    ]
+    return [table(["processes", "trainings", "seconds of all"], lines)] if lines else []
 
 
 def main() -> int:
     """The exit status: 0 all well or nothing to check here, 1 a check failed or something is missing."""
     options = arguments()
     if options.table:
-        print(tables(json.loads(options.table.read_text(encoding="utf-8"))))
+        results = json.loads(options.table.read_text(encoding="utf-8"))
+        print("\n\n".join(figures(results, options.only)) if options.only else tables(results))
         return 0
     if options.requirements:
         missing = requirements.gaps(requirements.declared())

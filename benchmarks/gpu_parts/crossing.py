@@ -8,6 +8,7 @@ linear interpolation of the card's seconds.  Updates of the default algorithm ar
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def begin() -> None:
 
 def worker(name: str, arch: str) -> None:
     """What such a process does: it leaves both kernels in the cache."""
+    os.nice(10)
     torch.set_num_threads(1)
     rollout, x0 = _rollout(name, 8, CPU, "native")
     source = written(rollout._inputs(x0, STEPS, None, None, None, None), gradient=True)[2]

@@ -1,9 +1,7 @@
 """HalfCheetah-v5 as a kernel: agreement with the CPU, and speed beside MJX.
 
 Both compute the gradient of the mean cost by the parameters of an MLP policy (64-64 tanh, tanh squash) in closed loop,
-float32, from states near the task's initial one.  MJX differentiates in reverse mode with one iteration of its solver
-only, and keeps every step's intermediate results unless it computes them again (``jax.checkpoint``), as here; ours
-iterates to MuJoCo's accuracy.
+float32, from states near the task's initial one, see ``robot_peers.py``.
 """
 
 from __future__ import annotations
@@ -20,20 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from robot_peers import ROBOT, make_policy, mjx_gradient
 
-from diffsim.config import PolicyConfig
-from diffsim.policy import make_policy
 from diffsim.rollouts import Rollout
 from diffsim.rollouts.cuda_native import CudaNative
 from gpu_parts.report import Report, SkippedError, agree
 from gpu_parts.rollouts import computed, nothing_said
-from robotics_envs import ENVIRONMENTS
 
 CPU = torch.device("cpu")
-ROBOT = "gym:HalfCheetah-v5"
 BATCHES = (256, 1_000, 4_000, 16_000, 64_000)
 STEPS = 50
-MJX = {"batch": 4_000, "steps": 8, "repeats": 3, "hidden": 64}
+MJX_BATCH, MJX_STEPS = 4_000, 8
 
 
 def run(report: Report, device: torch.device, quick: bool) -> None:
@@ -53,7 +48,8 @@ def run(report: Report, device: torch.device, quick: bool) -> None:
         )
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    report.case(f"half_cheetah mjx {MJX['batch']}", lambda: mjx(report.left))
+    report.case(f"half_cheetah mjx {MJX_BATCH}", lambda: mjx(report.left))
+    report.case("half_cheetah cuda_native float64", lambda: agrees(torch.float64, device, 1e-9), needs=25.0)
 
 
 def agrees(dtype: torch.dtype, device: torch.device, tolerance: float) -> dict[str, float]:
@@ -65,8 +61,8 @@ def agrees(dtype: torch.dtype, device: torch.device, tolerance: float) -> dict[s
 
 def timed(batch: int, steps: int, device: torch.device) -> dict[str, Any]:
     """Median seconds of a rollout with its gradient, after one that is not counted."""
-    env = ENVIRONMENTS.load(ROBOT)()
-    policy = make_policy(PolicyConfig(), env, 0, CPU, torch.float32).to(device)
+    policy, env = make_policy()
+    policy = policy.to(device)
     x0 = env.reset(batch, torch.Generator().manual_seed(0)).to(device)
     rollout, parameters = Rollout(env, policy, backend="cuda_native"), list(policy.parameters())
 
@@ -131,69 +127,26 @@ def mjx(seconds: float) -> dict[str, Any]:
 
 def worker(scratch: str) -> None:
     """What MJX's process does."""
-    folder = Path(scratch)
     import jax
-    import jax.numpy as jnp
-    import mujoco
-    import numpy as np
-    from mujoco import mjx
 
-    jax.config.update("jax_default_matmul_precision", "highest")
-    env = ENVIRONMENTS.load(ROBOT)()
-    model = mujoco.MjModel.from_xml_path(str(env.model.source))
-    model.opt.iterations = 1  # no more can be differentiated
-    given = mjx.put_model(model)
-    intervals = round(env.dt / model.opt.timestep)
-    policy = make_policy(PolicyConfig(hidden=(MJX["hidden"],) * 2), env, 0, CPU, torch.float32)
-    network = [(layer.weight, layer.bias) for layer in policy.network if hasattr(layer, "weight")]
-    weights = [tuple(jnp.asarray(q.detach().numpy()) for q in pair) for pair in network]
-
-    def act(weights: Any, z: Any) -> Any:
-        *hidden, last = weights
-        for w, b in hidden:
-            z = jnp.tanh(w @ z + b)
-        return jnp.tanh(last[0] @ z + last[1])
-
-    @jax.checkpoint
-    def interval(weights: Any, data: Any) -> tuple[Any, Any]:
-        u = act(weights, jnp.concatenate([data.qpos[1:], data.qvel]))
-        before = data.qpos[0]
-        data = data.replace(ctrl=u)
-        data, _ = jax.lax.scan(lambda d, _: (mjx.step(given, d), None), data, length=intervals)
-        return data, 0.1 * jnp.sum(u**2) - (data.qpos[0] - before) / env.dt
-
-    def cost(weights: Any, q: Any, v: Any) -> Any:
-        data = mjx.make_data(given).replace(qpos=q, qvel=v)
-        _, costs = jax.lax.scan(lambda data, _: interval(weights, data), data, length=MJX["steps"])
-        return costs.mean()
-
-    def loss(weights: Any, q: Any, v: Any) -> Any:
-        return jax.vmap(cost, (None, 0, 0))(weights, q, v).mean()
-
-    draw = np.random.default_rng(0)
-    q = jnp.asarray(model.qpos0 + 0.1 * draw.uniform(-1, 1, (MJX["batch"], model.nq)), jnp.float32)
-    v = jnp.asarray(0.1 * draw.standard_normal((MJX["batch"], model.nv)), jnp.float32)
-    begun = time.perf_counter()
-    run_it = jax.jit(jax.value_and_grad(loss)).lower(weights, q, v).compile()
-    compiled = time.perf_counter() - begun
+    folder = Path(scratch)
+    run_it, compiling = mjx_gradient(MJX_BATCH, MJX_STEPS)
     while not (folder / "go").exists():
         time.sleep(0.05)
-    jax.block_until_ready(run_it(weights, q, v))
+    run_it()
     seconds = []
-    for _ in range(MJX["repeats"]):
+    for _ in range(3):
         begun = time.perf_counter()
-        value, gradient = jax.block_until_ready(run_it(weights, q, v))
+        value, gradient = run_it()
         seconds.append(time.perf_counter() - begun)
-    finite = all(bool(jnp.isfinite(part).all()) for part in jax.tree.leaves(gradient))
     result = {
-        "batch": MJX["batch"],
-        "steps": MJX["steps"],
-        "steps per second": MJX["batch"] * MJX["steps"] / statistics.median(seconds),
+        "batch": MJX_BATCH,
+        "steps": MJX_STEPS,
+        "steps per second": MJX_BATCH * MJX_STEPS / statistics.median(seconds),
         "seconds of a call": seconds,
-        "seconds of compiling": compiled,
+        "seconds of compiling": compiling,
         "loss": float(value),
-        "gradient is finite": finite,
-        "mujoco": mujoco.__version__,
+        "gradient is finite": all(bool(jax.numpy.isfinite(part).all()) for part in jax.tree.leaves(gradient)),
         "device": str(jax.devices()[0].device_kind),
     }
     part = folder / "result.part"

@@ -114,6 +114,7 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
+GPU = "gpu.py --table benchmarks/results/gpu_h200.json"
 TWINS = "defaults.py --table --times --out benchmarks/results/gymnasium_tasks.json"
 
 
@@ -129,6 +130,9 @@ TWINS = "defaults.py --table --times --out benchmarks/results/gymnasium_tasks.js
             "defaults.py --table --variant few_steps --out benchmarks/results/few_steps.json",
         ),
         ("gpu", "cuda_resources", "cuda_resources.py --table benchmarks/results/cuda_resources.json"),
+        ("gpu", "gpu_speed", f"{GPU} --only speed"),
+        ("gpu", "gpu_crossing", f"{GPU} --only crossing"),
+        ("gpu", "gpu_seeds", f"{GPU} --only seeds"),
         ("performance", "training", "training.py --table benchmarks/results/training.json"),
         (
             "performance",
