@@ -126,7 +126,7 @@ class RolloutFunction(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Any:
         with autocast_as(inputs.cast, inputs.x0.device) if inputs.cast else AS_IT_IS:
-            outcome, ctx.kept = engine.forward(inputs, keep_states=True)
+            outcome, ctx.kept = engine.forward(inputs, keep_states=True, pulled=True)
         ok = judge(inputs, outcome, on_failure)
         ctx.failed = on_failure == "mark" and not bool(ok.all())  # type: ignore[union-attr]
         ctx.engine, ctx.inputs, ctx.names, ctx.versions = engine, inputs, names, _versions(inputs)

@@ -225,8 +225,11 @@ class Engine(abc.ABC):
         """
 
     @abc.abstractmethod
-    def forward(self, inputs: Inputs, keep_states: bool) -> tuple[Outcome, Any]:
-        """Simulate without autograd; the outcome, and an object that ``backward`` takes as ``kept``."""
+    def forward(self, inputs: Inputs, keep_states: bool, pulled: bool = False) -> tuple[Outcome, Any]:
+        """Simulate without autograd; the outcome, and an object that ``backward`` takes as ``kept``.
+
+        ``pulled`` says that ``backward`` will follow, for which more may be kept.
+        """
 
     @abc.abstractmethod
     def backward(self, inputs: Inputs, states: Tensor, by: Outcome, kept: Any) -> dict[Any, Tensor]:

@@ -28,6 +28,11 @@ _GROUPS = 32
 """Number of groups of blocks; gradients are summed within a group first, then over groups in order."""
 
 
+TAPE_BYTES = 3_000_000, 20_000_000
+"""The least and the largest tape that pays: a larger one does not stay in the caches, so that reading it takes as long
+as evaluating the policy again; the time that a smaller one saves is lost to what it drives out of them."""
+
+
 class Native(Engine):
     """A compiled rollout."""
 
@@ -64,6 +69,8 @@ class Native(Engine):
         self.gradient = gradient
         self._sources = [slot.source for slot in self.slots]
         self._shaped = [q for q in self._sources if not isinstance(q, str)]
+        self._tape: Tensor | None = None
+        """Room that a rollout whose backward pass is over has left."""
         self._last: tuple[list[int], Any] | None = None
         """The addresses of shared tensors at the last call, and arguments that hold them."""
 
@@ -92,7 +99,7 @@ class Native(Engine):
     def _run(self, name: str, arguments: Any, x0: Tensor) -> None:
         getattr(self.library, name)(ctypes.byref(arguments))
 
-    def forward(self, inputs: Inputs, keep_states: bool) -> tuple[Outcome, Any]:
+    def forward(self, inputs: Inputs, keep_states: bool, pulled: bool = False) -> tuple[Outcome, Any]:
         x0 = inputs.x0.detach()
         batch, n = x0.shape
         new = x0.new_empty
@@ -102,6 +109,8 @@ class Native(Engine):
         arguments = self._arguments(inputs, x0)
         arguments.states, arguments.last, arguments.costs = _p(states), _p(last), _p(costs)
         arguments.values = _p(values)
+        tape = self._taken(arguments, x0) if pulled else None
+        arguments.tape, arguments.taped = _p(tape), tape
         self._run("forward", arguments, x0)
         kept = None if states is None else states.transpose(1, 2)
         return Outcome(kept, last.t(), costs, values), arguments
@@ -136,12 +145,26 @@ class Native(Engine):
             arguments.by_shared[k] = _p(room)
             rooms.append((slot, room))
         self._run("backward", arguments, x0)
+        if kept is not None and kept.tape:
+            # Another rollout may write on it: a second backward pass evaluates the policy again.
+            self._tape, kept.taped, kept.tape = kept.taped, None, None
         for slot, room in rooms:
             if isinstance(slot.source, str):
                 gradients["p", slot.source] = room[-1, 0].clone()
             else:
                 gradients[id(slot.source)] = room[-1].reshape(slot.source.shape).clone()
         return gradients
+
+    def _taken(self, arguments: Any, x0: Tensor) -> Tensor | None:
+        """A tape for these rollouts: the last one if it is free and large enough; None where it does not pay."""
+        size = self.library.rollouts_of_a_block()
+        blocks = arguments.members * -(-(arguments.batch // arguments.members) // size)
+        wanted = blocks * arguments.steps * self.library.tape_of_an_interval()
+        least, largest = TAPE_BYTES
+        if not least <= wanted * x0.element_size() <= largest:
+            return None
+        tape, self._tape = self._tape, None
+        return tape if tape is not None and len(tape) >= wanted else x0.new_empty(wanted)
 
     def _arguments(self, inputs: Inputs, x0: Tensor) -> Any:
         a = self._with_shared(inputs, x0)
@@ -226,7 +249,7 @@ def arguments_struct(timed: int, own: int, shared: int) -> Struct:
             *fields(STRIDED, "own", count=own + 1),
             *fields("real*", "shared", count=shared + 1, constant=True),
             *fields("int64", "member", count=shared + 1),
-            *fields("real*", "states", "last", "costs", "values"),
+            *fields("real*", "states", "last", "costs", "values", "tape"),
             *fields(STRIDED, "by_costs", "by_states", "by_last", "by_values"),
             *fields("real*", "by_x0"),
             *fields("real*", "by_timed", count=timed + 1),
@@ -272,7 +295,7 @@ def compare_with_eager(engine: Native, inputs: Inputs, gradient: bool) -> None:
     states = []
     gradients = []
     for back_end in (eager, engine):
-        outcome, kept = back_end.forward(few, keep_states=True)
+        outcome, kept = back_end.forward(few, keep_states=True, pulled=gradient)
         results = [outcome.costs, outcome.last, *([] if outcome.values is None else [outcome.values])]
         states.append(results)
         if gradient:

@@ -1,8 +1,9 @@
 // Whole rollouts: policy, simulator and cost over a horizon, forward and backward, one block of rollouts at a time.
 //
 // A block is NV vectors of LANES rollouts. A block runs over the whole horizon, so that its data stays in the cache; blocks
-// share read-only data. Only the states are stored: backward goes through the control intervals from the last to the first,
-// evaluates the policy on the state again and applies the vjp of step and policy.
+// share read-only data. The states are stored, and where the caller gives a tape, what the policy's layers returned: backward
+// goes through the control intervals from the last to the first, reads the tape or evaluates the policy on the state again, and
+// applies the vjp of step and policy.
 //
 // Above this text are T and the sizes; at EMITTED, below the vectors, the code generated from the user's functions:
 //   struct Policy, struct Value   layers: prologue(), forward(), backward(), weights(), prologue_vjp()
@@ -175,7 +176,13 @@ static inline void run_layers(In* in, V* act, int nv, const T* const* shared) {
   for (int c = 0; c < nv; c++) Network::results(act + c, in[c].raw);
 }
 
-static void forward_block(const Block& block, V* act) {
+constexpr int64_t TAPED = int64_t(Policy::WIDTH) * NV;  // vectors that an interval of a block takes of the tape
+
+static V* tape_of(const Arguments& a, int64_t block) {
+  return a.tape ? reinterpret_cast<V*>(a.tape) + block * a.steps * TAPED : nullptr;
+}
+
+static void forward_block(const Block& block, V* act, V* tape) {
   const Arguments& a = block.a;
   In in[NV];
   block.load_constants(in);
@@ -189,7 +196,7 @@ static void forward_block(const Block& block, V* act) {
   for (int64_t t = 0; t < a.steps; t++) {
     if (a.states) keep(a.states + t * N * a.batch);
     for (int c = 0; c < block.nv; c++) block.load_timed(in[c], c, t);
-    run_layers<Policy>(in, act, block.nv, block.shared);
+    run_layers<Policy>(in, tape ? tape + t * TAPED : act, block.nv, block.shared);
     for (int c = 0; c < block.nv; c++) {
       V next[N], cost;
       step(in[c], next, cost);
@@ -233,7 +240,7 @@ static inline void pull_layers(In* in, const V* act, V* bar, V (*by_x)[N], V* by
   for (int c = 0; c < nv; c++) Network::prologue_vjp(in[c], bar + c, by_x[c]);
 }
 
-static void backward_block(const Block& block, V* act, V* bar, V* turned, V* by_shared) {
+static void backward_block(const Block& block, V* act, V* tape, V* bar, V* turned, V* by_shared) {
   const Arguments& a = block.a;
   In in[NV];
   V lambda[NV][N], by_own[NV][OWN + 1];
@@ -258,7 +265,12 @@ static void backward_block(const Block& block, V* act, V* bar, V* turned, V* by_
   for (int64_t t = a.steps - 1; t >= 0; t--) {
     bound_costates(a, lambda, block.nv);
     for (int c = 0; c < block.nv; c++) block.load_state(in[c], c, t), block.load_timed(in[c], c, t);
-    run_layers<Policy>(in, act, block.nv, block.shared);
+    if (tape) {
+      act = tape + t * TAPED;
+      for (int c = 0; c < block.nv; c++) Policy::results(act + c, in[c].raw);
+    } else {
+      run_layers<Policy>(in, act, block.nv, block.shared);
+    }
     for (int c = 0; c < block.nv; c++) {
       V by_x[N], by_raw[RAW + 1], by_timed[TIMED + 1];
       step_vjp(in[c], lambda[c], block.load_bar(a.by_costs, c, t), by_x, by_raw, by_timed);
@@ -296,6 +308,8 @@ constexpr int64_t WIDEST = Policy::WIDTH > Value::WIDTH ? Policy::WIDTH : Value:
 
 extern "C" {
 int64_t size_of_arguments() { return sizeof(Arguments); }
+int64_t rollouts_of_a_block() { return NV * LANES; }
+int64_t tape_of_an_interval() { return TAPED * LANES; }
 
 void forward(const Arguments* a) {
   const int64_t blocks = Block::number(*a);
@@ -303,7 +317,7 @@ void forward(const Arguments* a) {
   {
     auto act = vectors(WIDEST * NV);
 #pragma omp for schedule(dynamic)
-    for (int64_t b = 0; b < blocks; b++) forward_block(Block(*a, b), act.get());
+    for (int64_t b = 0; b < blocks; b++) forward_block(Block(*a, b), act.get(), tape_of(*a, b));
   }
 }
 
@@ -321,7 +335,7 @@ void backward(const Arguments* a) {
       V* gathered = by_shared.get();
       for (int k = 0; k < BY_SHARED; k++) gathered[k] = V{};
       for (int64_t b = g * blocks / a->groups; b < (g + 1) * blocks / a->groups; b++)
-        backward_block(Block(*a, b), act.get(), bar.get(), turned.get(), gathered);
+        backward_block(Block(*a, b), act.get(), tape_of(*a, b), bar.get(), turned.get(), gathered);
       for (int k = 0; k < SHARED; k++) {
         if (!a->by_shared[k]) continue;
         T* to = a->by_shared[k] + g * SIZES[k];

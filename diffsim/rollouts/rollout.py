@@ -243,7 +243,7 @@ class Rollout:
                 trajectory = self(x0, steps, p, noise=noise)
             return trajectory.detached(), pullback_by_autograd(trajectory, x0, noise)
         with _EXPLAINED, torch.no_grad():
-            outcome, kept = engine.forward(inputs, keep_states=True)
+            outcome, kept = engine.forward(inputs, keep_states=True, pulled=True)
         states = outcome.states
         assert states is not None
         return trajectory_of(outcome, None), pullback(engine, inputs, states, kept)

@@ -38,7 +38,7 @@ class Stepwise(Engine):
             moved = at_interval(inputs, t, x)
             return _gradients(moved, [*self.step(moved, 0, moved.x0)], [by_next, by_cost])
 
-    def forward(self, inputs: Inputs, keep_states: bool) -> tuple[Outcome, None]:
+    def forward(self, inputs: Inputs, keep_states: bool, pulled: bool = False) -> tuple[Outcome, None]:
         if inputs.stacked:
             return _members(inputs, keep_states), None
         with torch.no_grad():

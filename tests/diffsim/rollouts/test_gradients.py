@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_rollouts import FinalCost, make_policy, random, simulator
 
-from diffsim.rollouts import Rollout
+from diffsim.rollouts import Rollout, native
 from robotics_envs.simulators.pendulum import Pendulum
 
 F64 = torch.float64
@@ -183,3 +183,51 @@ def test_a_pullback_says_where_there_is_no_gradient():
     expected = torch.autograd.grad(rollout(x, 5, noise=noise).values.sum(), (x, noise))
     assert torch.allclose(by_x, expected[0], rtol=1e-12)
     assert torch.allclose(by_noise, expected[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_tape_changes_no_bit(members, monkeypatch):
+    """With what the policy's layers returned kept, for two rollouts at a time and for a graph that is used twice."""
+    env = simulator("cartpole")
+    policy, terminal = make_policy(env), FinalCost(env, F64)
+    x, noise = drawn(env, batch=70, steps=9)
+    rollout = Rollout(env, policy, terminal=terminal, backend="native")
+    leaves = [x, noise, *policy.parameters()]
+
+    def gradients(loss, **options):
+        return torch.autograd.grad(loss, leaves, **options)
+
+    def losses():
+        return [weighted(rollout(start, 9, noise=noise)) for start in (x, x + 0.1)]
+
+    stacked = {
+        k: torch.stack([q.detach() + 0.1 * i for i in range(members)]) for k, q in policy.named_parameters()
+    }
+
+    monkeypatch.setattr(native, "TAPE_BYTES", (0, -1))
+    expected = [gradients(loss) for loss in losses()]
+    of_members = rollout.population(stacked, x.detach(), 9)
+    monkeypatch.setattr(native, "TAPE_BYTES", (0, 2**40))
+    for _ in range(2):
+        first, second = losses()
+        found = [gradients(first, retain_graph=True), gradients(second)]
+        found += [gradients(first)]
+        for got, right in zip(found, (*expected, expected[0]), strict=True):
+            assert all(map(torch.equal, got, right))
+    assert torch.equal(rollout.population(stacked, x.detach(), 9), of_members)
+    assert any(
+        engine._tape is not None for engine in rollout.engines.prepared.values()
+    )  # written, and given back
+
+
+def test_a_tape_is_written_where_it_pays(monkeypatch):
+    env = simulator("cartpole")
+    rollout = Rollout(env, make_policy(env), backend="native")
+    x = env.reset(65, torch.Generator().manual_seed(0), F64)
+    rollout(x, 2).costs.sum().backward()
+    (engine,) = rollout.engines.prepared.values()
+    arguments = engine._arguments(rollout._inputs(x, 4, None, None, None, None), x)
+    size = 8 * 4 * engine.library.tape_of_an_interval() * -(-65 // engine.library.rollouts_of_a_block())
+    for limits, taken in (((size, size), True), ((size + 1, 2**40), False), ((0, size - 1), False)):
+        monkeypatch.setattr(native, "TAPE_BYTES", limits)
+        assert (engine._taken(arguments, x) is not None) == taken
