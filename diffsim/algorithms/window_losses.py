@@ -10,7 +10,7 @@ import ctypes
 import functools
 import importlib.resources
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -150,7 +150,7 @@ def _compiled(
     rows = new(2 if bounds is not None else 3, batch)
     by_results, typical = new(steps, batch, actions), new(steps, batch, dtype=torch.bool)
     ok, unmoved = new(2, batch, dtype=torch.bool)
-    a = _arguments().ctypes(by_noise.dtype)()
+    a = _arguments_type(by_noise.dtype)()
     a.steps, a.batch, a.states, a.actions = steps, batch, costates.shape[1], actions
     a.compression, a.bound, a.bounded = unit.compression, bound, bounds is not None
     a.x, a.by_noise = strided(window.states, "tbn"), strided(by_noise, "tbn")
@@ -171,7 +171,12 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The compiled function; None without a compiler, or where it fails, which is logged."""
     if dtype not in (torch.float32, torch.float64):
         return None
-    return kernels.load(_source(dtype), _arguments().ctypes(dtype), "losses of windows")
+    return kernels.load(_source(dtype), _arguments_type(dtype), "losses of windows")
+
+
+@functools.cache
+def _arguments_type(dtype: torch.dtype) -> Any:
+    return _arguments().ctypes(dtype)
 
 
 @functools.cache

@@ -2,7 +2,8 @@
 //
 // The contract is that of rollout.cpp. Of the threads of a block the first have one rollout each: they compute the simulator's
 // step and its vector-Jacobian product for it. The layers of networks are computed by all threads of the block together, on
-// activations in shared memory. A block runs over the whole horizon. Only the states are stored, in global memory; backward computes everything else again.
+// activations in shared memory. A block runs over the whole horizon. Only the states are stored, in global memory; backward
+// computes everything else again.
 //
 // Gradients by what rollouts share: a block adds them up in an order of its own, over intervals and over the blocks of its
 // group, and stores one row for the group; `reduce` adds the rows in order. So the same call always gives the same bits.

@@ -20,7 +20,8 @@ INLINE int spread_index(int group, int i) {
   return i * GROUPS + group;
 }
 
-// The sides of a tile, as large as leaves one to every thread of as many as cover `width` by `count`: `first` is along width.
+// A side of the tiles that cover `width` by `count` numbers: from a by b on they are halved until there is one for every thread.
+// `first` asks for the side along width.
 constexpr int tile_side(int width, int count, int a, int b, bool first) {
   while (parts(width, a) * parts(count, b) < THREADS && a * b > 1) {
     if (a >= b) a /= 2;
