@@ -14,6 +14,7 @@ contestants take turns:
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import statistics
@@ -155,6 +156,9 @@ def main(out: Path | None, rounds: int, shown: Path | None) -> None:
     if shown:
         print(table(json.loads(shown.read_text())))
         return
+    missing = [name for name in ("jax", "mujoco") if importlib.util.find_spec(name) is None]
+    if missing or importlib.util.find_spec("mujoco.mjx") is None:
+        raise click.ClickException("needs JAX and MJX: pip install jax mujoco-mjx")
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     import mujoco
 
