@@ -160,8 +160,29 @@ def section(name: str, cases: Mapping[str, Mapping]) -> str:
     return "\n\n".join(parts)
 
 
-def tables(results: Mapping) -> str:
-    """The Markdown of everything, with the machine below."""
+def front_page(cases: Mapping[str, Mapping]) -> str:
+    """The README's table: medians in millions of steps per second, and the ratios to both programs of JAX."""
+    titles = {"cartpole": "cart-pole", "quadrotor": "quadrotor", "arm7": "7-joint arm"}
+    columns = {
+        "native": "diffsim",
+        "jax": "JAX",
+        "jax best": "JAX best",
+        "diffrax": "diffrax",
+        "torchdiffeq": "torchdiffeq",
+    }
+    lines = []
+    for case in cases.values():
+        rows = case["contestants"]
+        rates = [number(rows[k]["steps per second"]["median"], 1e6) if k in rows else "" for k in columns]
+        over = " / ".join(f"{rows['native'][k]:.1f}" for k in ("over jax", "over jax best"))
+        lines.append([f"{titles[case['env']]}, B = {case['batch']}", *rates, over])
+    return table(["", *columns.values(), "× JAX / × best"], lines)
+
+
+def tables(results: Mapping, only: Sequence[str] = ()) -> str:
+    """The Markdown of everything, with the machine below; of sections that are named, their tables alone."""
+    if only:
+        return "\n\n".join(TABLES[name](results["sections"][name]) for name in only)
     machine = results["machine"]
     versions = ", ".join(
         f"{k.removeprefix('version_')} {machine[k]}" for k in ("version_torch", "version_jax") if k in machine

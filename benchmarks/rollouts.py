@@ -1,7 +1,7 @@
 """Rollouts with gradients against JAX, diffrax, torchdiffeq, torchode and Brax: speed, memory, start, growth.
 
     python benchmarks/rollouts.py --out benchmarks/results/rollouts.json
-    python benchmarks/rollouts.py --table benchmarks/results/rollouts.json
+    python benchmarks/rollouts.py --table benchmarks/results/rollouts.json      with --only, those of sections
 
 The task: the gradient of the mean cost by the parameters of an MLP policy (64-64 tanh, tanh squash) in closed
 loop, float32, 200 control intervals (the arm: 50).  Peers: rollout_peers.py.
@@ -323,6 +323,7 @@ def run_sections(
 @click.option("--merge", is_flag=True, help="Replace what is measured in the file, and keep the rest.")
 @click.option("--quick", is_flag=True, help="Sizes that only show whether the script works.")
 @click.option("--table", type=click.Path(exists=True, path_type=Path), help="Print the tables of a result.")
+@click.option("--front-page", is_flag=True, help="With --table: the table of the README.")
 @click.option("--worker", nargs=2, type=click.Path(path_type=Path), hidden=True)
 def main(
     out: Path | None,
@@ -331,6 +332,7 @@ def main(
     merge: bool,
     quick: bool,
     table: Path | None,
+    front_page: bool,
     worker: tuple[Path, Path] | None,
     **choice: Any,
 ) -> None:
@@ -340,7 +342,9 @@ def main(
         worker[1].write_text(json.dumps(rollout_measures.work(**json.loads(worker[0].read_text()))))
         return
     if table:
-        print(rollout_tables.tables(json.loads(table.read_text())))
+        found = json.loads(table.read_text())
+        speed = found["sections"].get("speed", {})
+        print(rollout_tables.front_page(speed) if front_page else rollout_tables.tables(found, only))
         return
     if merge and out is None:
         raise click.UsageError("--merge needs --out, the file to update")

@@ -97,21 +97,22 @@ def table(results: dict[str, Any]) -> str:
         pairs = [(f, p) for f, p in zip(sides["former"], sides["present"], strict=True)]
         both = [f["seconds"] / p["seconds"] for f, p in pairs if f.get("reached") and p.get("reached")]
         former, present = (median([pair[k] for pair in pairs]) for k in (0, 1))
-        ratio = former / present if math.isfinite(former) and math.isfinite(present) else math.nan
+        ratio = former / present if math.isfinite(present) else math.nan  # infinite: only this one succeeds
         ratios += [ratio] if ratio == ratio else []
         cells = ["–" if math.isinf(q) else f"{q:.1f}" for q in (former, present)]
         reached = [f"{sum(bool(pair[k].get('reached')) for pair in pairs)} of {len(pairs)}" for k in (0, 1)]
         spread = f"{min(both):.1f} to {max(both):.1f}" if both else "–"
         lines.append(
-            [f"`{name}`", *reached, *cells, f"{ratio:.1f}" if ratio == ratio else "–", spread],
+            [f"`{name}`", *reached, *cells, f"{ratio:.1f}" if math.isfinite(ratio) else "–", spread],
         )
     head = ["simulator", "succeed, former", "now", "s to success, former", "now", "ratio", "pairs"]
-    slower = sum(ratio < 1 for ratio in ratios)
-    foot = (
-        f"Median of {len(ratios)} ratios: {statistics.median(ratios):.1f}; below one: {slower}."
-        if ratios
-        else ""
-    )
+    foot = ""
+    if ratios:
+        infinite, slower = sum(map(math.isinf, ratios)), sum(ratio < 1 for ratio in ratios)
+        foot = (
+            f"Median of {len(ratios)} ratios: {statistics.median(ratios):.1f}; {infinite} are infinite, less than half "
+            f"of the former runs succeed; {slower} below one."
+        )
     return f"{rows(head, lines)}\n\n{foot}"
 
 

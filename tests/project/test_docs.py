@@ -115,6 +115,7 @@ def test_links_lead_somewhere(page):
 
 
 GPU = "gpu.py --table benchmarks/results/gpu_h200.json"
+ROLLOUTS = "rollouts.py --table benchmarks/results/rollouts.json"
 TWINS = "defaults.py --table --times --out benchmarks/results/gymnasium_tasks.json"
 
 
@@ -133,6 +134,23 @@ TWINS = "defaults.py --table --times --out benchmarks/results/gymnasium_tasks.js
         ("gpu", "gpu_speed", f"{GPU} --only speed"),
         ("gpu", "gpu_crossing", f"{GPU} --only crossing"),
         ("gpu", "gpu_seeds", f"{GPU} --only seeds"),
+        (
+            "performance",
+            "time_to_threshold",
+            "time_to_threshold.py --table benchmarks/results/time_to_threshold.json",
+        ),
+        *(
+            ("rollouts", f"rollouts_{mark}", f"{ROLLOUTS} --only '{section}'")
+            for mark, section in (
+                ("speed", "speed"),
+                ("threads", "threads"),
+                ("memory", "memory"),
+                ("start", "start"),
+                ("linear", "linear"),
+                ("states", "state size"),
+            )
+        ),
+        ("../README", "rollouts", f"{ROLLOUTS} --front-page"),
         ("performance", "training", "training.py --table benchmarks/results/training.json"),
         (
             "performance",
