@@ -157,6 +157,7 @@ TWINS = "defaults.py --table --times --out benchmarks/results/gymnasium_tasks.js
             "back_end_choice",
             "back_end_choice.py --table benchmarks/results/back_end_choice.json",
         ),
+        ("robots", "robot_peers", "robot_peers.py --table benchmarks/results/robot_peers.json"),
         ("robots", "robots", "robots.py --table benchmarks/results/robots.json"),
         ("robots", "cheetah", f"{TWINS} --variant '4,000 updates'"),
         ("robots", "cheetah_longer", f"{TWINS} --variant '5,500 updates'"),
