@@ -5,7 +5,7 @@
 #
 #     sh benchmarks/report_runs.sh runs/report 10
 #
-# About 33 CPU minutes a seed, and two hours for settings that are searched.
+# About 36 CPU minutes a seed, and two hours for settings that are searched.
 set -e
 out=${1:-runs/report}
 seeds=${2:-10}
@@ -15,7 +15,7 @@ three="pendulum cartpole_swingup quadrotor"
 count=1
 while [ "$count" -le "$seeds" ]; do
     diffsim compare $all --against ppo,ppo_wide,cma_es --seeds "$count" --budget 60s --workers 1 --out "$out"
-    diffsim compare $three --against sac --seeds "$count" --budget 60s --workers 1 --out "$out"
+    diffsim compare $three --against sac,tqc --seeds "$count" --budget 60s --workers 1 --out "$out"
     count=$((count + 1))
 done
 # Settings searched with 8 trials a task each, for ours and for PPO alike, on a seed of its own: ours_tuned, ppo_tuned.

@@ -158,7 +158,7 @@ def main(out: Path | None, rounds: int, shown: Path | None) -> None:
         return
     missing = [name for name in ("jax", "mujoco") if importlib.util.find_spec(name) is None]
     if missing or importlib.util.find_spec("mujoco.mjx") is None:
-        raise click.ClickException("needs JAX and MJX: pip install jax mujoco-mjx")
+        raise click.ClickException("needs JAX and MJX, the distributions jax and mujoco-mjx")
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     import mujoco
 
