@@ -25,8 +25,8 @@ _PER_MULTIPROCESSOR = 113 * 1024
 _MOST = 160 * 1024
 """Bytes of shared memory that a block may have from compute capability 8.0 on, but for those of 8.6 and 8.9."""
 
-_ROLLOUTS = (64, 32)
-"""Numbers of rollouts in a block; the first one that fits is taken."""
+_ROLLOUTS = ((64, _PER_MULTIPROCESSOR), (32, _MOST), (16, _MOST))
+"""Numbers of rollouts in a block and the bytes that it may take; the first one that fits is taken."""
 
 _THREADS = 2
 """Threads for each of them."""
@@ -86,10 +86,9 @@ def laid_out(widest: int, scratch: int, staged: int, sums: int, itemsize: int) -
     Raises:
         NativeUnsupportedError: the activations of the smallest block do not fit into shared memory.
     """
-    for rollouts in _ROLLOUTS:
+    for rollouts, limit in _ROLLOUTS:
         threads = _THREADS * rollouts
         layout = Layout(rollouts, threads, widest, scratch, 0, sums, False, itemsize)
-        limit = _MOST if rollouts == _ROLLOUTS[-1] else _PER_MULTIPROCESSOR
         if layout.backward_bytes > limit:
             continue
         for weights, inside in ((staged, True), (staged, False), (0, True)):

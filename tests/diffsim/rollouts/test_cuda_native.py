@@ -204,6 +204,7 @@ def test_a_layout_fits_two_blocks_or_is_refused():
     assert 2 * (small.backward_bytes + 1024) <= 228 * 1024
     wide = laid_out(520, 0, 70_000, 70_000, 4)
     assert (wide.rollouts, wide.staged, wide.sums_inside) == (32, 0, False)
+    assert laid_out(518, 0, 70_000, 70_000, 8).rollouts == 16
     with pytest.raises(NativeUnsupportedError, match="KB of shared memory"):
         laid_out(2_000, 0, 0, 0, 4)
 
