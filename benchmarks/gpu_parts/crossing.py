@@ -8,12 +8,13 @@ linear interpolation of the card's seconds.  Updates of the default algorithm ar
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +106,22 @@ def seconds_of(call: Callable[[], Any], repeats: int = 5) -> float:
     return statistics.median(found)
 
 
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads of torch on the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def crossing(name: str, device: torch.device, quick: bool) -> dict[str, Any]:
     """Seconds of both by the number of rollouts, and where they cross."""
     batches, steps = (BATCHES[:2], 2) if quick else (BATCHES, STEPS)
-    before = torch.get_num_threads()
-    torch.set_num_threads(CORES)
-    try:
+    with threads(CORES):
         cpu = {b: seconds_of(gradient_of(name, b, CPU, "native", steps)) for b in batches[:3]}
-    finally:
-        torch.set_num_threads(before)
     card = {b: seconds_of(gradient_of(name, b, device, "cuda_native", steps)) for b in batches}
     largest = max(cpu)
     return {
@@ -140,15 +148,15 @@ def crossing_point(card: dict[int, float], each: float) -> float | None:
 def update(name: str, device: torch.device, quick: bool) -> dict[str, Any]:
     """Seconds of an update of the default algorithm, after some that are not counted."""
     config = load_config({"env": name, "device": str(device), "updates": 400, "threads": CORES})
-    torch.set_num_threads(CORES if device.type == "cpu" else 1)
     algorithm = assemble(config).algorithm
     repeats = 2 if quick else 30
-    for _ in range(repeats // 2):
-        algorithm.step()
 
     def step() -> None:
         algorithm.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return {"seconds of an update": seconds_of(step, repeats)}
+    with threads(CORES if device.type == "cpu" else 1):
+        for _ in range(repeats // 2):
+            algorithm.step()
+        return {"seconds of an update": seconds_of(step, repeats)}

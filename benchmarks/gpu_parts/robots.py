@@ -6,6 +6,7 @@ float32, from states near the task's initial one, see ``robot_peers.py``.
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import json
 import os
@@ -103,6 +104,7 @@ def begin() -> None:
         command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     _begun.append((process, folder))
+    atexit.register(process.kill)  # where no time was left to ask for its result
 
 
 def mjx(seconds: float) -> dict[str, Any]:
@@ -129,9 +131,11 @@ def worker(scratch: str) -> None:
     """What MJX's process does."""
     import jax
 
-    folder = Path(scratch)
+    folder, parent = Path(scratch), os.getppid()
     run_it, compiling = mjx_gradient(MJX_BATCH, MJX_STEPS)
     while not (folder / "go").exists():
+        if os.getppid() != parent:
+            return  # nobody will ask any more
         time.sleep(0.05)
     run_it()
     seconds = []
