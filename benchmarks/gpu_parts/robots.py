@@ -98,7 +98,7 @@ def begin() -> None:
         return
     folder = tempfile.TemporaryDirectory()
     script = Path(__file__).resolve().parents[1] / "gpu.py"
-    command = [sys.executable, str(script), "--worker", "robots", folder.name]
+    command = [sys.executable, str(script), "--worker", "robots", folder.name, str(os.getpid())]
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     process = subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -127,14 +127,14 @@ def mjx(seconds: float) -> dict[str, Any]:
         return found
 
 
-def worker(scratch: str) -> None:
+def worker(scratch: str, parent: str) -> None:
     """What MJX's process does."""
     import jax
 
-    folder, parent = Path(scratch), os.getppid()
+    folder = Path(scratch)
     run_it, compiling = mjx_gradient(MJX_BATCH, MJX_STEPS)
     while not (folder / "go").exists():
-        if os.getppid() != parent:
+        if os.getppid() != int(parent):
             return  # nobody will ask any more
         time.sleep(0.05)
     run_it()
