@@ -116,7 +116,7 @@ class Windows(NamedTuple):
     ok: Tensor
     """Which windows are finite, derivatives included, ``[B]``."""
     bounds: Tensor
-    """Factors in (0, 1] that bound the derivatives of the loss by the windows' actions, ``[B]``."""
+    """Factors in [0, 1] that bound the derivatives of the loss by the windows' actions, ``[B]``."""
     idle: Tensor
     """In which windows no action had any effect on the cost, ``[B]``."""
     z: Tensor
@@ -143,6 +143,9 @@ class WindowObjective(PolicyObjective):
     first evaluation of a step and then kept: a line search compares values of one function.  The unit needs no
     adaptation: actions change the loss of a window by the spread of values, which is about one scale, so a derivative
     that is much longer tells of a discontinuity or of chaos, not of what a change of the action does.
+
+    The factor is 0 where an episode ends in the window.  Its derivative takes the time of the end as given: it tells
+    how to make the most of a fall, not how to avoid it, which the values at the ends of the other windows tell.
 
     Attributes:
         gamma: discount factor per control interval.
@@ -268,6 +271,8 @@ class WindowObjective(PolicyObjective):
                 self.typical,
                 self.rollout.backend,
             )
+            if bounds is None and not never_ends(self.rollout.env):
+                q = q.times(weights[-1] > 0)
             z = self.observed(states)
             if windows is None and whole:
                 idle = self._idle(z, noise, q.unmoved) if q.any_unmoved else q.unmoved
@@ -406,7 +411,8 @@ class ValueGradient(Algorithm):
 
     def _adapt_length(self, windows: Windows) -> None:
         """Shorter windows where derivatives grow too much along them, longer ones where they do not."""
-        met = int((windows.bounds < 1.0).sum()) / max(int(windows.ok.sum()), 1)  # a bound of others is 1
+        counted = windows.ok & (windows.bounds > 0)
+        met = int((counted & (windows.bounds < 1.0)).sum()) / max(int(counted.sum()), 1)
         self._longest = max(self._longest * (0.95 if met > self.settings.bounded_share else 1.02), 1.0)
 
     def _no_noise(self, x: States) -> Tensor:

@@ -75,6 +75,14 @@ class Weighed(NamedTuple):
     """How many windows are not finite."""
     any_unmoved: bool
 
+    def times(self, counts: Bool[Tensor, " batch"]) -> Weighed:
+        """The same, with a bound of 0 for the windows that do not count."""
+        return self._replace(
+            losses=self.losses * counts,
+            bounds=self.bounds * counts,
+            by_results=self.by_results * counts.unsqueeze(-1),
+        )
+
 
 def compressed(discounted: Float[Tensor, "*batch"], unit: Unit) -> tuple[Tensor, Tensor]:
     """Losses of discounted costs, and the derivatives of the losses by these."""

@@ -272,6 +272,30 @@ def test_long_derivatives_are_bounded_and_the_factors_kept_for_a_step():
     assert not torch.equal(algorithm.objective.windows.bounds, first.bounds)
 
 
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_the_policy_learns_nothing_from_windows_in_which_an_episode_ends(backend):
+    """The derivative of such a window takes the time of the end as given; its values count for the critic alone."""
+    algorithm = build(
+        env="test_algorithms:Ending", window=3, batch=32, dtype="float64", backend=backend, gradient_bound=1e9
+    )
+    algorithm.step()
+    x = torch.linspace(-2, 2, 32, dtype=torch.float64).unsqueeze(-1)
+    noise = x.new_zeros(3, 32, 1)
+    algorithm.objective.begin(x, noise)
+    found, windows = algorithm.objective.gradient(), algorithm.objective.windows
+    lives = (algorithm.rollout(x, 3, algorithm.params, noise=noise).states[..., 0] < 1.0).all(0)
+    assert 0 < int(lives.sum()) < int((x < 1.0).sum())  # some end after they have begun
+    assert torch.equal(windows.bounds, lives.double())
+    expected = gradient_through_everything(algorithm, x, noise, lives)
+    for ours, theirs in zip(found.parts, expected, strict=True):
+        assert float(theirs.abs().max()) > 1e-6
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+    # They are not among those that meet the bound either.
+    algorithm._longest = 2.0
+    algorithm._adapt_length(windows)
+    assert algorithm._longest == pytest.approx(2.04)
+
+
 def test_windows_shrink_while_many_derivatives_meet_the_bound():
     strict = build(window=8, window_end=8, gradient_bound=1e-6, updates=30)
     loose = build(window=8, window_end=8, gradient_bound=1e6, updates=30)
