@@ -23,6 +23,10 @@ class DivergenceError(DiffsimError, ArithmeticError):
     """Training produced non-finite numbers and cannot go on soundly."""
 
 
+class OutOfMemoryError(DiffsimError, MemoryError):
+    """A run that needs more memory than there is, of the machine or of its GPU."""
+
+
 class ProcessError(DiffsimError, RuntimeError):
     """Another process of the same training has ended, does not answer, or computes other numbers."""
 
@@ -41,3 +45,9 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory; torch has no class of its own for that of the machine."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said

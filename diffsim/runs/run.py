@@ -22,8 +22,10 @@ from diffsim.errors import (
     ConfigError,
     DivergenceError,
     Interrupted,
+    OutOfMemoryError,
     ProcessError,
     RunFileError,
+    is_out_of_memory,
 )
 from diffsim.isolation import torch_defaults
 from diffsim.launcher import launched
@@ -351,7 +353,21 @@ class Run:
                 raise
             except Exception as error:
                 self._leave_checkpoint(error)
+                if is_out_of_memory(error):
+                    raise OutOfMemoryError(self._what_takes_memory(error)) from error
                 raise
+
+    def _what_takes_memory(self, error: Exception) -> str:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        batch, shards = getattr(self.assembly.algorithm_settings, "batch", None), self.config.shards
+        if batch is None or not self.algorithm.divides_batches or 2 * shards > batch:
+            return f"out of memory in update {self.updates_done + 1}: {said}"
+        return (
+            f"out of memory in update {self.updates_done + 1}, whose algorithm.batch = {batch:,} rollouts are computed "
+            f"in shards = {shards}. Train into another folder with --set shards={2 * shards}, parts that are computed "
+            "one after the other with the same results up to rounding, or with a smaller algorithm.batch. "
+            f"What was said: {said}"
+        )
 
     def _doubles(self) -> str:
         """Why training goes on to twice its updates; ``""`` if it does not."""

@@ -22,7 +22,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from diffsim.errors import ConfigError, DiffsimError, DivergenceError, Interrupted, ProcessError, RunFileError
+from diffsim.errors import (
+    ConfigError,
+    DiffsimError,
+    DivergenceError,
+    Interrupted,
+    ProcessError,
+    RunFileError,
+    is_out_of_memory,
+)
 from diffsim.suites.plan import PLAN, Plan, PlannedRun
 
 DONE, RUN_FAILED, MACHINE_FAILED = 0, 70, 75  # as sysexits.h: EX_SOFTWARE, EX_TEMPFAIL
@@ -55,7 +63,6 @@ _MACHINE_ERRORS = {
     )
     if hasattr(errno, name)
 }
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUDA error")
 
 
 def work(plan: Plan, run: PlannedRun, trust: bool = False) -> int:
@@ -104,11 +111,11 @@ def cause_of(error: BaseException) -> str:
     """``"machine"`` where another attempt may go well, ``"run"`` where it would fail again."""
     if isinstance(error, (DivergenceError, ConfigError)):
         return "run"
-    if isinstance(error, (MemoryError, ProcessError, RunFileError)):
+    if isinstance(error, (ProcessError, RunFileError)) or is_out_of_memory(error):
         return "machine"
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         return "machine"
-    return "machine" if any(text in str(error) for text in _OUT_OF_MEMORY) else "run"
+    return "machine" if "CUDA error" in str(error) else "run"
 
 
 def _check_sources(run: PlannedRun) -> None:

@@ -1,6 +1,7 @@
 """Callbacks, stopping, lengthening, starting from another policy, status, and what may be given as a simulator."""
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 import torch
 
 import diffsim
+from diffsim.algorithms.value_gradient import ValueGradient
 from diffsim.config import load_config
-from diffsim.errors import ConfigError, DivergenceError, Interrupted, RunFileError
+from diffsim.errors import ConfigError, DivergenceError, Interrupted, OutOfMemoryError, RunFileError
 from diffsim.runs.runfile import COLUMNS, RunFile
 from robotics_envs.simulators.pendulum import Pendulum
 
@@ -201,8 +203,6 @@ def test_a_run_starts_from_another_s_policy(tmp_path):
 
 
 def test_an_exception_inside_an_update_leaves_the_last_whole_one(tmp_path, monkeypatch):
-    from diffsim.algorithms.value_gradient import ValueGradient
-
     whole, fit = ValueGradient.step, ValueGradient._fit_critic
 
     def fails(self, *args):
@@ -220,6 +220,34 @@ def test_an_exception_inside_an_update_leaves_the_last_whole_one(tmp_path, monke
     assert run.status()["state"] == "crashed"
     diffsim.train(out=run, resume=True, quiet=True)
     assert_same(weights(run), weights(train(tmp_path / "undisturbed", updates=6)))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9663676416 bytes."),
+        MemoryError("no memory"),
+    ],
+    ids=["of the GPU", "of the machine", "of Python"],
+)
+def test_a_run_without_memory_says_what_to_change(tmp_path, monkeypatch, error):
+    whole = ValueGradient._fit_critic
+
+    def fails(self, *args):
+        if self.updates_done == 2:
+            raise error
+        return whole(self, *args)
+
+    monkeypatch.setattr(ValueGradient, "_fit_critic", fails)
+    said = rf"in update 3.*algorithm\.batch = 16 .*--set shards=2, .*smaller.*{re.escape(str(error).splitlines()[0])}$"
+    with pytest.raises(OutOfMemoryError, match=said) as caught:
+        train(tmp_path / "run")
+    assert caught.value.__cause__ is error
+    monkeypatch.undo()
+    assert len(RunFile(tmp_path / "run").history()["update"]) == 2
+    diffsim.train(out=tmp_path / "run", resume=True, quiet=True)
+    assert_same(weights(RunFile(tmp_path / "run")), weights(train(tmp_path / "whole")))
 
 
 def test_a_diverged_run_says_what_to_change(tmp_path):
