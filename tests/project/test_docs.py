@@ -115,6 +115,7 @@ def test_links_lead_somewhere(page):
 
 
 GPU = "gpu.py --table benchmarks/results/gpu_h200.json"
+ENDS = "defaults.py --table --out benchmarks/results/episodes_that_end.json"
 ROLLOUTS = "rollouts.py --table benchmarks/results/rollouts.json"
 TWINS = "defaults.py --table --times --out benchmarks/results/gymnasium_tasks.json"
 
@@ -129,6 +130,10 @@ TWINS = "defaults.py --table --times --out benchmarks/results/gymnasium_tasks.js
             "algorithms",
             "few_steps",
             "defaults.py --table --variant few_steps --out benchmarks/results/few_steps.json",
+        ),
+        *(
+            ("algorithms", mark, f"{ENDS} --variant '{variant}'")
+            for mark, variant in (("ends_old", "moved by them"), ("ends_new", "not moved by them"))
         ),
         ("gpu", "cuda_resources", "cuda_resources.py --table benchmarks/results/cuda_resources.json"),
         ("gpu", "gpu_speed", f"{GPU} --only speed"),
