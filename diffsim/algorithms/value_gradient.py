@@ -144,8 +144,8 @@ class WindowObjective(PolicyObjective):
     adaptation: actions change the loss of a window by the spread of values, which is about one scale, so a derivative
     that is much longer tells of a discontinuity or of chaos, not of what a change of the action does.
 
-    The factor is 0 where an episode ends in the window.  Its derivative takes the time of the end as given: it tells
-    how to make the most of a fall, not how to avoid it, which the values at the ends of the other windows tell.
+    The factor is 0 where an episode ends in the window.  The derivative of such a window takes the time of the end as
+    given, so it does not see that the end costs the rest of the episode.  The values at the ends of the others do.
 
     Attributes:
         gamma: discount factor per control interval.

@@ -62,7 +62,7 @@ class Weighed(NamedTuple):
     losses: Float[Tensor, " batch"]
     """Of these, times ``bounds``."""
     bounds: Float[Tensor, " batch"]
-    """Factors in (0, 1] that bound the derivatives of the losses by all actions of a window."""
+    """Factors in [0, 1] that bound the derivatives of the losses by all actions of a window."""
     by_results: Float[Tensor, "T batch m"]
     """These derivatives, times ``bounds``."""
     ok: Bool[Tensor, " batch"]

@@ -360,7 +360,8 @@ class Run:
     def _what_takes_memory(self, error: Exception) -> str:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         batch, shards = getattr(self.assembly.algorithm_settings, "batch", None), self.config.shards
-        if batch is None or not self.algorithm.divides_batches or 2 * shards > batch:
+        divisible = getattr(self.algorithm, "divides_batches", False)
+        if batch is None or not divisible or 2 * shards > batch:
             return f"out of memory in update {self.updates_done + 1}: {said}"
         return (
             f"out of memory in update {self.updates_done + 1}, whose algorithm.batch = {batch:,} rollouts are computed "
