@@ -164,9 +164,17 @@ class StopConfig(Settings):
     env_steps: int | None = Field(default=None, ge=1)
     """Environment steps used by training."""
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """What is limited, by the name of its column in the history."""
+        named = {"wall_seconds": self.wall_seconds, "env_steps": self.env_steps}
+        return {name: limit for name, limit in named.items() if limit is not None}
+
 
 DOUBLINGS = 2
-"""The default of ``doublings`` where ``updates`` is not set: 600, 1,200 or 2,400 updates."""
+"""The default of ``doublings`` where neither ``updates`` nor a limit is set: 600, 1,200 or 2,400 updates."""
+UNTIL_STOP = "stop"
+"""The value of ``doublings`` of a run that uses the limits of its section ``stop``."""
 
 
 class RunConfig(Settings):
@@ -179,9 +187,10 @@ class RunConfig(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
     updates: int = Field(default=600, ge=1)
     """Updates of the run. Schedules, such as of learning rates, end with the last."""
-    doublings: int = Field(default=0, ge=0)
+    doublings: int | Literal["stop"] = 0
     """How often a run may go on to twice its updates, where its best policy does not yet succeed from as many held-out
-    starts as the task asks for. 2 by default, and 0 where ``updates`` is set."""
+    starts as the task asks for. ``"stop"``: until ``stop.wall_seconds`` or ``stop.env_steps``, whatever the policy
+    does. By default 0 where ``updates`` is set, else ``"stop"`` where one of these limits is, else 2."""
     stop: StopConfig = StopConfig()
     checkpoint_every: int = Field(default=25, ge=1)
     """Updates between checkpoints: what a killed process can lose."""
@@ -198,12 +207,31 @@ class RunConfig(Settings):
     """Parts of each batch, simulated one after the other or by several processes. Part of the run because sums over
     another number of parts round differently."""
 
+    @field_validator("doublings", mode="plain")
+    @classmethod
+    def _number_or_stop(cls, value: Any) -> Any:
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not whole and value != UNTIL_STOP:
+            raise ValueError('needs a whole number, 0 or more, or "stop"')
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _chosen_length(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and "updates" not in values:
-            return {"doublings": DOUBLINGS, **values}
-        return values
+        if not isinstance(values, Mapping) or "updates" in values:
+            return values
+        stop = values.get("stop")
+        given = stop.limits if isinstance(stop, StopConfig) else stop if isinstance(stop, Mapping) else {}
+        limited = any(given.get(name) is not None for name in ("wall_seconds", "env_steps"))
+        return {"doublings": UNTIL_STOP if limited else DOUBLINGS, **values}
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> RunConfig:
+        if self.doublings == UNTIL_STOP and not self.stop.limits:
+            raise ValueError(
+                'doublings = "stop" trains until a limit, and there is none; set stop.wall_seconds or stop.env_steps'
+            )
+        return self
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(), indent=2)
@@ -238,7 +266,8 @@ def _explain(model: type[BaseModel], error: Any, section: str) -> str:
         return unknown("key", key, [prefix + name for name in known])
     if error["type"] == "missing":
         return f"{key} is missing; set it, for example with --set {key}=VALUE"
-    return f"{key} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+    said = str(error["msg"].removeprefix("Value error, "))
+    return f"{key} = {error['input']!r}: {said}" if key else said
 
 
 def _model_in(annotation: Any) -> Any:

@@ -206,7 +206,7 @@ def planned(root: Path, asked: Request, command: str = "", revision: str = "") -
             if entry.trainer == WHITE_BOX:
                 from diffsim.comparison.contenders.white_box import resolved
 
-                settings = resolved(task, settings)
+                settings = resolved(task, settings, asked.budget_of(name))
             facts = {
                 "work": "comparison",
                 "task": task,
@@ -262,7 +262,7 @@ def _earlier(root: Path) -> Iterable[PlannedRun]:
 
 
 def _check_same(root: Path, before: PlannedRun, now: PlannedRun) -> None:
-    for what in ("settings", "budget", "trainer"):
+    for what in ("budget", "settings", "trainer"):
         if before.settings[what] != now.settings[what]:
             raise ConfigError(
                 f"{shown(root)} has runs of {now.settings['contender']} on {now.settings['task']} with another "

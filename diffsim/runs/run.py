@@ -31,6 +31,7 @@ from diffsim.isolation import torch_defaults
 from diffsim.launcher import launched
 from diffsim.processes import Team, team_for
 from diffsim.runs import provenance, user_code
+from diffsim.runs.length import Continuation, continuation, share_used
 from diffsim.runs.log_writers import check_writers, make_writers
 from diffsim.runs.progress import Progress
 from diffsim.runs.references import (
@@ -54,7 +55,7 @@ from diffsim.runs.runfile import (
 )
 from diffsim.runs.signals import StopRequest, stop_on_signals
 from diffsim.runs.user_code import Source
-from diffsim.runs.validation import Measured, Validation, why_it_doubles
+from diffsim.runs.validation import Measured, Validation
 from diffsim.values import shown
 
 _ALL_SECTIONS = ("env", "policy", "algorithm", "optimizer")
@@ -337,9 +338,9 @@ class Run:
                         raise DivergenceError(
                             f"{reason} The policy before them is in {shown(self.file.path)}"
                         )
-                    lengthens = self._doubles()
-                    if lengthens:
-                        self._double(lengthens)
+                    longer = self._continuation()
+                    if longer:
+                        self._go_on(longer)
                     end = self._end()
                     if end:
                         self._save("finished", end, final=True)
@@ -347,7 +348,7 @@ class Run:
                         name = signal.Signals(asked).name
                         self._save("stopped", f"{name} after update {self.updates_done}", final=True)
                         raise Interrupted(self._how_to_go_on(), asked)
-                    elif lengthens or self.updates_done % config.checkpoint_every == 0:
+                    elif longer or self.updates_done % config.checkpoint_every == 0:
                         self._save("running")
             except (DivergenceError, Interrupted, RunFileError):
                 raise
@@ -370,23 +371,21 @@ class Run:
             f"What was said: {said}"
         )
 
-    def _doubles(self) -> str:
-        """Why training goes on to twice its updates; ``""`` if it does not."""
+    def _continuation(self) -> Continuation | None:
+        """How the run goes on after the last of its updates; None if it does not, or if that has not come."""
         if self.updates_done < self.config.updates:
-            return ""
-        return why_it_doubles(
-            self.config, self.algorithm.env, self.history["return"], self.history["success"]
+            return None
+        evaluations = self.history["return"], self.history["success"]
+        return continuation(
+            self.config, self.algorithm.env, *evaluations, share_used(self.config, self._row())
         )
 
-    def _double(self, why: str) -> None:
+    def _go_on(self, longer: Continuation) -> None:
         """The next checkpoint writes the new length together with the state that goes on with it."""
-        updates = 2 * self.config.updates
-        self.config = self.config.model_copy(
-            update={"updates": updates, "doublings": self.config.doublings - 1}
-        )
+        self.config, updates = longer.config, longer.config.updates
         self.algorithm.lengthen(updates)
         self.progress.begin(updates, self.updates_done)
-        self.progress.say(f"{why}: going on to {updates:,} updates")
+        self.progress.say(f"{longer.why}: going on to {updates:,} updates")
 
     def _row(self) -> dict[str, float]:
         return {name: column[-1] for name, column in self.history.items()}
@@ -398,9 +397,8 @@ class Run:
         row, stop = self._row(), self.config.stop
         if self.updates_done >= self.config.updates:
             return f"all {self.config.updates} updates done"
-        for name in ("wall_seconds", "env_steps"):
-            limit = getattr(stop, name)
-            if limit is not None and row[name] >= limit:
+        for name, limit in stop.limits.items():
+            if row[name] >= limit:
                 return f"stop.{name} = {limit:g} reached after update {self.updates_done}"
         if stop.target_return is not None and row["return"] >= stop.target_return:
             return f"stop.target_return = {stop.target_return:g} reached after update {self.updates_done}"

@@ -1,9 +1,9 @@
-"""Evaluations of the policy while it is trained: which one is kept, and whether a run goes on to twice its updates."""
+"""Evaluations of the policy while it is trained, by which the one that is kept is chosen."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from diffsim.algorithms.base import Algorithm
 from diffsim.config import RunConfig
 from diffsim.errors import EvaluationError
 from diffsim.runs.evaluation import successes_of
-from robotics_envs.base import Env, EpisodeStates
+from robotics_envs.base import EpisodeStates
 
 HELD_OUT = 2**31
 """Added to the run's seed for the starts of evaluations, which training does not draw."""
@@ -76,27 +76,3 @@ class Validation:
             self._success_failed = True  # it would be said again at every evaluation
             self._say(f"successes are not counted: {error}")
             return math.nan
-
-
-def why_it_doubles(config: RunConfig, env: Env, returns: Iterable[float], successes: Iterable[float]) -> str:
-    """Why a run that has come to its last update goes on to twice as many; ``""`` if it does not.
-
-    It goes on while the best policy's evaluation does not show that it solves the task
-    (:meth:`robotics_envs.base.Success.is_shown_by`), because the policy was chosen by this evaluation.
-
-    Args:
-        config: of the run.
-        env: its simulator.
-        returns, successes: mean return and share of successes of each evaluation, NaN where there was none.
-    """
-    criterion, episodes = env.success_criterion, config.evaluation.episodes
-    measured = [pair for pair in zip(returns, successes, strict=True) if not any(map(math.isnan, pair))]
-    if not config.doublings or criterion is None or not measured:
-        return ""
-    count = round(max(measured)[1] * episodes)
-    if criterion.is_shown_by(count, episodes):
-        return ""
-    return (
-        f"the best policy succeeds from {count} of {episodes} held-out starts, too few to be sure of "
-        f"{criterion.share:.1%}"
-    )

@@ -12,43 +12,41 @@ import numpy as np
 import torch
 
 from diffsim.assembly import assemble
-from diffsim.comparison.clock import Meter
-from diffsim.config import RunConfig, load_config
+from diffsim.comparison.clock import Budget, Meter
+from diffsim.config import load_config
 from diffsim.errors import DivergenceError
 from diffsim.isolation import torch_defaults
 from diffsim.policy import Policy
+from diffsim.runs.length import continuation
 from diffsim.runs.run import MAX_DROPPED_IN_A_ROW
-from diffsim.runs.validation import Validation, why_it_doubles
+from diffsim.runs.validation import Validation
 
 
 def load(settings: Mapping[str, Any]) -> None:
     """Import what training needs: it is imported with this module."""
 
 
-def configuration(task: str, settings: Mapping[str, Any], seed: int) -> RunConfig:
-    """The configuration of a run, all defaults written out.
+def resolved(task: str, settings: Mapping[str, Any], budget: Budget | None = None) -> dict[str, Any]:
+    """Every setting of a run but the seed, defaults written out.
+
+    A run whose length is not set is told the budget, as a user would who has that much time: ``[stop]`` has its limits.
 
     Raises:
         ConfigError: unknown or impossible settings.
     """
-    return assemble(load_config({"env": task}, settings, {"seed": seed, "threads": 1})).config
-
-
-def resolved(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting of a run but the seed.
-
-    Raises:
-        ConfigError: unknown or impossible settings.
-    """
-    return configuration(task, settings, 0).model_dump(mode="json", exclude={"seed"})
+    limits = {} if budget is None else {"wall_seconds": budget.cpu_seconds, "env_steps": budget.steps}
+    told = {} if "updates" in settings else {"stop": limits}
+    config = assemble(load_config({"env": task}, told, settings, {"threads": 1})).config
+    return config.model_dump(mode="json", exclude={"seed"})
 
 
 def train(task: str, settings: Mapping[str, Any], seed: int, meter: Meter) -> None:
     """Updates until the budget is used or the run has come to its end, which it decides as ``diffsim train`` does.
 
-    Validation decides whether a run doubles its length, and which policy it hands over: the best one, as ``diffsim
-    train`` keeps it.  So validation is part of training: its time is on the clock and its environment steps count.
-    What is measured is the policy that would be handed over, before the first validation the present one.
+    What ``diffsim train`` sees in its limits of ``[stop]``, the budget says here: whether there is room for a longer
+    run.  Validation decides which policy it hands over: the best one, as ``diffsim train`` keeps it.  So validation is
+    part of training: its time is on the clock and its environment steps count.  What is measured is the policy that
+    would be handed over, before the first validation the present one.
     """
     config = load_config({"env": task}, settings, {"seed": seed, "threads": 1})
     with torch_defaults(config.threads):
@@ -77,10 +75,11 @@ def train(task: str, settings: Mapping[str, Any], seed: int, meter: Meter) -> No
             if not meter.go_on(steps, gradients, act):
                 return
             if at_end:
-                if not why_it_doubles(config, algorithm.env, *zip(*validated, strict=True)):
+                returns, successes = zip(*validated, strict=True)
+                longer = continuation(config, algorithm.env, returns, successes, 1.0 - meter.remaining)
+                if longer is None:
                     break
-                changes = {"updates": 2 * config.updates, "doublings": config.doublings - 1}
-                config = config.model_copy(update=changes)
+                config = longer.config
                 algorithm.lengthen(config.updates)
         meter.end(steps, gradients, act, f"all {config.updates} updates done")
 

@@ -12,6 +12,7 @@ from diffsim.comparison.contenders import stable_baselines, white_box, zoo
 from diffsim.comparison.contenders.catalogue import CONTENDERS, STABLE_BASELINES, WHITE_BOX
 from diffsim.comparison.contenders.stable_baselines import Standardised, make_envs, make_model, wrapped
 from diffsim.comparison.contenders.white_box import resolved
+from diffsim.config import load_config
 from robotics_envs.environments import ENVIRONMENTS, GYM_TASKS, make_env
 
 TASKS = [*ENVIRONMENTS, *GYM_TASKS]
@@ -117,6 +118,32 @@ def test_settings_of_our_contenders_are_valid(name, task):
     settings = resolved(task, CONTENDERS[name].settings(task))
     assert settings["env"]["name"] == task
     assert resolved(task, settings) == settings
+
+
+def test_ours_is_told_the_budget_as_a_user_tells_a_run():
+    ours = resolved("pendulum", {}, Budget(60.0, 10**6))
+    assert (ours["updates"], ours["doublings"]) == (600, "stop")
+    assert ours["stop"] == {"target_return": None, "wall_seconds": 60.0, "env_steps": 10**6}
+    assert ours == load_config({"env": "pendulum", "stop": ours["stop"]}).model_dump(
+        mode="json", exclude={"seed"}
+    ) | {section: ours[section] for section in ("algorithm", "optimizer", "policy", "env")}
+    assert resolved("pendulum", {"updates": 600}, Budget(60.0))["stop"]["wall_seconds"] is None
+
+
+def test_ours_uses_the_whole_budget(tmp_path):
+    settings = {
+        "backend": "eager",
+        "algorithm": {"name": "full_horizon", "batch": 2},
+        "evaluation": {"every": 0, "episodes": 1},
+    }
+    task = short(tmp_path)
+    config = resolved(task, settings, Budget(steps=10**5)) | {"updates": 3}
+    clock = Meter(Budget(steps=20 * 12 + 10 * 3), lambda act: (0.0, 0.0))
+    white_box.train(task, config, 5, clock)
+    # 3 updates of 20 steps and an evaluation of 10 use 70 of 270 steps, which has room for floor(3 * 270 / 70) updates.
+    # What is then left, 30 steps, has no room for a tenth more.
+    assert clock.reason == "all 11 updates done"
+    assert clock.points[-1].environment_steps == 240
 
 
 def test_ours_is_the_untouched_default_and_starts_from_the_task_only_in_its_ablation():
