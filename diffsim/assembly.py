@@ -107,6 +107,11 @@ class Assembly:
         """The validated options of the optimizer."""
         return validate(self._optimizer_class.Settings, self.given.optimizer.options, "optimizer")
 
+    @property
+    def divides_batches(self) -> bool:
+        """Whether the algorithm can simulate a batch in several shards."""
+        return bool(getattr(self._algorithm_class, "divides_batches", False))
+
     @cached_property
     def _algorithm_class(self) -> type[Algorithm]:
         return load_class(ALGORITHMS, self.given.algorithm.name)
@@ -132,7 +137,7 @@ class Assembly:
     def _check_shards(self) -> None:
         """Raises ConfigError where the algorithm cannot divide its batches, or there are not enough rollouts in one."""
         shards, name = self.given.shards, self.given.algorithm.name
-        if shards > 1 and not getattr(self._algorithm_class, "divides_batches", False):
+        if shards > 1 and not self.divides_batches:
             raise ConfigError(
                 f"shards = {shards}: algorithm {name!r} does not divide its batches; shards = 1, or set its "
                 "divides_batches once it does"

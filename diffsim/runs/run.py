@@ -33,6 +33,7 @@ from diffsim.processes import Team, team_for
 from diffsim.runs import provenance, user_code
 from diffsim.runs.length import Continuation, continuation, share_used
 from diffsim.runs.log_writers import check_writers, make_writers
+from diffsim.runs.memory import what_to_do, with_shards_that_fit
 from diffsim.runs.progress import Progress
 from diffsim.runs.references import (
     Callback,
@@ -146,9 +147,11 @@ def trained(
             return run
         config = load_config(_with_policy_of(init, values, trust))
         file = RunFile(default_folder(config) if out is None else run_folder(out))
-        team = team_for(processes, config.shards)
-        if file.exists() and team.writes:
+        if file.exists() and launched()[0] == 0:
             raise RunFileError(already_there(file.path))
+        if processes is None and launched()[1] == 1:
+            config = with_shards_that_fit(config, progress.say)
+        team = team_for(processes, config.shards)
         order = {
             "values": config.model_dump(),
             "out": str(file.folder),
@@ -355,21 +358,11 @@ class Run:
             except Exception as error:
                 self._leave_checkpoint(error)
                 if is_out_of_memory(error):
-                    raise OutOfMemoryError(self._what_takes_memory(error)) from error
+                    batch = getattr(self.assembly.algorithm_settings, "batch", None)
+                    divides = self.assembly.divides_batches
+                    said = what_to_do(error, self.updates_done + 1, batch, self.config.shards, divides)
+                    raise OutOfMemoryError(said) from error
                 raise
-
-    def _what_takes_memory(self, error: Exception) -> str:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        batch, shards = getattr(self.assembly.algorithm_settings, "batch", None), self.config.shards
-        divisible = getattr(self.algorithm, "divides_batches", False)
-        if batch is None or not divisible or 2 * shards > batch:
-            return f"out of memory in update {self.updates_done + 1}: {said}"
-        return (
-            f"out of memory in update {self.updates_done + 1}, whose algorithm.batch = {batch:,} rollouts are computed "
-            f"in shards = {shards}. Train into another folder with --set shards={2 * shards}, parts that are computed "
-            "one after the other with the same results up to rounding, or with a smaller algorithm.batch. "
-            f"What was said: {said}"
-        )
 
     def _continuation(self) -> Continuation | None:
         """How the run goes on after the last of its updates; None if it does not, or if that has not come."""

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffsim.errors import ConfigError, Interrupted, RunFileError
+from diffsim.machine import free_memory_mb
 from diffsim.runs.signals import StopRequest, stop_on_signals
 from diffsim.suites.gpus import Places, needs_gpu, visible_gpus
 from diffsim.suites.index import FAILED, FINAL, RUN_FILE, read_row, rows
@@ -341,19 +342,6 @@ def can_be_forked(run: PlannedRun, gpus: Sequence[str] = ()) -> bool:
     plain = run.settings["threads"] == 1 and on_cpu
     julia = str(run.settings["env"]["name"]).startswith(JULIA) or started() is not None
     return plain and not julia and threading.active_count() == 1
-
-
-def free_memory_mb() -> float:
-    """Of the machine, or of the control group that this process is in if that has less."""
-    free = float("inf")
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(float(line.split()[1]) / 1000 for line in lines if line.startswith("MemAvailable"))
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit, used = (float((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, (limit - used) / 1e6)
-    return free
 
 
 class Process:
