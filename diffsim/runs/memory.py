@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 
 from diffsim.assembly import assemble, device_named
 from diffsim.config import Named, RunConfig
-from diffsim.errors import DiffsimError
 from diffsim.isolation import torch_defaults
 from diffsim.machine import free_memory_mb
 
@@ -39,7 +38,7 @@ def with_shards_that_fit(config: RunConfig, say: Callable[[str], object]) -> Run
     """
     parts = assemble(config)
     batch = getattr(parts.algorithm_settings, "batch", None)
-    if batch is None or not _worth_measuring(config, parts.algorithm_settings, batch):
+    if not isinstance(batch, int) or not _worth_measuring(config, parts.algorithm_settings, batch):
         return config
     say("memory is measured on small batches")
     divides = parts.divides_batches
@@ -50,7 +49,7 @@ def with_shards_that_fit(config: RunConfig, say: Callable[[str], object]) -> Run
         while divides and needed > MARGIN * free and 2 * shards <= min(batch, MOST_SHARDS):
             shards *= 2
             needed = expected_bytes(config, batch, shards)
-    except (DiffsimError, RuntimeError, ArithmeticError):
+    except Exception:  # of the user's code too
         return config  # the run itself meets the error, and says where
     if needed > MARGIN * free:
         say(
@@ -100,7 +99,8 @@ def what_to_do(error: Exception, update: int, batch: int | None, shards: int, di
 def _worth_measuring(config: RunConfig, settings: Any, batch: int) -> bool:
     if batch <= SMALL:
         return False
-    longest = max(getattr(settings, name, None) or 1 for name in ("window", "window_end", "horizon"))
+    lengths = [getattr(settings, name, None) for name in ("window", "window_end", "horizon")]
+    longest = max((n for n in lengths if isinstance(n, int)), default=1)
     return device_named(config.device).type == "cuda" or batch * longest >= LARGE_ON_CPU
 
 

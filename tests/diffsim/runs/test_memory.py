@@ -93,6 +93,15 @@ def test_what_fits_in_no_number_of_shards_is_said_and_left_as_it_is(small, monke
     assert "still 0.0 GB; 0.0 GB are free on this machine, so it may run out of memory" in said[-1]
 
 
+def test_measuring_changes_no_bit_of_a_run(monkeypatch, tmp_path):
+    plain = diffsim.train(out=tmp_path / "plain", quiet=True, **EAGER)
+    monkeypatch.setattr(memory, "SMALL", 512)
+    monkeypatch.setattr(memory, "LARGE_ON_CPU", 1)
+    after = diffsim.train(out=tmp_path / "after", quiet=True, **EAGER)
+    one, other = (run.checkpoint("last")["policy"] for run in (plain, after))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_small_batches_are_not_measured():
     said = []
     config = load_config({"env": "pendulum"})
