@@ -34,30 +34,6 @@ def test_its_examples_run(tmp_path, monkeypatch, capsys):
     assert names["envs"].num_envs == 1024
 
 
-@pytest.mark.parametrize(
-    ("label", "contender"), [("diffsim", "ours"), ("`ppo`", "ppo"), ("`ppo_wide`", "ppo_wide")]
-)
-def test_the_comparison_with_ppo_is_the_measured_one(label, contender):
-    comparison = read_comparison(ROOT / "benchmarks" / "results" / "pendulum_comparison")
-    (row,) = re.findall(rf"^\| {label} \| (.+) \| (.+) \| (.+) \| (.+) \|$", README, re.M)
-    final, solved = [], []
-    for record in comparison.of("pendulum", contender):
-        curve = record.curve
-        inside = curve.cpu_seconds <= 30.0
-        final.append(curve.score[inside][-1])
-        hits = np.flatnonzero((curve.success >= 60 / 64) & inside)
-        solved.append(
-            (curve.cpu_seconds[hits[0]], curve.environment_steps[hits[0]]) if len(hits) else (np.inf,) * 2
-        )
-    assert len(final) == 10
-    assert row[0].startswith(f"{interquartile_mean(np.array(final)):.0f} (")
-    assert row[1] == f"{np.isfinite(solved).all(1).sum()} of 10"
-    # The median of Kaplan and Meier: when half of the runs are there.
-    seconds, steps = (sorted(column)[4] for column in zip(*solved, strict=True))
-    assert row[2].startswith(f"{seconds:.1f} (")
-    assert float(row[3].replace(",", "")) == round(steps, -2 if steps < 1e5 else -3)
-
-
 CONTENDERS = ("ours", "ppo", "ppo_wide", "ppo_tuned", "cma_es", "sac", "tqc")
 
 
