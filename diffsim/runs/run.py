@@ -322,6 +322,9 @@ class Run:
         if note := self.algorithm.env.training_note:
             self.progress.say(note)
         self.progress.begin(config.updates, self.updates_done)
+        longer = self._continuation() if self.updates_done else None
+        if longer:  # a finished run that was given another limit
+            self._go_on(longer)
         self.progress.status("first update, which may compile")
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(stop_on_signals())

@@ -214,6 +214,15 @@ def test_a_run_with_a_limit_is_killed_and_goes_on_bit_for_bit(tmp_path):
     assert_same(weights(tmp_path / "run"), weights(whole))
 
 
+def test_a_finished_run_goes_on_with_another_limit(tmp_path):
+    run = train(tmp_path / "run", doublings="stop", stop={"env_steps": 4 * AN_UPDATE}, **EQUAL)
+    assert run.status()["reason"] == "all 4 updates done"
+    diffsim.train(out=run, resume=True, quiet=True)
+    assert len(run.history()["update"]) == 4
+    diffsim.train(out=run, resume=True, stop={"env_steps": 8 * AN_UPDATE}, quiet=True)
+    assert len(run.history()["update"]) == 8
+
+
 @pytest.mark.parametrize(
     ("used", "updates"), [(0.001, 1200), (0.2, 1200), (0.25, 2400), (0.7, 857), (0.92, None), (1.3, None)]
 )
