@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffsim.assembly import assemble, device_named
+from diffsim.assembly import Assembly, assemble
 from diffsim.config import Named, RunConfig
 from diffsim.isolation import torch_defaults
 from diffsim.machine import free_memory_mb
@@ -38,17 +38,18 @@ def with_shards_that_fit(config: RunConfig, say: Callable[[str], object]) -> Run
     """
     parts = assemble(config)
     batch = getattr(parts.algorithm_settings, "batch", None)
-    if not isinstance(batch, int) or not _worth_measuring(config, parts.algorithm_settings, batch):
+    if not isinstance(batch, int) or not _worth_measuring(parts, batch):
         return config
     say("memory is measured on small batches")
     divides = parts.divides_batches
     free, where = free_bytes(parts.device), _name(parts.device)
     shards = config.shards
     try:
-        needed = first = expected_bytes(config, batch, shards)
+        whole = parts.config  # all defaults written out
+        needed = first = expected_bytes(whole, batch, shards)
         while divides and needed > MARGIN * free and 2 * shards <= min(batch, MOST_SHARDS):
             shards *= 2
-            needed = expected_bytes(config, batch, shards)
+            needed = expected_bytes(whole, batch, shards)
     except Exception:  # of the user's code too
         return config  # the run itself meets the error, and says where
     if needed > MARGIN * free:
@@ -70,7 +71,13 @@ def with_shards_that_fit(config: RunConfig, say: Callable[[str], object]) -> Run
 
 
 def expected_bytes(config: RunConfig, batch: int, shards: int) -> float:
-    """What updates with a ``batch`` in so many shards take beside what the process has before."""
+    """What updates with a ``batch`` in so many shards take beside what the process has before.
+
+    Args:
+        config: with the algorithm's defaults written out.
+        batch: rollouts of an update.
+        shards: parts that they are computed in.
+    """
     small = min(batch, SMALL * shards)
     return _peak(config, small, shards) * batch / small
 
@@ -96,12 +103,12 @@ def what_to_do(error: Exception, update: int, batch: int | None, shards: int, di
     )
 
 
-def _worth_measuring(config: RunConfig, settings: Any, batch: int) -> bool:
+def _worth_measuring(parts: Assembly, batch: int) -> bool:
     if batch <= SMALL:
         return False
-    lengths = [getattr(settings, name, None) for name in ("window", "window_end", "horizon")]
-    longest = max((n for n in lengths if isinstance(n, int)), default=1)
-    return device_named(config.device).type == "cuda" or batch * longest >= LARGE_ON_CPU
+    given = [getattr(parts.algorithm_settings, name, None) for name in ("window", "window_end", "horizon")]
+    longest = max((n for n in given if isinstance(n, int)), default=parts.env.episode_steps)
+    return parts.device.type == "cuda" or batch * longest >= LARGE_ON_CPU
 
 
 def _peak(config: RunConfig, batch: int, shards: int) -> float:

@@ -5,6 +5,7 @@ import torch
 
 import diffsim
 from diffsim.algorithms.base import Algorithm, Record
+from diffsim.assembly import assemble
 from diffsim.config import load_config
 from diffsim.rollouts.native import TAPE_BYTES
 from diffsim.runs import memory
@@ -61,6 +62,24 @@ def test_the_estimate_is_what_updates_of_the_whole_batch_allocate(backend, small
     # Native rollouts have a tape of a bounded size where that is faster, which is not in proportion.
     tape = TAPE_BYTES[1] if backend == "native" else 0
     assert expected_bytes(config, 2048, 1) == pytest.approx(whole, rel=0.2, abs=tape)
+
+
+def test_the_longest_windows_of_a_run_are_measured(small, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        memory, "_peak", lambda config, batch, shards: seen.append(config.algorithm.options) or 1.0
+    )
+    with_shards_that_fit(load_config({"env": "pendulum", "algorithm": {"batch": 1024}}), lambda line: None)
+    assert seen[0]["window_end"] == 32
+    monkeypatch.undo()
+    config = load_config({"env": "pendulum", "backend": "eager", "algorithm": {"window": 2}})
+    short, long = (
+        memory._peak(
+            assemble(load_config(config.model_dump(), {"algorithm": {"window_end": n}})).config, 512, 1
+        )
+        for n in (4, 32)
+    )
+    assert long > 4 * short
 
 
 def test_in_shards_the_graph_of_one_is_in_memory_at_a_time():
