@@ -30,44 +30,43 @@ _UPDATES = 12
 """At most so many updates are measured of a batch: what an algorithm keeps of former updates adds up over some."""
 
 
-def with_shards_that_fit(config: RunConfig, say: Callable[[str], object]) -> RunConfig:
-    """The configuration of a new run, its batch in as many shards as make it fit into the free memory.
+def with_shards_that_fit(assembly: Assembly, say: Callable[[str], object]) -> Assembly:
+    """The parts of a new run, its batch in as many shards as make it fit into the free memory.
 
     Says how much memory the run takes where that was measured: on a GPU, and of large batches on a CPU.  A batch that
     fits in no number of shards stays as it is: this is an estimate.
     """
-    parts = assemble(config)
-    batch = getattr(parts.algorithm_settings, "batch", None)
-    if not isinstance(batch, int) or not _worth_measuring(parts, batch):
-        return config
+    batch = getattr(assembly.algorithm_settings, "batch", None)
+    if not isinstance(batch, int) or not _worth_measuring(assembly, batch):
+        return assembly
     say("memory is measured on small batches")
-    divides = parts.divides_batches
-    free, where = free_bytes(parts.device), _name(parts.device)
-    shards = config.shards
+    given, divides = assembly.given, assembly.divides_batches
+    free, where = free_bytes(assembly.device), _name(assembly.device)
+    shards = given.shards
     try:
-        whole = parts.config  # all defaults written out
+        whole = assembly.config  # all defaults written out
         needed = first = expected_bytes(whole, batch, shards)
         while divides and needed > MARGIN * free and 2 * shards <= min(batch, MOST_SHARDS):
             shards *= 2
             needed = expected_bytes(whole, batch, shards)
     except Exception:  # of the user's code too
-        return config  # the run itself meets the error, and says where
+        return assembly  # the run itself meets the error, and says where
     if needed > MARGIN * free:
         say(
             f"memory: algorithm.batch = {batch:,} takes about {_gb(first)}"
-            + (f", and in shards = {shards} still {_gb(needed)}" if shards > config.shards else "")
+            + (f", and in shards = {shards} still {_gb(needed)}" if shards > given.shards else "")
             + f"; {_gb(free)} are free on {where}, so it may run out of memory; a smaller "
             "algorithm.batch or shorter windows take less"
         )
-        return config
-    if shards == config.shards:
+        return assembly
+    if shards == given.shards:
         say(f"memory: about {_gb(needed)} of {_gb(free)} that are free on {where}")
-        return config
+        return assembly
     say(
         f"memory: algorithm.batch = {batch:,} takes about {_gb(first)}, and {_gb(free)} are free on {where}: it is "
         f"computed in shards = {shards}, about {_gb(needed)}, with the same results up to rounding"
     )
-    return config.model_copy(update={"shards": shards})
+    return assemble(given.model_copy(update={"shards": shards}))
 
 
 def expected_bytes(config: RunConfig, batch: int, shards: int) -> float:
@@ -103,12 +102,12 @@ def what_to_do(error: Exception, update: int, batch: int | None, shards: int, di
     )
 
 
-def _worth_measuring(parts: Assembly, batch: int) -> bool:
+def _worth_measuring(assembly: Assembly, batch: int) -> bool:
     if batch <= SMALL:
         return False
-    given = [getattr(parts.algorithm_settings, name, None) for name in ("window", "window_end", "horizon")]
-    longest = max((n for n in given if isinstance(n, int)), default=parts.env.episode_steps)
-    return parts.device.type == "cuda" or batch * longest >= LARGE_ON_CPU
+    given = [getattr(assembly.algorithm_settings, name, None) for name in ("window", "window_end", "horizon")]
+    longest = max((n for n in given if isinstance(n, int)), default=assembly.env.episode_steps)
+    return assembly.device.type == "cuda" or batch * longest >= LARGE_ON_CPU
 
 
 def _peak(config: RunConfig, batch: int, shards: int) -> float:

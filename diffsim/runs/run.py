@@ -149,8 +149,11 @@ def trained(
         file = RunFile(default_folder(config) if out is None else run_folder(out))
         if file.exists() and launched()[0] == 0:
             raise RunFileError(already_there(file.path))
+        assembly = assemble(config)
         if processes is None and launched()[1] == 1:
-            config = with_shards_that_fit(config, progress.say)
+            with torch_defaults(config.threads):
+                assembly = with_shards_that_fit(assembly, progress.say)
+        config = assembly.given
         team = team_for(processes, config.shards)
         order = {
             "values": config.model_dump(),
@@ -159,7 +162,6 @@ def trained(
             "trust": trust,
         }
         with torch_defaults(config.threads), team.at_work(order):
-            assembly = assemble(config)
             run = Run(file, assembly.config, assembly, progress, team=team)
             start = {} if init is None else run.start_from(RunFile(init))
             with _held_by(team, file):

@@ -69,7 +69,9 @@ def test_the_longest_windows_of_a_run_are_measured(small, monkeypatch):
     monkeypatch.setattr(
         memory, "_peak", lambda config, batch, shards: seen.append(config.algorithm.options) or 1.0
     )
-    with_shards_that_fit(load_config({"env": "pendulum", "algorithm": {"batch": 1024}}), lambda line: None)
+    with_shards_that_fit(
+        assemble(load_config({"env": "pendulum", "algorithm": {"batch": 1024}})), lambda line: None
+    )
     assert seen[0]["window_end"] == 32
     monkeypatch.undo()
     config = load_config({"env": "pendulum", "backend": "eager", "algorithm": {"window": 2}})
@@ -106,9 +108,9 @@ def test_a_batch_that_does_not_fit_is_divided_and_gives_the_same_policy(small, m
 
 
 def test_what_fits_in_no_number_of_shards_is_said_and_left_as_it_is(small, monkeypatch):
-    config, said = load_config(EAGER), []
+    assembly, said = assemble(load_config(EAGER)), []
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000.0)
-    assert with_shards_that_fit(config, said.append) is config
+    assert with_shards_that_fit(assembly, said.append) is assembly
     assert "still 0.0 GB; 0.0 GB are free on this machine, so it may run out of memory" in said[-1]
 
 
@@ -123,8 +125,8 @@ def test_measuring_changes_no_bit_of_a_run(monkeypatch, tmp_path):
 
 def test_small_batches_are_not_measured():
     said = []
-    config = load_config({"env": "pendulum"})
-    assert with_shards_that_fit(config, said.append) is config
+    assembly = assemble(load_config({"env": "pendulum"}))
+    assert with_shards_that_fit(assembly, said.append) is assembly
     assert said == []
 
 
