@@ -5,7 +5,7 @@
 #
 #     sh benchmarks/report_runs.sh runs/report 10
 #
-# About 36 CPU minutes a seed, and four hours for settings that are searched.
+# About 40 CPU minutes a seed, and four hours for settings that are searched.
 set -e
 out=${1:-runs/report}
 seeds=${2:-10}

@@ -11,9 +11,9 @@ import contextlib
 import json
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -154,6 +154,10 @@ class EnvConfig(Named):
     """``name`` is a simulator; options beside it override its physical parameters."""
 
 
+LIMITS = ("wall_seconds", "env_steps")
+"""What a run may use up: fields of :class:`StopConfig` and columns of the history."""
+
+
 class StopConfig(Settings):
     """What ends a run before its updates are done; checked after each update, the first that holds counts."""
 
@@ -167,8 +171,7 @@ class StopConfig(Settings):
     @property
     def limits(self) -> dict[str, float]:
         """What is limited, by the name of its column in the history."""
-        named = {"wall_seconds": self.wall_seconds, "env_steps": self.env_steps}
-        return {name: limit for name, limit in named.items() if limit is not None}
+        return {name: limit for name in LIMITS if (limit := getattr(self, name)) is not None}
 
 
 DOUBLINGS = 2
@@ -187,7 +190,7 @@ class RunConfig(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
     updates: int = Field(default=600, ge=1)
     """Updates of the run. Schedules, such as of learning rates, end with the last."""
-    doublings: int | Literal["stop"] = 0
+    doublings: Annotated[int, Field(ge=0)] | Literal["stop"] = 0
     """How often a run may go on to twice its updates, where its best policy does not yet succeed from as many held-out
     starts as the task asks for. ``"stop"``: until ``stop.wall_seconds`` or ``stop.env_steps``, whatever the policy
     does. By default 0 where ``updates`` is set, else ``"stop"`` where one of these limits is, else 2."""
@@ -207,13 +210,13 @@ class RunConfig(Settings):
     """Parts of each batch, simulated one after the other or by several processes. Part of the run because sums over
     another number of parts round differently."""
 
-    @field_validator("doublings", mode="plain")
+    @field_validator("doublings", mode="wrap")
     @classmethod
-    def _number_or_stop(cls, value: Any) -> Any:
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        if not whole and value != UNTIL_STOP:
-            raise ValueError('needs a whole number, 0 or more, or "stop"')
-        return value
+    def _number_or_stop(cls, value: Any, validated: Callable[[Any], Any]) -> Any:
+        try:
+            return validated(value)
+        except ValidationError:
+            raise ValueError('needs a whole number, 0 or more, or "stop"') from None
 
     @model_validator(mode="before")
     @classmethod
@@ -222,7 +225,7 @@ class RunConfig(Settings):
             return values
         stop = values.get("stop")
         given = stop.limits if isinstance(stop, StopConfig) else stop if isinstance(stop, Mapping) else {}
-        limited = any(given.get(name) is not None for name in ("wall_seconds", "env_steps"))
+        limited = any(given.get(name) is not None for name in LIMITS)
         return {"doublings": UNTIL_STOP if limited else DOUBLINGS, **values}
 
     @model_validator(mode="after")

@@ -89,10 +89,11 @@ def free_bytes(device: torch.device) -> float:
     return 1e6 * free_memory_mb()
 
 
-def what_to_do(error: Exception, update: int, batch: int | None, shards: int, divides: bool) -> str:
+def what_to_do(error: Exception, update: int, assembly: Assembly) -> str:
     """Of memory that ran out in an update, in words."""
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if batch is None or not divides or 2 * shards > batch:
+    batch, shards = getattr(assembly.algorithm_settings, "batch", None), assembly.given.shards
+    if batch is None or not assembly.divides_batches or 2 * shards > batch:
         return f"out of memory in update {update}: {said}"
     return (
         f"out of memory in update {update}, whose algorithm.batch = {batch:,} rollouts are computed "

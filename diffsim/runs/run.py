@@ -147,14 +147,14 @@ def trained(
             return run
         config = load_config(_with_policy_of(init, values, trust))
         file = RunFile(default_folder(config) if out is None else run_folder(out))
-        if file.exists() and launched()[0] == 0:
-            raise RunFileError(already_there(file.path))
         assembly = assemble(config)
-        if processes is None and launched()[1] == 1:
+        if processes is None and launched()[1] == 1 and not file.exists():
             with torch_defaults(config.threads):
                 assembly = with_shards_that_fit(assembly, progress.say)
         config = assembly.given
         team = team_for(processes, config.shards)
+        if file.exists() and team.writes:
+            raise RunFileError(already_there(file.path))
         order = {
             "values": config.model_dump(),
             "out": str(file.folder),
@@ -363,9 +363,7 @@ class Run:
             except Exception as error:
                 self._leave_checkpoint(error)
                 if is_out_of_memory(error):
-                    batch = getattr(self.assembly.algorithm_settings, "batch", None)
-                    divides = self.assembly.divides_batches
-                    said = what_to_do(error, self.updates_done + 1, batch, self.config.shards, divides)
+                    said = what_to_do(error, self.updates_done + 1, self.assembly)
                     raise OutOfMemoryError(said) from error
                 raise
 
