@@ -324,9 +324,9 @@ class Run:
         if note := self.algorithm.env.training_note:
             self.progress.say(note)
         self.progress.begin(config.updates, self.updates_done)
-        longer = self._continuation() if self.updates_done else None
-        if longer:  # a finished run that was given another limit
-            self._go_on(longer)
+        changed = self._continuation() if self.updates_done else None
+        if changed:  # a run that was given another limit
+            self._go_on(changed)
         self.progress.status("first update, which may compile")
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(stop_on_signals())
@@ -346,9 +346,9 @@ class Run:
                         raise DivergenceError(
                             f"{reason} The policy before them is in {shown(self.file.path)}"
                         )
-                    longer = self._continuation()
-                    if longer:
-                        self._go_on(longer)
+                    changed = self._continuation()
+                    if changed:
+                        self._go_on(changed)
                     end = self._end()
                     if end:
                         self._save("finished", end, final=True)
@@ -356,7 +356,7 @@ class Run:
                         name = signal.Signals(asked).name
                         self._save("stopped", f"{name} after update {self.updates_done}", final=True)
                         raise Interrupted(self._how_to_go_on(), asked)
-                    elif longer or self.updates_done % config.checkpoint_every == 0:
+                    elif changed or self.updates_done % config.checkpoint_every == 0:
                         self._save("running")
             except (DivergenceError, Interrupted, RunFileError):
                 raise
@@ -368,20 +368,22 @@ class Run:
                 raise
 
     def _continuation(self) -> Continuation | None:
-        """How the run goes on after the last of its updates; None if it does not, or if that has not come."""
-        if self.updates_done < self.config.updates:
-            return None
+        """With how many updates the run goes on; None if that does not change."""
         evaluations = self.history["return"], self.history["success"]
         return continuation(
-            self.config, self.algorithm.env, *evaluations, share_used(self.config, self._row())
+            self.config,
+            self.algorithm.env,
+            self.updates_done,
+            *evaluations,
+            share_used(self.config, self._row()),
         )
 
-    def _go_on(self, longer: Continuation) -> None:
+    def _go_on(self, changed: Continuation) -> None:
         """The next checkpoint writes the new length together with the state that goes on with it."""
-        self.config, updates = longer.config, longer.config.updates
+        self.config, updates = changed.config, changed.config.updates
         self.algorithm.lengthen(updates)
         self.progress.begin(updates, self.updates_done)
-        self.progress.say(f"{longer.why}: going on to {updates:,} updates")
+        self.progress.say(f"{changed.why}: going on to {updates:,} updates")
 
     def _row(self) -> dict[str, float]:
         return {name: column[-1] for name, column in self.history.items()}

@@ -54,7 +54,7 @@ def train(task: str, settings: Mapping[str, Any], seed: int, meter: Meter) -> No
         act = _Acting(algorithm.policy)
         meter.begin(act)
         steps = gradients = dropped = 0
-        validation, validated = Validation(algorithm, config), []
+        validation, returns, successes = Validation(algorithm, config), [], []
         for update in itertools.count(1):
             cpu, wall = time.process_time(), time.perf_counter()
             record = algorithm.step()
@@ -68,19 +68,20 @@ def train(task: str, settings: Mapping[str, Any], seed: int, meter: Meter) -> No
             at_end, every = update == config.updates, config.evaluation.every
             if at_end or (every and update % every == 0):
                 measured = validation()
-                validated.append((measured.mean_return, measured.success))
+                returns.append(measured.mean_return)
+                successes.append(measured.success)
                 steps += measured.env_steps
                 if measured.is_best:
                     act = _Acting(copy.deepcopy(algorithm.policy))
             if not meter.go_on(steps, gradients, act):
                 return
-            if at_end:
-                returns, successes = zip(*validated, strict=True)
-                longer = continuation(config, algorithm.env, returns, successes, 1.0 - meter.remaining)
-                if longer is None:
-                    break
-                config = longer.config
+            used = 1.0 - meter.remaining
+            changed = continuation(config, algorithm.env, update, returns, successes, used)
+            if changed:
+                config = changed.config
                 algorithm.lengthen(config.updates)
+            elif at_end:
+                break
         meter.end(steps, gradients, act, f"all {config.updates} updates done")
 
 

@@ -115,8 +115,45 @@ def test_a_finished_run_goes_on_with_another_limit(tmp_path):
 def test_how_long_a_run_becomes_follows_from_the_share_of_the_limit_that_is_used(used, updates):
     config = load_config({"env": "pendulum", "stop": {"wall_seconds": 60}})
     assert config.doublings == "stop"
-    longer = continuation(config, make_env("pendulum"), [-150.0], [1.0], used)
-    assert (longer and longer.config.updates) == updates
+    changed = continuation(config, make_env("pendulum"), 600, [-150.0], [1.0], used)
+    assert (changed and changed.config.updates) == updates
+
+
+@pytest.mark.parametrize(
+    ("done", "used", "updates"),
+    [
+        (16, 0.04, 400),  # there is room for so many
+        (128, 0.5, 256),
+        (8, 0.5, None),  # too early to tell
+        (17, 0.5, None),  # at 16, 32, 64, ... only
+        (512, 0.9, None),  # room for 568, less than a tenth fewer
+        (16, 0.0, None),
+        (256, 1.0, None),  # the run ends here
+    ],
+)
+def test_a_run_takes_fewer_updates_where_the_limit_has_no_room_for_all(done, used, updates):
+    config = load_config({"env": "pendulum", "stop": {"wall_seconds": 60}})
+    changed = continuation(config, make_env("pendulum"), done, [], [], used)
+    assert (changed and changed.config.updates) == updates
+    asked = load_config({"env": "pendulum", "stop": {"wall_seconds": 60}, "updates": 600})
+    assert continuation(asked, make_env("pendulum"), done, [], [], used) is None
+
+
+def test_the_schedules_of_a_run_with_fewer_updates_end_with_the_limit(tmp_path, capsys):
+    settings = {**EQUAL, "doublings": "stop", "stop": {"env_steps": 20 * AN_UPDATE}, "checkpoint_every": 100}
+    run = train(tmp_path / "run", updates=50, **settings)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "80% of the limit of [stop] is used, which has no room for 50 updates: going on to 20 updates" in said
+    assert (run.config().updates, run.status()["reason"]) == (20, "all 20 updates done")
+
+    def vanish(row):
+        if row["update"] == 18:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", callback=vanish, updates=50, **settings)
+    diffsim.train(out=tmp_path / "killed", resume=True, quiet=True)
+    assert_same(weights(tmp_path / "killed"), weights(run))
 
 
 def test_a_limit_is_used_only_where_there_is_one():
