@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from diffsim.rollouts.agreement import compare_with_eager, few_of
 from diffsim.rollouts.inputs import Inputs, Outcome, UnsupportedError
-from diffsim.rollouts.native import STRIDED, Native, arguments_struct, compare_with_eager, few_of
+from diffsim.rollouts.native import STRIDED, Native, arguments_struct
 from diffsim.rollouts.stepwise import Stepwise
 from diffsim.rollouts.traced import Traced
 from diffsim.rollouts.translation_cuda import CudaTranslation, Layout

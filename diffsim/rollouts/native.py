@@ -8,12 +8,12 @@ constant of the kernel; a change of a number among the attributes of simulator o
 from __future__ import annotations
 
 import ctypes
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffsim.rollouts.agreement import compare_with_eager, few_of
 from diffsim.rollouts.inputs import Engine, Inputs, Outcome, UnsupportedError
 from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Stepwise
@@ -282,68 +282,3 @@ def strided(tensor: Tensor | None, axes: str) -> ctypes.Structure:
 
 def _p(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def compare_with_eager(engine: Native, inputs: Inputs, gradient: bool) -> None:
-    """Run a few rollouts for two control intervals on both back ends.
-
-    Raises:
-        UnsupportedError: values or gradients differ.
-    """
-    few = few_of(inputs)
-    eager = Stepwise()
-    states = []
-    gradients = []
-    for back_end in (eager, engine):
-        outcome, kept = back_end.forward(few, keep_states=True, pulled=gradient)
-        results = [outcome.costs, outcome.last, *([] if outcome.values is None else [outcome.values])]
-        states.append(results)
-        if gradient:
-            ones = Outcome(
-                None, torch.ones_like(few.x0), *(q if q is None else torch.ones_like(q) for q in outcome[2:])
-            )
-            assert outcome.states is not None
-            gradients.append(back_end.backward(few, outcome.states, ones, kept))
-    tolerance = 1e-9 if few.x0.dtype == torch.float64 else 1e-3
-    for right, got in zip(*states, strict=True):
-        _agree("the next state or cost", right, got, tolerance)
-    if gradient:
-        for name, tensor in few.named().items():
-            if tensor.requires_grad:
-                zero = torch.zeros_like(tensor)
-                _agree("the gradient", gradients[0].get(name, zero), gradients[1].get(name, zero), tolerance)
-
-
-def _agree(what: str, right: Tensor, got: Tensor, tolerance: float) -> None:
-    finite = right.isfinite()
-    if not finite.any():
-        return  # nothing to compare with
-    right, got = right[finite], got[finite]
-    # For numbers much smaller than 1 the difference may be rounding of the larger operands.
-    difference = float((right - got).abs().max() / right.abs().max().clamp_min(1e-2))
-    if not difference < tolerance:
-        raise UnsupportedError(
-            f"{what} of the compiled step differs from torch's by {difference:.2g} (relative); does the step mix "
-            "rollouts, branch on values or hold a torch.autograd.Function of its own?"
-        )
-
-
-def few_of(inputs: Inputs) -> Inputs:
-    """Inputs of two control intervals, from some of these states and from others in the state box."""
-    x0 = inputs.x0.detach()
-    given = x0[x0.isfinite().all(-1)][:3]
-    box = inputs.env.state_box.sample(5, torch.Generator("cpu").manual_seed(0), torch.float64)
-    states = torch.cat((given, box.to(x0)))
-    rows = torch.arange(len(states), device=x0.device) % len(x0)
-    moved: dict[str, Any] = {
-        name: q.detach()[:1, rows].expand(2, -1, -1).requires_grad_(q.requires_grad)
-        if isinstance(q, Tensor)
-        else q
-        for name, q in (("noise", inputs.noise), ("controls", inputs.controls))
-    }
-    p = {
-        k: (v.detach()[rows] if v.ndim else v.detach()).requires_grad_(v.requires_grad)
-        for k, v in inputs.p.items()
-    }
-    states = states.requires_grad_(inputs.x0.requires_grad)
-    return replace(inputs, x0=states, steps=2, p=p, threads=1, members=1, stacked={}, truncate=None, **moved)

@@ -117,7 +117,7 @@ def _terms(
     """By contact the rows of its Jacobian (along the normal and the tangents, then about them), the speeds along them,
     stiffness and pull.
 
-    Kernels leave them out, as zeros, where no rollout of a vector touches, but for those of elliptic cones.
+    Kernels leave them out, as zeros, where no rollout of a vector touches.
     """
     calls, start, shapes = [], 0, []
     for pair, touch in contacts:
@@ -141,8 +141,8 @@ def _terms(
         at_point = touch.point, touch.normal, touch.tangent, moving, [v[k] for k in dofs], pair.dimensions
         shapes.append((pair.dimensions, dofs, start))
         adds = range(start, start := start + pair.dimensions * (len(dofs) + 1) + 2)
-        can_miss = isinstance(near, Tensor) and (model.cone == "pyramidal" or pair.dimensions == 1)
-        calls.append(Call(_touching, (near, gap, soft, *at_point), adds, near if can_miss else None))
+        guard = near if isinstance(near, Tensor) else None
+        calls.append(Call(_touching, (near, gap, soft, *at_point), adds, guard))
     spatial = any(isinstance(x, Tensor) for angular, _ in motions.column for x in angular)
     if spatial or len(calls) > FEW:
         found = add_contributions([0.0] * start, calls)

@@ -3,7 +3,8 @@
 The acceleration ``a`` minimises ``½ (a - a0)ᵀ M (a - a0) + Σ s(J a - a_ref)``, where every row s is a quadratic on one
 side (limits, contacts), on both (equality), or one that turns linear (dry friction): MuJoCo's documentation, chapter
 Computation.  A full Newton step is exact as soon as it finds the rows that are active, so that a few steps solve the
-problem to rounding.  Elliptic friction cones are not quadratic: :mod:`robotics_envs.robots.cones`.
+problem to rounding; where the rows change back and forth, a line search ends that.  Elliptic friction cones are not
+quadratic: :mod:`robotics_envs.robots.cones`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from robotics_envs.robots.cones import conic_step
 from robotics_envs.robots.inertia import Matrix, factor, solve
-from robotics_envs.robots.rows import Cone, Constraint, Row
+from robotics_envs.robots.line_search import share_of_step, shortened
+from robotics_envs.robots.rows import Cone, Constraint, Row, along
 from robotics_envs.robots.scalars import (
     Scalar,
     Vec,
     absolute,
     add,
+    both,
     columns,
     dot,
     mul,
@@ -40,7 +43,7 @@ MOST_STEPS = 40
 """Newton steps at most; few states need more than five (docs/robots.md)."""
 
 _FULL_STEPS = 6
-"""After so many, every other step is half of one: full steps alone can go round in circles."""
+"""After so many, steps end where the cost is least along them: full steps alone can go round in circles."""
 
 
 def accelerate(
@@ -70,7 +73,7 @@ def accelerate(
         known_matrix, known_force, known_rows = unpack(packed)
         *state, count = columns(x)
         a, before = state[:n], iter(state[n:])
-        is_half = _is_half(count)
+        searches: Any = count >= _FULL_STEPS
         hessian, right, pushing = _pressed(known_matrix, known_force, known_rows, a, count)
         sides: dict[int, list[Any]] = {}
         for k, row in enumerate(known_rows):
@@ -79,15 +82,17 @@ def accelerate(
             sides[k] = (
                 _pushing(row, a, count == 0)
                 if row.bound is None
-                else [_slip(row, a, count == 0, next(before))]
+                else [_slip(row, a, count == 0, where(searches, 0.0, next(before)))]
             )
             _add_row(hessian, right, row, sides[k])
         full = solve(factor(hessian), right)
         moving = total(_changed(known_rows[k], full, side, tolerance) for k, side in sides.items())
         moving = _released(moving, known_rows, full, pushing, tolerance)
-        following = [where(is_half, 0.5 * (old + new), new) for old, new in zip(a, full, strict=True)]
+        searches = where(both(searches, moving != 0), 1.0, 0.0, like=count)
+        ahead = [new - old for old, new in zip(a, full, strict=True)]
+        share = share_of_step(known_matrix, known_force, known_rows, a, ahead, searches)
+        following = shortened(full, ahead, share)
         following += [side[0] for k, side in sides.items() if known_rows[k].bound is not None]
-        moving = where(is_half, 1.0, moving, like=count)
         next_count = where(moving == 0, -1.0, count + 1)
         return stack([*following, next_count], x[..., 0]), stack([moving], x[..., 0])[..., 0]
 
@@ -105,11 +110,6 @@ def _conic(unpack: Callable[[Tensor], Any]) -> Callable[[Tensor, Tensor], tuple[
         return stack([*following, next_count], x[..., 0]), stack([1.0 - settled], x[..., 0])[..., 0]
 
     return step
-
-
-def _is_half(count: Any) -> Any:
-    half = 0.5 * count
-    return (count >= _FULL_STEPS) & (half == torch.floor(half))
 
 
 def _is_contact(row: Constraint) -> bool:
@@ -171,11 +171,11 @@ def _count_changed(a: Vec, pushing: list[Tensor], tolerance: Scalar, local: tupl
 
 def shortfalls(row: Constraint, a: Vec) -> list[tuple[Scalar, Scalar]]:
     """By edge: its acceleration less the reference, and the reference."""
-    along = [total(mul(x, a[k]) for k, x in basis.items()) for basis in row.basis]
+    rates = [along(basis, a) for basis in row.basis]
     lacks = []
     for weights, _ in row.edges:
         reference = sub(row.pull, mul(row.damping, dot(weights, row.velocity)))
-        lacks.append((sub(dot(weights, along), reference), reference))
+        lacks.append((sub(dot(weights, rates), reference), reference))
     return lacks
 
 

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
-from robotics_envs.robots.scalars import Scalar
+from robotics_envs.robots.scalars import Scalar, mul, total
 
 Row = dict[int, Scalar]
 """A row of a Jacobian: what is not zero, by degree of freedom."""
 
 
 @dataclass
-class Constraint:
+class _Rows:
+    """Rows of the Jacobian, ``basis``, and what follows from the accelerations along them."""
+
+    basis: list[Row]
+
+    @property
+    def moves(self) -> list[int]:
+        """The degrees of freedom that it moves."""
+        return sorted({k for row in self.basis for k in row})
+
+    def local(self) -> tuple[Any, ...]:
+        """Arguments for the same with the degrees of freedom that it moves counted from 0."""
+        place = {k: i for i, k in enumerate(self.moves)}
+        basis = [{place[k]: x for k, x in row.items()} for row in self.basis]
+        return basis, *(getattr(self, field.name) for field in fields(self)[1:])
+
+
+@dataclass
+class Constraint(_Rows):
     """Rows that share a stiffness: edges of a friction pyramid, each a sum of ``basis`` rows with given weights.
 
     Row e has the reference acceleration ``pull - damping · velocity``, and the force ``stiffness`` times what its
@@ -21,7 +40,6 @@ class Constraint:
     constraints act ``always``, both ways too.
     """
 
-    basis: list[Row]
     velocity: list[Scalar]
     stiffness: Scalar
     pull: Scalar
@@ -30,20 +48,9 @@ class Constraint:
     bound: Scalar | None = None
     always: bool = False
 
-    @property
-    def moves(self) -> list[int]:
-        """The degrees of freedom that it moves."""
-        return sorted({k for row in self.basis for k in row})
-
-    def local(self) -> tuple[Any, ...]:
-        """Arguments for the same constraint with the degrees of freedom that it moves counted from 0."""
-        place = {k: i for i, k in enumerate(self.moves)}
-        basis = [{place[k]: x for k, x in row.items()} for row in self.basis]
-        return basis, self.velocity, self.stiffness, self.pull, self.damping, self.edges
-
 
 @dataclass
-class Cone:
+class Cone(_Rows):
     """A contact with an elliptic cone: the normal row, then those of friction, with their coefficients.
 
     The normal row has the reference acceleration ``pull - damping · velocity``, the others without ``pull``;
@@ -51,10 +58,14 @@ class Cone:
     cone, ``friction / sqrt(impratio)``.
     """
 
-    basis: list[Row]
     velocity: list[Scalar]
     stiffness: Scalar
     pull: Scalar
     damping: float
     friction: list[Scalar]
     mu: Scalar
+
+
+def along(basis: Row, a: Sequence[Scalar]) -> Scalar:
+    """The acceleration along a row."""
+    return total(mul(x, a[k]) for k, x in basis.items())

@@ -148,6 +148,11 @@ def both(a: Any, b: Any) -> Any:
     return a & b
 
 
+def cut(a: Scalar) -> Scalar:
+    """Without a derivative."""
+    return a.detach() if isinstance(a, Tensor) else a
+
+
 def inverse_length(square: Scalar, least: float = 1e-24) -> Scalar:
     """``1 / sqrt(square)``, with squares below ``least`` raised to it."""
     if isinstance(square, float):
