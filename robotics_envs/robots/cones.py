@@ -61,7 +61,7 @@ def conic_step(
     moved = largest([absolute(cut(s)) for s in step])
     tolerance = torch.finfo(a[0].dtype).eps ** 0.6  # type: ignore[union-attr]
     is_small = moved <= mul(tolerance, add(1.0, size))
-    searches = where(is_first | is_last | is_small, 0.0, 1.0, like=a[0])
+    searches: Any = where(is_first | is_last | is_small, 0.0, 1.0, like=a[0])
     full = [add(x, s) for x, s in zip(a, step, strict=True)]
     following = shortened(full, step, share_of_step(matrix, force, rows, a, step, searches))
     return following, where(both(is_small, ~is_first), 1.0, 0.0, like=a[0])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -26,7 +28,7 @@ def share_of_step(
     rows: Sequence[Constraint | Cone],
     a: Vec,
     step: Vec,
-    searches: Scalar,
+    searches: Tensor,
 ) -> Scalar:
     """The share of ``step`` to take, without derivatives: all of it, unless the cost rises steeply at its end.
 
@@ -36,20 +38,16 @@ def share_of_step(
     """
     a, step = [cut(x) for x in a], [cut(s) for s in step]
     below = [[cut(x) for x in row[: i + 1]] for i, row in enumerate(matrix)]
-    flat, bent = add_contributions(
-        [0.0, 0.0],
-        [Call(_of_inertia, (below, [cut(f) for f in force], a, step, searches), (0, 1), searches)],
-    )
-
+    smooth = Call(_of_inertia, (below, [cut(f) for f in force], a, step), (0, 1))
+    flat, bent = add_contributions([0.0, 0.0], [smooth], searches)
     lines = _lines(rows, a, step, searches)
 
-    def slope(share: Scalar, searches: Scalar) -> Any:
-        return add_contributions(
-            [add(flat, mul(share, bent))], [line.slope(share, searches) for line in lines]
-        )[0]
+    def slope(share: Scalar, searches: Tensor) -> Any:
+        calls = [line.slope(share) for line in lines]
+        return add_contributions([add(flat, mul(share, bent))], calls, searches)[0]
 
     at_start, at_end = slope(0.0 * searches, searches), slope(0.0 * searches + 1.0, searches)
-    searches = where(at_end > -_FLAT * at_start, searches, 0.0)
+    searches = torch.where(at_end > -_FLAT * at_start, searches, 0.0)
     low, high, at_low, at_high = 0.0 * at_start, 0.0 * at_start + 1.0, at_start, at_end
     for _ in range(_SECANTS):
         width = high - low
@@ -71,9 +69,7 @@ def shortened(full: Vec, step: Vec, share: Scalar) -> list[Scalar]:
     return [add(x, cut(mul(sub(share, 1.0), s))) for x, s in zip(full, step, strict=True)]
 
 
-def _of_inertia(
-    below: Matrix, force: Sequence[Scalar], a: Vec, step: Vec, searches: Any
-) -> tuple[Scalar, Scalar]:
+def _of_inertia(below: Matrix, force: Sequence[Scalar], a: Vec, step: Vec) -> tuple[Scalar, Scalar]:
     """The slope along the step at its start, and how it changes, of the cost without constraints."""
     n = len(force)
     pushed = [dot([below[max(i, j)][min(i, j)] for j in range(n)], step) for i in range(n)]
@@ -86,35 +82,36 @@ class _Line(NamedTuple):
     row: Constraint | Cone
     given: list[Scalar]
 
-    def slope(self, share: Scalar, searches: Scalar) -> Call:
-        """The call that adds the slope of the cost, where that is wanted."""
-        row, wanted = self.row, _wanted(self.row, searches)
+    def slope(self, share: Scalar) -> Call:
+        """The call that adds the slope of the cost."""
+        row = self.row
+        given: tuple[Any, ...] = self.given, share, row.stiffness
         if isinstance(row, Cone):
-            return Call(
-                _slope_of_cone, (self.given, share, wanted, cut(row.stiffness), cut(row.mu)), (0,), wanted
-            )
-        many, bound = [float(many) for _, many in row.edges], None if row.bound is None else cut(row.bound)
-        given = (self.given, share, wanted, cut(row.stiffness), many, bound, row.always)
-        return Call(_slope_of_constraint, given, (0,), wanted)
+            return Call(_slope_of_cone, (*given, row.mu), (0,), _guard(row))
+        edges = [float(many) for _, many in row.edges]
+        return Call(_slope_of_constraint, (*given, edges, row.bound, row.always), (0,), _guard(row))
 
 
-def _wanted(row: Constraint | Cone, searches: Scalar) -> Scalar:
-    return where(row.stiffness > 0, searches, 0.0) if isinstance(row.stiffness, Tensor) else searches
+def _guard(row: Constraint | Cone) -> Tensor | None:
+    """What is zero where a constraint is absent."""
+    return row.stiffness if isinstance(row.stiffness, Tensor) else None
 
 
-def _lines(rows: Sequence[Constraint | Cone], a: Vec, step: Vec, searches: Scalar) -> list[_Line]:
-    calls, places, count = [], [], 0
-    for row in rows:
-        is_cone, dofs, wanted = isinstance(row, Cone), row.moves, _wanted(row, searches)
-        places.append(range(count, count := count + (5 if is_cone else 2 * len(row.edges))))  # type: ignore[union-attr]
-        local = tree_map(cut, row.local())
-        given = [a[k] for k in dofs], [step[k] for k in dofs], wanted, local
-        calls.append(Call(_line_of_cone if is_cone else _line_of_constraint, given, places[-1], wanted))
-    found = add_contributions([0.0] * count, calls)
-    return [_Line(row, [found[k] for k in place]) for row, place in zip(rows, places, strict=True)]
+def _lines(rows: Sequence[Constraint | Cone], a: Vec, step: Vec, searches: Tensor) -> list[_Line]:
+    found: list[tuple[Constraint | Cone, range]] = []
+    calls, count = [], 0
+    for given in rows:
+        row = type(given)(*(tree_map(cut, getattr(given, field.name)) for field in fields(given)))
+        size = 5 if isinstance(row, Cone) else 2 * len(row.edges)
+        found.append((row, range(count, count := count + size)))
+        function, dofs = _line_of_cone if isinstance(row, Cone) else _line_of_constraint, row.moves
+        arguments = [a[k] for k in dofs], [step[k] for k in dofs], row.local()
+        calls.append(Call(function, arguments, found[-1][1], _guard(row)))
+    entries = add_contributions([0.0] * count, calls, searches)
+    return [_Line(row, [entries[k] for k in places]) for row, places in found]
 
 
-def _line_of_constraint(a: Vec, step: Vec, wanted: Any, local: tuple[Any, ...]) -> list[Scalar]:
+def _line_of_constraint(a: Vec, step: Vec, local: tuple[Any, ...]) -> list[Scalar]:
     """By edge what its acceleration lacks at the start of the step, and how that changes."""
     row = Constraint(*local)
     at, rates = ([along(basis, q) for basis in row.basis] for q in (a, step))
@@ -126,7 +123,7 @@ def _line_of_constraint(a: Vec, step: Vec, wanted: Any, local: tuple[Any, ...]) 
 
 
 def _slope_of_constraint(
-    line: Vec, share: Scalar, wanted: Any, stiffness: Scalar, many: Vec, bound: Scalar | None, always: bool
+    line: Vec, share: Scalar, stiffness: Scalar, many: Vec, bound: Scalar | None, always: bool
 ) -> Scalar:
     found: Scalar = 0.0
     for number, lack, rate in zip(many, line[::2], line[1::2], strict=True):
@@ -139,7 +136,7 @@ def _slope_of_constraint(
     return found
 
 
-def _line_of_cone(a: Vec, step: Vec, wanted: Any, local: tuple[Any, ...]) -> list[Scalar]:
+def _line_of_cone(a: Vec, step: Vec, local: tuple[Any, ...]) -> list[Scalar]:
     """What the normal acceleration lacks and how that changes, then the square of the tangential, as a polynomial."""
     row = Cone(*local)
     at, rates = ([along(basis, q) for basis in row.basis] for q in (a, step))
@@ -151,7 +148,7 @@ def _line_of_cone(a: Vec, step: Vec, wanted: Any, local: tuple[Any, ...]) -> lis
     return [sub(lacks[0], row.pull), rates[0], *square]
 
 
-def _slope_of_cone(line: Vec, share: Scalar, wanted: Any, stiffness: Scalar, mu: Scalar) -> Scalar:
+def _slope_of_cone(line: Vec, share: Scalar, stiffness: Scalar, mu: Scalar) -> Scalar:
     """Sticking, sliding or open: see :mod:`robotics_envs.robots.costs`."""
     lack, rate, constant, linear, quadratic = line
     normal: Any = add(lack, mul(share, rate))

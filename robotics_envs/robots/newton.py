@@ -89,9 +89,11 @@ def accelerate(
         moving = total(_changed(known_rows[k], full, side, tolerance) for k, side in sides.items())
         moving = _released(moving, known_rows, full, pushing, tolerance)
         searches = where(both(searches, moving != 0), 1.0, 0.0, like=count)
-        ahead = [new - old for old, new in zip(a, full, strict=True)]
-        share = share_of_step(known_matrix, known_force, known_rows, a, ahead, searches)
-        following = shortened(full, ahead, share)
+        following = full
+        if isinstance(searches, Tensor):  # not where all rows always act
+            ahead = [sub(new, old) for old, new in zip(a, full, strict=True)]
+            share = share_of_step(known_matrix, known_force, known_rows, a, ahead, searches)
+            following = shortened(full, ahead, share)
         following += [side[0] for k, side in sides.items() if known_rows[k].bound is not None]
         next_count = where(moving == 0, -1.0, count + 1)
         return stack([*following, next_count], x[..., 0]), stack([moving], x[..., 0])[..., 0]

@@ -35,12 +35,15 @@ class Call(NamedTuple):
     only_if: Tensor | float | None = None
 
 
-def add_contributions(start: Sequence[Tensor | float], calls: Iterable[Call]) -> list[Tensor | float]:
+def add_contributions(
+    start: Sequence[Tensor | float], calls: Iterable[Call], only_if: Tensor | None = None
+) -> list[Tensor | float]:
     """``start`` with the results of all calls added; an entry to which only zeros are added stays the number it is.
 
     In a kernel calls of one function that differ in tensors and in numbers other than 0, 1 and -1 only share one C++
     function, over whose calls a loop goes.  Where ``only_if`` is zero for all rollouts of a vector, nothing is called
-    and nothing is added, neither to values nor to derivatives; in a vector with others everything is.
+    and nothing is added, neither to values nor to derivatives; in a vector with others everything is.  The argument
+    ``only_if`` holds for all calls together: where it is zero, nothing may depend on what any of them adds.
     """
     calls = list(calls)
     total = list(start)
@@ -51,6 +54,7 @@ def add_contributions(start: Sequence[Tensor | float], calls: Iterable[Call]) ->
                 total[entry] = _sum(total[entry], term)
         return total
     values: dict[Operand, int] = {}
+    together = None if only_if is None else values.setdefault(tracer.array(only_if).item(), 0)
     contributions: list[Contribution] = []
     for call in calls:
         leaves, spec = tree_flatten(call.args)
@@ -86,7 +90,7 @@ def add_contributions(start: Sequence[Tensor | float], calls: Iterable[Call]) ->
         tracer.array(q).item() if isinstance(q, Tensor) else q for q in (total[entry] for entry in touched)
     ]
     compact = [q._replace(adds=tuple(place[entry] for entry in q.adds)) for q in contributions]
-    results = tracer.graph.scatter_add(first, list(values), compact)
+    results = tracer.graph.scatter_add(first, list(values), compact, together)
     example = next(leaf for call in calls for leaf in tree_flatten(call.args)[0] if isinstance(leaf, Tensor))
     with tracer.paused():
         for entry, result in zip(touched, results, strict=True):

@@ -175,7 +175,7 @@ def _of_scatter_add(
     touched = sorted({entry for contribution in contributions for entry in contribution.adds})
     place = {entry: k for k, entry in enumerate(touched)}
     compact = [q._replace(adds=tuple(place[entry] for entry in q.adds)) for q in contributions]
-    found = iter(graph.scatter_add([0.0] * len(touched), [*values, *bars], compact))
+    found = iter(graph.scatter_add([0.0] * len(touched), [*values, *bars], compact, data.only_if))
     terms: list[Operand] = [next(found) if k in place else 0.0 for k in range(len(values))]
     return [*bars, *terms], []
 

@@ -154,10 +154,14 @@ class Pulled(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ScatterAdd:
-    """A vector of ``size`` entries with ``contributions`` added, which are calls on values."""
+    """A vector of ``size`` entries with ``contributions`` added, which are calls on values.
+
+    Where the value number ``only_if`` is zero for all rollouts of a vector, nothing is added.
+    """
 
     size: int
     contributions: tuple[Contribution, ...]
+    only_if: int | None = None
 
 
 class Graph:
@@ -213,13 +217,17 @@ class Graph:
         return [flat[k * each : (k + 1) * each] for k in range(len(items))]
 
     def scatter_add(
-        self, start: Sequence[Operand], values: Sequence[Operand], contributions: Iterable[Contribution]
+        self,
+        start: Sequence[Operand],
+        values: Sequence[Operand],
+        contributions: Iterable[Contribution],
+        only_if: int | None = None,
     ) -> list[Operand]:
         """The entries of ``start`` with the contributions added, those of one function after the other."""
         order: dict[Function, list[Contribution]] = {}
         for contribution in contributions:
             order.setdefault(contribution.function, []).append(contribution)
-        data = ScatterAdd(len(start), tuple(q for of in order.values() for q in of))
+        data = ScatterAdd(len(start), tuple(q for of in order.values() for q in of), only_if)
         return self.results(self._intern("scatter_add", (*start, *values), data))
 
     def results(self, node: Node) -> list[Operand]:

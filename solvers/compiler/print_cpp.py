@@ -411,6 +411,8 @@ class _Block:
         start, values = node.args[: data.size], node.args[data.size :]
         self.lines.append(self._array(node, name))
         self._fill(self._arrays(start), name)
+        if data.only_if is not None:
+            self.lines.append(f"if (any({self.text(values[data.only_if])} != 0)) {{")
         places: Sequence[int] = self._one_array(values)
         if not places:
             places = range(len(values))
@@ -452,6 +454,8 @@ class _Block:
                 f"  for (int {k} = 0; {k} < {adds}; {k}++) {name}[{i}s[{i} * {adds} + {k}]] += {i}r[{k}];",
                 "}",
             ]
+        if data.only_if is not None:
+            self.lines.append("}")
 
     def _column(self, column: Sequence[Operand], i: str, table: str) -> str:
         """The C++ of entry ``i`` of a column of values; what cannot be indexed is copied to ``table`` first."""
