@@ -12,6 +12,7 @@ from diffsim.runs.evaluation import successes_of
 from robotics_envs.adapters.gym_adapter import Simulation
 from robotics_envs.base import Env
 from robotics_envs.environments import GYM, GYM_TASKS
+from robotics_envs.robots.compiling import gymnasium_env
 from robotics_envs.user_code import construct_env
 
 STARTS = 64
@@ -70,11 +71,9 @@ class GymnasiumJudge:
     """Whole episodes of a Gymnasium environment whose states are those of the simulator ``env``: MuJoCo's."""
 
     def __init__(self, env: Env, starts: int = GYM_STARTS, seed: int = GYM_SEED) -> None:
-        import gymnasium
-
         self.env, self.seed = env, seed
         name = gymnasium_id(env)
-        self._copies = [gymnasium.make(name, disable_env_checker=True) for _ in range(starts)]
+        self._copies = [gymnasium_env(name, disable_env_checker=True) for _ in range(starts)]
 
     def __call__(self, act: Act) -> tuple[float, float]:
         copies, seen = self._copies, self.env.observation_from_twin

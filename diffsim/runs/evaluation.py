@@ -418,8 +418,10 @@ def _make(gym_id: str) -> Any:
         except ModuleNotFoundError as error:
             raise EvaluationError(f"{gym_id} needs more ({error}): {install_command('twins')}") from None
         gymnasium.register_envs(shimmy)
+    from robotics_envs.robots.compiling import gymnasium_env
+
     try:
-        env: Any = gymnasium.make(gym_id)
+        env: Any = gymnasium_env(gym_id)
     except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
         raise EvaluationError(f"Gymnasium cannot make {gym_id!r}: {error}") from None
     if isinstance(env.observation_space, gymnasium.spaces.Dict):

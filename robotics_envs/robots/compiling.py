@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,25 @@ def without_log() -> Iterator[None]:
         yield
     finally:
         library.set_mju_user_warning(before)
+
+
+def gymnasium_env(name: str, **options: Any) -> Any:
+    """``gymnasium.make(name, **options)``, without what MuJoCo says about words of its own tasks' files."""
+    import gymnasium
+
+    has_mujoco = importlib.util.find_spec("mujoco") is not None
+    with without_log() if has_mujoco and name in gymnasium_tasks() else contextlib.nullcontext():
+        return gymnasium.make(name, **options)
+
+
+@functools.cache
+def gymnasium_tasks() -> frozenset[str]:
+    """The names of Gymnasium's tasks in MuJoCo."""
+    import gymnasium
+
+    return frozenset(
+        name for name, spec in gymnasium.registry.items() if "gymnasium.envs.mujoco" in str(spec.entry_point)
+    )
 
 
 def compiled(source: str | Path, options: Options) -> Any:

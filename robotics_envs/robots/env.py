@@ -374,9 +374,24 @@ def _around(model: RobotModel, joint: Joint, size: float, wide: bool) -> list[tu
         low, high = (-math.inf, math.inf) if joint.limit is None else joint.limit.range
         if wide and joint.limit is not None:
             return [(low, high)]
-        middle = min(max(joint.reference, low), high)
+        middle = min(max(model.reference[at], low), high)
         return [(max(middle - size, low), min(middle + size, high))]
     count = 7 if joint.kind == "free" else 4
     turn = 0.3 if wide else 0.0  # of a quaternion's components
     sizes = [*(size,) * (count - 4), *(turn,) * 4]
-    return [(x - s, x + s) for x, s in zip(model.reference[at : at + count], sizes, strict=True)]
+    bounds = [(x - s, x + s) for x, s in zip(model.reference[at : at + count], sizes, strict=True)]
+    ground = _ground(model)
+    if wide and joint.kind == "free" and ground is not None:
+        above = model.reference[at + 2] - ground
+        if above > 0:
+            # Not deep in the ground, where forces are those of no real state.
+            bounds[2] = ground + 0.5 * above, ground + 2 * above
+    return bounds
+
+
+def _ground(model: RobotModel) -> float | None:
+    """The height (m) of the highest level plane that is fixed to the world; None if there is none."""
+    level = [
+        q.offset[2] for q in model.geoms if q.kind == "plane" and not q.body and q.rotation[2][2] > 0.999
+    ]
+    return max(level, default=None)

@@ -32,6 +32,8 @@ class Options:
         floating: frees the root body of the robot from the world.
         floor: adds the ground, a plane at height 0.
         timestep: replaces the time step of the file, in s.
+        keyframe: the name of a keyframe of the file, whose positions take the place of the pose of the file: episodes
+            start near it, and the cost of a robot without a task measures from it.
         parameters: the physical parameters that become inputs, such as ``("torso.mass", "floor.friction")``: see
             :mod:`robotics_envs.robots.parameters`.  All others are constants of the kernel.
         onset: softens contacts and joint limits over so many metres (hinges: radians) while a policy is trained; see
@@ -47,6 +49,7 @@ class Options:
     floating: bool = False
     floor: bool = False
     timestep: float | None = None
+    keyframe: str | None = None
     parameters: tuple[str, ...] = ()
     onset: float = 0.0
 
@@ -212,7 +215,8 @@ class RobotModel:
     takes joint damping at the end of the step, ``shortest_time`` raises time constants of constraints to twice the
     time step.  ``mesh_boxes`` are the bounding boxes of meshes, which are only looked at.  ``equality_drifts`` says
     whether the motion that needs no acceleration counts in connected points and welded frames.  ``disabled`` are the
-    names of MuJoCo's flags of what is left out.  ``onset`` (m) is that of contacts, 0 where they are MuJoCo's.
+    names of MuJoCo's flags of what is left out.  ``reference`` are the positions of the pose that episodes start near:
+    that of the file, or of a keyframe.  ``onset`` (m) is that of contacts, 0 where they are MuJoCo's.
     """
 
     name: str

@@ -67,6 +67,8 @@ def _value(name: str, key: str, text: str) -> Any:
         if text not in _CHOICES[key]:
             raise RobotFileError(f"{name}: {key} is {' or '.join(_CHOICES[key])}, got {text!r}")
         return text
+    if key == "keyframe":
+        return text
     if key == "parameters":
         return tuple(part for part in text.split(",") if part)
     if text.lower() in ("true", "false"):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lazy_registry.registry import UnknownNameError, unknown
 from robotics_envs.robots.compiling import RobotFileError, compiled, equality_drifts, margin, mujoco
 from robotics_envs.robots.model import (
     Actuator,
@@ -103,7 +104,7 @@ class _Reading:
             impedance_ratio=float(m.opt.impratio),
             implicit_damping="EULERDAMP" not in self.disabled,
             shortest_time="REFSAFE" not in self.disabled,
-            reference=tuple(float(x) for x in m.qpos0),
+            reference=self._reference(),
             disabled=tuple(sorted(self.disabled)),
             mujoco_version=self.library.__version__,
             mesh_boxes=tuple(
@@ -112,6 +113,15 @@ class _Reading:
         )
         chosen(made)
         return made
+
+    def _reference(self) -> tuple[float, ...]:
+        m, wanted = self.m, self.options.keyframe
+        if wanted is None:
+            return tuple(float(x) for x in m.qpos0)
+        names = [m.key(k).name for k in range(m.nkey)]
+        if wanted not in names:
+            raise UnknownNameError(unknown(f"keyframe of {self._shown()}", wanted, [n for n in names if n]))
+        return tuple(float(x) for x in m.key_qpos[names.index(wanted)])
 
     def _shown(self) -> str:
         return "the text" if self.source.lstrip().startswith("<") else self.source
@@ -199,6 +209,12 @@ class _Reading:
         m = self.m
         alone = sum(int(m.actuator_trnid[i, 0]) == j for i in range(m.nu)) == 1
         return m.actuator(k).name or (m.joint(j).name if alone else "") or f"actuator{k}"
+
+    def _named(self, g: int) -> str:
+        """A geom in words; one without a name by its number in the file and its body."""
+        kind, body = _GEOMS[int(self.m.geom_type[g])], int(self.m.geom_bodyid[g])
+        unnamed = f"geom {g} of {self.m.body(body).name or f'body {body}'}"
+        return f"{self.m.geom(g).name or unnamed} ({kind})"
 
     def _geom(self, g: int) -> Geom:
         m = self.m
@@ -291,11 +307,8 @@ class _Reading:
         return pairs
 
     def _listed(self, pairs: Sequence[tuple[int, int]]) -> str:
-        m, most = self.m, 12
-        shown = [
-            " and ".join(f"{m.geom(g).name or f'geom {g}'} ({_GEOMS[int(m.geom_type[g])]})" for g in pair)
-            for pair in pairs[:most]
-        ]
+        most = 12
+        shown = [" and ".join(self._named(g) for g in pair) for pair in pairs[:most]]
         more = f", and {len(pairs) - most} more pairs" if len(pairs) > most else ""
         return "; ".join(shown) + more
 

@@ -30,6 +30,7 @@ from diffsim.policy import observation_statistics
 from robotics_envs.adapters.sb3_adapter import SB3VecEnv
 from robotics_envs.base import Env
 from robotics_envs.environments import GYM
+from robotics_envs.robots.compiling import gymnasium_env
 from robotics_envs.user_code import construct_env
 
 CLASSES = {"ppo": "PPO", "sac": "SAC", "td3": "TD3", "tqc": "TQC", "crossq": "CrossQ"}
@@ -78,7 +79,7 @@ def make_envs(task: str, settings: Mapping[str, Any]) -> VecEnv:
     env = construct_env(task)
 
     def make() -> gymnasium.Env[Any, Any]:
-        made: gymnasium.Env[Any, Any] = gymnasium.make(task.removeprefix(GYM), disable_env_checker=True)
+        made: gymnasium.Env[Any, Any] = gymnasium_env(task.removeprefix(GYM), disable_env_checker=True)
         if starts == "state_box":
             made = _FromStateBox(made, env)
         return made if made.observation_space.shape == (len(env.observation_names),) else _Seen(made, env)

@@ -72,7 +72,9 @@ def test_rollouts_that_amplify_rounding_do_not_count(gradient):
 
 @pytest.mark.parametrize("gradient", [False, True])
 def test_a_back_end_that_is_wrong_elsewhere_is_refused(gradient):
-    with pytest.raises(UnsupportedError, match="the next state or cost of the compiled step differs from torch's by"):
+    with pytest.raises(
+        UnsupportedError, match="the next state or cost of the compiled step differs from torch's by"
+    ):
         compare_with_eager(Rounding(0.05), inputs_of(Amplifying(), gradient), gradient)
 
 

@@ -143,7 +143,9 @@ def test_the_schedules_of_a_run_with_fewer_updates_end_with_the_limit(tmp_path, 
     settings = {**EQUAL, "doublings": "stop", "stop": {"env_steps": 20 * AN_UPDATE}, "checkpoint_every": 100}
     run = train(tmp_path / "run", updates=50, **settings)
     said = " ".join(capsys.readouterr().err.split())
-    assert "80% of the limit of [stop] is used, which has no room for 50 updates: going on to 20 updates" in said
+    assert (
+        "80% of the limit of [stop] is used, which has no room for 50 updates: going on to 20 updates" in said
+    )
     assert (run.config().updates, run.status()["reason"]) == (20, "all 20 updates done")
 
     def vanish(row):

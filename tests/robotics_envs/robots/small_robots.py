@@ -95,6 +95,25 @@ FRICTION = {
     ),
 }
 
+
+def _leg(x: float, y: float) -> str:
+    joint = 'axis="0 1 0" armature=".01" damping="2" frictionloss=".2"'
+    return (
+        f'<body pos="{x} {y} 0"><joint {joint}/><geom type="box" size=".1 .012 .017" pos="0 0 -.1"/>'
+        f'<body pos="0 0 -.2"><joint name="knee{x}" {joint}/><geom type="cylinder" size=".012 .06" pos="0 0 -.06"/>'
+        '<geom size=".022" pos="0 0 -.2"/></body></body>'
+    )
+
+
+LEGGED = model(
+    f'{FLOOR}<body name="trunk" pos="0 0 .4"><freejoint/><geom type="box" size=".19 .05 .06" mass="7"/>{_leg(0.2, 0.1)}'
+    f"{_leg(-0.2, -0.1)}</body>",
+    "".join(f'<motor joint="knee{x}" ctrlrange="-20 20"/>' for x in (0.2, -0.2)),
+    option='impratio="100"',
+    more='<keyframe><key name="low" qpos="0 0 .27 1 0 0 0 .9 -1.8 .9 -1.8"/><key qpos="0 0 1 1 0 0 0 0 0 0 0"/></keyframe>',
+)
+"""Legs with boxes whose contacts are so stiff along the ground that full Newton steps go round in circles."""
+
 JOINTS = {
     "dry friction": model(
         '<body><joint name="m" frictionloss="0.3" damping=".1"/><geom size=".1" pos=".3 0 0"/><body pos=".5 0 0">'

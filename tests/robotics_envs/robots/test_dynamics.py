@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_robots import EQUALITY, FRICTION, JOINTS, TOUCHING, generated, model, rubbing
+from small_robots import EQUALITY, FRICTION, JOINTS, LEGGED, TOUCHING, generated, model, rubbing
 
 from robotics_envs.base import Env
 from robotics_envs.environments import DM_CONTROL_TASKS, GYM_TASKS, make_env
@@ -32,6 +32,26 @@ def test_every_feature_agrees_with_mujoco(xml):
     env = from_mjcf(xml, check=False)
     # Upright cylinders are at an edge: the lowest point of their rim depends on the last digits of the pose.
     verify(env, 40, tolerance=1e-6 if "cylinder" in xml else 1e-9)
+
+
+@pytest.mark.parametrize("cone", ["pyramidal", "elliptic"])
+def test_stiff_contacts_of_many_points_are_solved(cone):
+    """From far below the ground up to the air: where full Newton steps go round in circles, too."""
+    xml = LEGGED.replace("<option ", f'<option cone="{cone}" ', 1)
+    env = from_mjcf(xml, self_collisions="ignore", check=False)
+    library, n, count = converged(env.model), env.model.positions, 24
+    data, generator = mujoco.MjData(library), torch.Generator().manual_seed(0)
+    x = env.reset(count, generator, torch.float64)
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    x[:, 2] = torch.linspace(-0.5, 0.3, count)
+    x[:, 3:n] += 0.4 * noise[:, 3:n]
+    x[:, 3:7] /= x[:, 3:7].norm(dim=1, keepdim=True)
+    x[:, n:] = 2 * noise[:, n:]
+    ours = env.rates(env.packed(x, torch.zeros(count, 2, dtype=torch.float64), env.params(x)))[:, n:]
+    for state, accelerations in zip(x.numpy(), ours.numpy(), strict=True):
+        data.qpos[:], data.qvel[:] = state[:n], state[n:]
+        mujoco.mj_forward(library, data)
+        assert np.abs(accelerations - data.qacc).max() < 1e-9 * np.abs(data.qacc).max()
 
 
 def test_capsules_whose_axes_cross_touch_across_both():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_robots import ARM, FLOOR, JOINTS, MOTOR, model
+from small_robots import ARM, FLOOR, JOINTS, LEGGED, MOTOR, model
 
 from diffsim.config import absolute_name, load_config
 from diffsim.runs.references import default_folder
@@ -231,6 +231,44 @@ def test_names_lead_to_files_and_keep_their_options(tmp_path, monkeypatch):
         make_env("mjcf:robot.xml?meshes=no")
     with pytest.raises(UnknownNameError, match="did you mean 'gym:Hopper-v5'"):
         make_env("gym:Hoper-v5")
+
+
+def test_episodes_start_near_a_keyframe(tmp_path, monkeypatch):
+    env = from_mjcf(LEGGED, self_collisions="ignore", keyframe="low", check=False)
+    pose = torch.tensor([0, 0, 0.27, 1, 0, 0, 0, 0.9, -1.8, 0.9, -1.8], dtype=torch.float64)
+    x = env.reset(50, torch.Generator().manual_seed(0), torch.float64)[:, :11]
+    assert (x - pose).abs().max() < 0.0201
+    resting = torch.cat((pose, torch.zeros(10))).double().unsqueeze(0)
+    assert env.cost(resting, torch.zeros(1, 2, dtype=torch.float64), env.params(resting)) == 0.0
+    # The pose of the file is what joints measure from, whatever the keyframe.
+    assert all(joint.reference == 0.0 for joint in env.model.joints)
+    monkeypatch.chdir(tmp_path)
+    Path("robot.xml").write_text(LEGGED)
+    assert (
+        make_env("mjcf:robot.xml?self_collisions=ignore&keyframe=low").model.reference[7:] == (0.9, -1.8) * 2
+    )
+    with pytest.raises(UnknownNameError, match=r"unknown keyframe of robot.xml 'lo'; did you mean 'low'"):
+        make_env("mjcf:robot.xml?self_collisions=ignore&keyframe=lo")
+
+
+def test_training_starts_above_the_ground():
+    def heights(xml, **options):
+        box = from_mjcf(xml, self_collisions="ignore", check=False, **options).state_box
+        return box.low[2], box.high[2]
+
+    assert heights(LEGGED) == pytest.approx((0.2, 0.8))
+    assert heights(LEGGED, keyframe="low") == pytest.approx((0.135, 0.54))
+    raised = LEGGED.replace('type="plane"', 'type="plane" pos="0 0 .1"')
+    assert heights(raised) == pytest.approx((0.25, 0.7))
+    # Neither in the air nor over a slope.
+    slope = LEGGED.replace('type="plane"', 'type="plane" euler="0 10 0"')
+    for other in (LEGGED.replace(FLOOR, ""), slope):
+        assert heights(other) == pytest.approx((-0.6, 1.4))
+
+
+def test_geoms_without_a_name_are_named_by_their_bodies():
+    with pytest.raises(RobotFileError, match=r"geom 3 of body 3 \(cylinder\) and geom 1 of trunk \(box\)"):
+        from_mjcf(LEGGED)
 
 
 def test_what_a_robot_says_about_itself():

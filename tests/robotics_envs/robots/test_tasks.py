@@ -10,6 +10,7 @@ from small_robots import JOINTS, TOUCHING
 from robotics_envs.environments import GYM_TASKS, make_env
 from robotics_envs.robots import RobotEnv, from_mjcf, kernels
 from robotics_envs.robots.comparison import converged
+from robotics_envs.robots.compiling import gymnasium_env
 from robotics_envs.robots.wrenches import contact_wrenches
 
 # Name and control intervals.
@@ -238,3 +239,13 @@ def test_tasks_of_gymnasium_declare_success_with_its_source(name):
     assert criterion is not None
     threshold = gymnasium.spec(name.removeprefix("gym:")).reward_threshold
     assert (f"{threshold:g}" if threshold else "this project's choice") in criterion.source
+
+
+def test_a_task_is_made_without_what_mujoco_says_about_its_file(tmp_path, monkeypatch, capfd):
+    """HalfCheetah's file has a word that MuJoCo calls deprecated, to the terminal and into a file."""
+    monkeypatch.chdir(tmp_path)
+    assert gymnasium_env("HalfCheetah-v5").spec.id == "HalfCheetah-v5"
+    assert "".join(capfd.readouterr()) == ""
+    assert not list(tmp_path.iterdir())
+    # What happens while it runs is said as before.
+    assert mujoco.get_mju_user_warning() is None
