@@ -322,7 +322,7 @@ def check(env: str) -> None:
     from diffsim.config import load_class
     from diffsim.runs.references import env_section
     from robotics_envs import ENVIRONMENTS
-    from robotics_envs.conformance import CHECKS, ConformanceError, check_env
+    from robotics_envs.conformance import CHECKS, ConformanceError
     from robotics_envs.environments import ROBOTS, SUITES
     from robotics_envs.user_code import describe_failure
 
@@ -332,7 +332,7 @@ def check(env: str) -> None:
             from robotics_envs.robots import verify
 
             click.echo(verify(made()))
-        check_env(made)
+        _checked(made)
     except ConformanceError as error:
         raise DiffsimError(str(error)) from None
     except DiffsimError:
@@ -343,6 +343,27 @@ def check(env: str) -> None:
             raise
         raise DiffsimError(f"{env} cannot be made: {line or error}") from None
     click.echo(f"{env} keeps the contract ({len(CHECKS)} checks)")
+
+
+def _checked(made: Any) -> None:
+    """``check_env``, on a terminal with a bar: kernels of a large robot compile for a minute, several times."""
+    from robotics_envs.conformance import CHECKS, check_env
+
+    if not sys.stderr.isatty():
+        check_env(made)
+        return
+    bar: Any = click.progressbar(
+        length=len(CHECKS),
+        label="checking",
+        item_show_func=lambda name: (name or "").replace("_", " "),
+        show_pos=True,
+        show_eta=False,
+        show_percent=False,
+        width=12,
+        file=sys.stderr,
+    )
+    with bar as shown:
+        check_env(made, lambda name: shown.update(1, name))
 
 
 @main.command()

@@ -50,8 +50,11 @@ class ConformanceError(AssertionError):
     """A simulator breaks the contract; the message lists every breach."""
 
 
-def check_env(env: Env | type[Env] | str) -> None:
+def check_env(env: Env | type[Env] | str, before_each: Callable[[str], None] | None = None) -> None:
     """Run the conformance suite on a simulator: an instance, a class, or a name as ``make_env`` takes it.
+
+    Args:
+        before_each: called with the name of each check before it runs; those of large robots compile for a minute.
 
     Raises:
         ConformanceError: with one line for each breach found; an exception in the simulator's code is one, given by
@@ -68,6 +71,8 @@ def check_env(env: Env | type[Env] | str) -> None:
     complaints = what_is_missing(env)
     crashes: dict[str, list[str]] = {}
     for check in () if complaints else CHECKS:
+        if before_each is not None:
+            before_each(check.__name__)
         try:
             complaints += [f"{check.__name__}: {complaint}" for complaint in check(env)]
         except Exception as error:  # a crash is a breach like any other, and must not hide the rest

@@ -13,7 +13,7 @@ import torch
 
 from robotics_envs import ENVIRONMENTS, check_env, julia_sources, make_env
 from robotics_envs.base import NEEDED, Box, Env, Parameter, Success
-from robotics_envs.conformance import ConformanceError
+from robotics_envs.conformance import CHECKS, ConformanceError
 from robotics_envs.simulators.pendulum import Pendulum
 from solvers.methods.runge_kutta import Euler
 from solvers.methods.symplectic import SemiImplicitEuler
@@ -556,3 +556,9 @@ def test_steps_and_observations_compile_in_one_graph(names):
         [sys.executable, "-W", "error::UserWarning", "-c", COMPILE, *names], capture_output=True, text=True
     )
     assert done.stdout.split() == names, done.stderr
+
+
+def test_each_check_is_named_before_it_runs():
+    seen: list[str] = []
+    check_env("pendulum", seen.append)
+    assert seen == [check.__name__ for check in CHECKS]

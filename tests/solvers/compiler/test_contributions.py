@@ -87,11 +87,13 @@ def test_calls_that_are_alike_share_a_function(packed):
     assert len(functions(guarded, packed)) == 1
 
 
-def test_a_vector_in_which_all_are_zero_leaves_the_function_out(packed):
+@pytest.mark.parametrize("together", [False, True], ids=["each call", "all calls together"])
+def test_a_vector_in_which_all_are_zero_leaves_the_function_out(packed, together):
     def function(packed):
         a, on = packed[..., 0], packed[..., 3]
         # The 1 is added whether or not `on` is zero, so that it tells what was called.
-        return torch.stack(add_contributions([a], [Call(lambda a, on: [a * a + 1.0], (a, on), [0], on)]), -1)
+        call = Call(lambda a, on: [a * a + 1.0], (a, on), [0], None if together else on)
+        return torch.stack(add_contributions([a], [call], on if together else None), -1)
 
     kernel = FunctionKernel(function, 4, torch.float64)
     packed[:, 3] = 0.0
