@@ -14,7 +14,7 @@ from robotics_envs.robots.costs import clamp_to, length_of
 from robotics_envs.robots.inertia import Matrix
 from robotics_envs.robots.rows import Cone, Constraint, along
 from robotics_envs.robots.scalars import Scalar, Vec, absolute, add, both, cut, dot, mul, sub, where
-from solvers.compiler.contributions import Call, add_contributions
+from solvers.compiler.contributions import Call, add_contributions, is_nowhere
 
 _SECANTS = 4
 """Steps of the line search where the full Newton step goes too far."""
@@ -36,6 +36,8 @@ def share_of_step(
     where it is zero.  Kernels leave the search out where ``searches``, 1 or 0, is 0 for all rollouts of a vector;
     where it is 0 for one, its share is 1.
     """
+    if is_nowhere(searches):
+        return 1.0
     a, step = [cut(x) for x in a], [cut(s) for s in step]
     below = [[cut(x) for x in row[: i + 1]] for i, row in enumerate(matrix)]
     smooth = Call(_of_inertia, (below, [cut(f) for f in force], a, step), (0, 1))

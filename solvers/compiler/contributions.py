@@ -98,6 +98,12 @@ def add_contributions(
     return total
 
 
+def is_nowhere(only_if: Tensor) -> bool:
+    """Whether it is known to be zero for all rollouts; while a kernel is traced nothing is."""
+    known = active_tracer() is None and not is_structure_only() and not only_if.is_meta
+    return known and not bool((only_if != 0).any())
+
+
 def _sum(a: Tensor | float, b: Tensor | float) -> Tensor | float:
     if isinstance(b, float) and b == 0.0:
         return a
