@@ -33,8 +33,10 @@ logger = logging.getLogger("solvers")
 FLAGS = ("-O2", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 """No -ffast-math: a NaN must stay one, and results must not depend on the order of rollouts."""
 
-GCC_FLAGS = ("--param=lra-max-considered-reload-pseudos=10",)
-"""Of g++ only: less thought on what to spill, which takes half the time in a function of thousands of lines."""
+GCC_FLAGS = ("--param=lra-max-considered-reload-pseudos=10", "--param=avoid-fma-max-bits=0")
+"""Of g++ only.  Less thought on what to spill takes half the time in a function of thousands of lines.  Tuned for AMD's
+Zen, g++ takes products and sums apart in some loops that it fuses in others: then the bits of a rollout depend on how
+many there are beside it."""
 
 INSTRUCTION_SETS = {
     "native": ("-march=native",),
