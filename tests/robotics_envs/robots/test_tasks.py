@@ -244,8 +244,17 @@ def test_tasks_of_gymnasium_declare_success_with_its_source(name):
 def test_a_task_is_made_without_what_mujoco_says_about_its_file(tmp_path, monkeypatch, capfd):
     """HalfCheetah's file has a word that MuJoCo calls deprecated, to the terminal and into a file."""
     monkeypatch.chdir(tmp_path)
-    assert gymnasium_env("HalfCheetah-v5").spec.id == "HalfCheetah-v5"
-    assert "".join(capfd.readouterr()) == ""
-    assert not list(tmp_path.iterdir())
-    # What happens while it runs is said as before.
-    assert mujoco.get_mju_user_warning() is None
+    before, said = mujoco.get_mju_user_warning(), []
+    mujoco.set_mju_user_warning(said.append)
+    try:
+        assert gymnasium_env("HalfCheetah-v5").spec.id == "HalfCheetah-v5"
+        assert ("".join(capfd.readouterr()), said) == ("", [])
+        assert not list(tmp_path.iterdir())
+        # Of other files it is said as before.
+        mujoco.MjModel.from_xml_string(
+            TOUCHING["sphere"].replace("<option", '<compiler settotalmass="1"/><option')
+        )
+        assert len(said) == 1
+        assert "settotalmass" in said[0]
+    finally:
+        mujoco.set_mju_user_warning(before)
