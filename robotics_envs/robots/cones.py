@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from robotics_envs.robots.costs import cost_of
-from robotics_envs.robots.inertia import Matrix, factor, solve
+from robotics_envs.robots.inertia import Matrix, factor, solve, triangle
 from robotics_envs.robots.line_search import share_of_step, shortened
-from robotics_envs.robots.rows import Cone, Constraint, along
+from robotics_envs.robots.rows import Cone, Constraint, along, guard_of
 from robotics_envs.robots.scalars import (
     Scalar,
     Vec,
@@ -43,7 +43,7 @@ def conic_step(
     is_first, is_last = count == 0, count < 0
     n = len(force)
     smooth = [sub(dot(row, a), f) for row, f in zip(symmetric(matrix), force, strict=True)]
-    place = {(i, j): k for k, (i, j) in enumerate((i, j) for i in range(n) for j in range(i + 1))}
+    place = triangle(n)
     start = [cut(matrix[i][j]) for i, j in place] + smooth
     calls = []
     for row in rows:
@@ -51,8 +51,7 @@ def conic_step(
         adds = [place[k, other] for i, k in enumerate(dofs) for other in dofs[: i + 1]]
         adds += [len(place) + k for k in dofs]
         function = _of_cone if isinstance(row, Cone) else _of_constraint
-        guard = row.stiffness if isinstance(row.stiffness, torch.Tensor) else None
-        calls.append(Call(function, ([a[k] for k in dofs], count, row.local()), adds, guard))
+        calls.append(Call(function, ([a[k] for k in dofs], count, row.local()), adds, guard_of(row)))
     found = add_contributions(start, calls)
     hessian = [[found[place[i, j]] if j <= i else 0.0 for j in range(n)] for i in range(n)]
     slope = found[len(place) :]

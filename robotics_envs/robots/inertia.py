@@ -29,6 +29,11 @@ from robotics_envs.robots.scalars import (
 Matrix = list[list[Scalar]]
 
 
+def triangle(n: int) -> dict[tuple[int, int], int]:
+    """The places of the entries of a lower triangle in a list, row after row."""
+    return {entry: k for k, entry in enumerate((i, j) for i in range(n) for j in range(i + 1))}
+
+
 def inertia_and_bias(model: RobotModel, motions: Motions) -> tuple[Matrix, list[Scalar]]:
     """Mass matrix ``[nv, nv]`` (both triangles) and the forces that hold the accelerations of ``motions``.
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from robotics_envs.robots.costs import clamp_to, length_of
 from robotics_envs.robots.inertia import Matrix
-from robotics_envs.robots.rows import Cone, Constraint, along
+from robotics_envs.robots.rows import Cone, Constraint, along, guard_of
 from robotics_envs.robots.scalars import Scalar, Vec, absolute, add, both, cut, dot, mul, sub, where
 from solvers.compiler.contributions import Call, add_contributions, is_nowhere
 
@@ -89,14 +89,9 @@ class _Line(NamedTuple):
         row = self.row
         given: tuple[Any, ...] = self.given, share, row.stiffness
         if isinstance(row, Cone):
-            return Call(_slope_of_cone, (*given, row.mu), (0,), _guard(row))
+            return Call(_slope_of_cone, (*given, row.mu), (0,), guard_of(row))
         edges = [float(many) for _, many in row.edges]
-        return Call(_slope_of_constraint, (*given, edges, row.bound, row.always), (0,), _guard(row))
-
-
-def _guard(row: Constraint | Cone) -> Tensor | None:
-    """What is zero where a constraint is absent."""
-    return row.stiffness if isinstance(row.stiffness, Tensor) else None
+        return Call(_slope_of_constraint, (*given, edges, row.bound, row.always), (0,), guard_of(row))
 
 
 def _lines(rows: Sequence[Constraint | Cone], a: Vec, step: Vec, searches: Tensor) -> list[_Line]:
@@ -108,7 +103,7 @@ def _lines(rows: Sequence[Constraint | Cone], a: Vec, step: Vec, searches: Tenso
         found.append((row, range(count, count := count + size)))
         function, dofs = _line_of_cone if isinstance(row, Cone) else _line_of_constraint, row.moves
         arguments = [a[k] for k in dofs], [step[k] for k in dofs], row.local()
-        calls.append(Call(function, arguments, found[-1][1], _guard(row)))
+        calls.append(Call(function, arguments, found[-1][1], guard_of(row)))
     entries = add_contributions([0.0] * count, calls, searches)
     return [_Line(row, [entries[k] for k in places]) for row, places in found]
 

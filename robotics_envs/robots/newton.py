@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from robotics_envs.robots.cones import conic_step
-from robotics_envs.robots.inertia import Matrix, factor, solve
+from robotics_envs.robots.inertia import Matrix, factor, solve, triangle
 from robotics_envs.robots.line_search import share_of_step, shortened
 from robotics_envs.robots.rows import Cone, Constraint, Row, along
 from robotics_envs.robots.scalars import (
@@ -124,7 +124,7 @@ def _pressed(
 ) -> tuple[Matrix, list[Scalar], dict[int, list[Scalar]]]:
     """:func:`_add_row` of the contacts among ``rows``, and 1 by each of their edges that pushes, by their number."""
     n = len(force)
-    place = {(i, j): k for k, (i, j) in enumerate((i, j) for i in range(n) for j in range(i + 1))}
+    place = triangle(n)
     start: list[Scalar] = [matrix[i][j] for i, j in place] + list(force)
     calls, at = [], {}
     for number, row in enumerate(rows):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from torch import Tensor
+
 from robotics_envs.robots.scalars import Scalar, mul, total
 
 Row = dict[int, Scalar]
@@ -64,6 +66,11 @@ class Cone(_Rows):
     damping: float
     friction: list[Scalar]
     mu: Scalar
+
+
+def guard_of(row: Constraint | Cone) -> Tensor | None:
+    """What is zero where a constraint is absent; None for one that never is."""
+    return row.stiffness if isinstance(row.stiffness, Tensor) else None
 
 
 def along(basis: Row, a: Sequence[Scalar]) -> Scalar:
