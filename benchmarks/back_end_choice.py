@@ -46,7 +46,7 @@ def measured(env: str, backend: str, batch: int, count: int) -> dict[str, Any]:
     from diffsim.assembly import assemble
     from diffsim.config import load_config
     from diffsim.rollouts.engines import Engines
-    from diffsim.rollouts.inspection import operations
+    from diffsim.rollouts.inspection import look
 
     torch.set_num_threads(1)
     seen: list[Any] = []
@@ -78,7 +78,7 @@ def measured(env: str, backend: str, batch: int, count: int) -> dict[str, Any]:
         "prepared": prepared,
         "update": statistics.median(seconds[3:]),
         "intervals": algorithm.objective.steps,
-        "operations": operations(seen[0]),
+        "operations": look(seen[0], gradient=False).operations,
     }
 
 

@@ -101,6 +101,12 @@ class Algorithm(abc.ABC):
         """What rollouts without noise are given, ``[m]``: zeros where those compiled for training take noise."""
         return None
 
+    def _expected_steps(self, window: int) -> int:
+        """Control intervals of the whole run, for the choice of a back end, if an update's rollouts have ``window``."""
+        c = self.config
+        evaluations = -(-c.updates // (c.evaluation.every or c.updates))
+        return c.updates * window * self.optimizer.calls_per_step + evaluations * self.env.episode_steps
+
     @property
     def training_params(self) -> Params:
         """The physical parameters of this update; ``self.params`` are those of evaluations."""

@@ -349,9 +349,7 @@ class ValueGradient(Algorithm):
             terminal=CostToGo(env, policy, self.critic.target),
             backend=config.backend,
             threads=config.threads,
-            expected_steps=config.updates
-            * max(settings.window, settings.window_end)
-            * self.optimizer.calls_per_step,
+            expected_steps=self._expected_steps(max(settings.window, settings.window_end)),
             parameter_gradients=False,
         )
         self._reach = Range.of_box(env, policy.mean, settings.reach)

@@ -12,8 +12,8 @@ from diffsim.rollouts.inputs import Engine, Inputs, Outcome, UnsupportedError
 from diffsim.rollouts.stepwise import Stepwise
 
 
-def compare_with_eager(engine: Engine, inputs: Inputs, gradient: bool) -> None:
-    """Run a few rollouts for two control intervals on both back ends.
+def compare_with_eager(engine: Engine, inputs: Inputs, gradient: bool, steps: int = 2) -> None:
+    """Run a few rollouts for one or two control intervals on both back ends.
 
     Where a simulator amplifies rounding so much that the eager rollouts of two starts which differ by a few roundings
     differ as well, these rollouts are left out.
@@ -21,7 +21,7 @@ def compare_with_eager(engine: Engine, inputs: Inputs, gradient: bool) -> None:
     Raises:
         UnsupportedError: values or gradients differ.
     """
-    few, eager = few_of(inputs), Stepwise()
+    few, eager = few_of(inputs, steps), Stepwise()
     right = _results_of(eager, few, gradient)
     try:
         _compare(right, _results_of(engine, few, gradient), few)
@@ -118,15 +118,15 @@ def _only(few: Inputs, chosen: Tensor) -> Inputs:
     return replace(few, x0=part(few.x0, 0), p=p, **timed)
 
 
-def few_of(inputs: Inputs) -> Inputs:
-    """Inputs of two control intervals, from some of these states and from others in the state box."""
+def few_of(inputs: Inputs, steps: int = 2) -> Inputs:
+    """Inputs of so many control intervals, from some of these states and from others in the state box."""
     x0 = inputs.x0.detach()
     given = x0[x0.isfinite().all(-1)][:3]
     box = inputs.env.state_box.sample(5, torch.Generator("cpu").manual_seed(0), torch.float64)
     states = torch.cat((given, box.to(x0)))
     rows = torch.arange(len(states), device=x0.device) % len(x0)
     moved: dict[str, Any] = {
-        name: q.detach()[:1, rows].expand(2, -1, -1).requires_grad_(q.requires_grad)
+        name: q.detach()[:1, rows].expand(steps, -1, -1).requires_grad_(q.requires_grad)
         if isinstance(q, Tensor)
         else q
         for name, q in (("noise", inputs.noise), ("controls", inputs.controls))
@@ -136,4 +136,6 @@ def few_of(inputs: Inputs) -> Inputs:
         for k, v in inputs.p.items()
     }
     states = states.requires_grad_(inputs.x0.requires_grad)
-    return replace(inputs, x0=states, steps=2, p=p, threads=1, members=1, stacked={}, truncate=None, **moved)
+    return replace(
+        inputs, x0=states, steps=steps, p=p, threads=1, members=1, stacked={}, truncate=None, **moved
+    )

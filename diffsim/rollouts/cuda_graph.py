@@ -27,6 +27,7 @@ class CudaGraph(Stepwise):
     """Recorded steps, one pair of graphs (step and vjp) per batch size."""
 
     compiled = True
+    any_batch = False
     devices: ClassVar[tuple[str, ...]] = ("cuda",)
     """Types of devices that it runs on.  Elsewhere a recording is the function itself, which tests make use of."""
 

@@ -12,13 +12,15 @@ import torch
 from diffsim.rollouts.autocast import autocast_as
 from diffsim.rollouts.held_modules import HeldModules
 from diffsim.rollouts.inputs import Engine, Inputs, UnsupportedError
-from diffsim.rollouts.inspection import Findings, fingerprints, look, operations
+from diffsim.rollouts.inspection import Findings, fingerprints, look
 from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Unrolled
+from diffsim.rollouts.traced import key_of
 from diffsim.rollouts.windows import Windows
 from lazy_registry.registry import Registry
 from solvers.cuda.nvrtc import NoNvrtcError
 from solvers.native import build
+from solvers.native.traces import keep, recall
 
 logger = logging.getLogger("diffsim")
 
@@ -45,6 +47,9 @@ COMPILING = {
     "inductor": (30.0, 0.0),
 }
 """Seconds of compiling, and more for each operation; only the first are measured for all simulators."""
+
+_TRACING = ("auto", "native")
+"""Names of back ends whose traces are kept for other processes."""
 
 _MOST_ENGINES = 16
 """The number of prepared back ends that a rollout keeps; the oldest is dropped first."""
@@ -100,9 +105,7 @@ class Engines:
                 torch.set_grad_enabled(gradient),
                 autocast_as(cast, inputs.x0.device),
             ):
-                findings = look(inputs, gradient)
-                engine = self._ready(inputs, gradient, findings, bool(cast))
-            engine.constant = findings.constant
+                engine = self._looked_at(inputs, gradient)
             if engine.compiled:
                 self.compile_seconds += time.perf_counter() - started
             while len(self.prepared) >= _MOST_ENGINES:
@@ -112,7 +115,22 @@ class Engines:
                 self.fingerprints.load = build.load
         return engine
 
-    def _ready(self, inputs: Inputs, gradient: bool, findings: Findings, cast: bool) -> Engine:
+    def _looked_at(self, inputs: Inputs, gradient: bool) -> Engine:
+        """A new back end for a rollout that has been looked at, by this process or, with its trace, by another."""
+        key = key_of(inputs, gradient) if self.backend in _TRACING and inputs.x0.is_cpu else None
+        about = None if key is None else key.about("findings")
+        findings = known = Findings.read(recall(about))
+        engine = None if known is None else self._ready(inputs, gradient, known)
+        if findings is None or engine is None or not engine.from_disk:
+            findings = look(inputs, gradient)
+            if about is not None and not findings.changing:
+                keep(about, findings.written())
+        if engine is None or findings != known:
+            engine = self._ready(inputs, gradient, findings)
+        engine.constant = findings.constant
+        return engine
+
+    def _ready(self, inputs: Inputs, gradient: bool, findings: Findings) -> Engine:
         if findings.changing:
             if gradient:
                 self._say(
@@ -131,11 +149,11 @@ class Engines:
                     f"backend {self.backend!r} cannot compile {inputs.env.name}, which is not computed in torch: eager"
                 )
             return Windows() if inputs.env.whole_windows and inputs.controls is not None else Unrolled()
-        if cast:
+        if inputs.cast:
             if self.backend != "eager":
                 self._say("torch.autocast is on, which compiled back ends do not follow: eager")
             return BACKENDS.load("eager").prepare(inputs, gradient)
-        for name in self.candidates(inputs):
+        for name in self.candidates(inputs, findings.operations):
             try:
                 if name in ("native", "cuda_native") and findings.functions:
                     known = ", ".join(findings.functions)
@@ -157,8 +175,8 @@ class Engines:
             self._said.add(message)
             logger.warning(message)
 
-    def candidates(self, inputs: Inputs) -> list[str]:
-        """Names of back ends in the order of preference."""
+    def candidates(self, inputs: Inputs, count: int) -> list[str]:
+        """Names of back ends in the order of preference, for so many operations in a control interval."""
         if self.backend != "auto":
             return [self.backend, "eager"]
         kind = inputs.x0.device.type
@@ -168,7 +186,7 @@ class Engines:
         if self.expected_steps is None:
             return [*(fitting if kind == "cuda" else fitting[:1]), "eager"]
         # By counting operations, not by timing, so that the same run always uses the same back end.
-        count, (each, of_a_rollout) = operations(inputs), SAVED
+        each, of_a_rollout = SAVED
         saved = self.expected_steps * count * (each + of_a_rollout * len(inputs.x0))
         pays = [name for name in fitting if saved > COMPILING[name][0] + COMPILING[name][1] * count]
         return [*pays, "eager"]

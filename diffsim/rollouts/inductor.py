@@ -52,6 +52,7 @@ class Inductor(Stepwise):
     """Compiled steps, one pair of functions (step and vjp) per batch size."""
 
     compiled = True
+    any_batch = False
 
     @classmethod
     def prepare(cls, inputs: Inputs, gradient: bool) -> Inductor:

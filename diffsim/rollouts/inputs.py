@@ -212,6 +212,10 @@ class Engine(abc.ABC):
     """Whether the preparation time counts as compile time."""
     watched: ClassVar[bool] = False
     """Whether it is found again by watching what it was prepared from: it has used a C++ compiler, as that does."""
+    from_disk: bool = False
+    """Whether it was prepared from a trace that another process has kept."""
+    any_batch: ClassVar[bool] = False
+    """Whether another number of rollouts than before takes no new preparation."""
     constant: frozenset[str] = frozenset()
     """Names of the results that depend on no tensor that requires a gradient."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -69,14 +69,6 @@ class _Watch(TorchDispatchMode):
 _Watch.__torch_dispatch__ = _Watch.dispatch  # type: ignore[assignment, method-assign]  # as in solvers/compiler/trace.py
 
 
-@torch.no_grad()
-def operations(inputs: Inputs) -> int:
-    """The number of torch operations in a control interval."""
-    with _Watch() as watch:
-        _one_step(inputs, inputs.x0[:3])
-    return watch.count
-
-
 class Snapshot:
     """torch's global random state and the buffers of modules, as they were when this was made."""
 
@@ -133,6 +125,20 @@ class Findings(NamedTuple):
     """Names of ``torch.autograd.Function`` subclasses in it, whose gradients a trace does not see."""
     changing: str
     """Why a step that is computed again gives another result; empty if it gives the same."""
+    operations: int
+    """The number of torch operations in a control interval."""
+
+    def written(self) -> dict[str, Any]:
+        """The same as JSON holds it."""
+        return {**self._asdict(), "constant": sorted(self.constant)}
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any] | None) -> Findings | None:
+        """What :meth:`written` returned; None for anything else."""
+        if written is None or set(written) != set(cls._fields):
+            return None
+        constant, functions = frozenset(written["constant"]), tuple(written["functions"])
+        return cls(constant, functions, written["changing"], written["operations"])
 
 
 def look(inputs: Inputs, gradient: bool) -> Findings:
@@ -148,12 +154,13 @@ def look(inputs: Inputs, gradient: bool) -> Findings:
     before, watch = Snapshot(inputs), _Watch()
     x = inputs.x0.detach()[:3].clone().requires_grad_(gradient)
     results: list[list[Tensor]] = []
-    changing = ""
+    changing, count = "", 0
     with _others_put_back():
         try:
             while len(results) < 2 and not changing:
                 with torch.set_grad_enabled(gradient), watch:
                     results.append(_one_step(inputs, x))
+                count = count or watch.count
                 changing = before.change() or watch.draws
                 before.put_back()
                 watch.put_back()
@@ -167,7 +174,7 @@ def look(inputs: Inputs, gradient: bool) -> Findings:
     if not changing and not _agree(*results):
         changing = "gives another result when it is called again"
     if not gradient:
-        return Findings(frozenset(), (), changing)
+        return Findings(frozenset(), (), changing, count)
     outputs = results[0]
     known = {id(x), *map(id, (*inputs.parameters, *inputs.fixed))}
     functions: list[str] = []
@@ -189,7 +196,7 @@ def look(inputs: Inputs, gradient: bool) -> Findings:
         stack.extend(following for following, _ in node.next_functions)
     named = zip(("last", "costs", "values"), outputs, strict=False)
     constant = frozenset(name for name, output in named if not output.requires_grad)
-    return Findings(constant, tuple(f for f in functions if f not in _TRACED), changing)
+    return Findings(constant, tuple(f for f in functions if f not in _TRACED), changing, count)
 
 
 _TRACED = ("ProjectedClip", "CompiledFunction")

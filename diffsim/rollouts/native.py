@@ -17,12 +17,12 @@ from diffsim.rollouts.agreement import compare_with_eager, few_of
 from diffsim.rollouts.inputs import Engine, Inputs, Outcome, UnsupportedError
 from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Stepwise
-from diffsim.rollouts.traced import Traced, traced_once
+from diffsim.rollouts.traced import Traced, key_of, traced_once
 from diffsim.rollouts.translation import Translation
 from solvers.compiler.structs import Struct, fields
 from solvers.compiler.trace import NativeUnsupportedError
 from solvers.native import build
-from solvers.native.traces import without_kept
+from solvers.native.traces import keep, recall, without_kept
 
 _GROUPS = 32
 """Number of groups of blocks; gradients are summed within a group first, then over groups in order."""
@@ -37,6 +37,7 @@ class Native(Engine):
     """A compiled rollout."""
 
     watched = True
+    any_batch = True
     library: Any
     arguments_type: type[ctypes.Structure]
 
@@ -50,12 +51,17 @@ class Native(Engine):
             engine = cls(inputs, gradient)
         except NativeUnsupportedError as error:
             raise UnsupportedError(str(error)) from error
+        compared = None if (key := key_of(inputs, gradient)) is None else key.about(engine.library._name)
         try:
-            compare_with_eager(engine, inputs, gradient)
+            if engine.from_disk and recall(compared) is not None:
+                # Nothing but a global variable of a module can differ from when the trace was kept.
+                compare_with_eager(engine, inputs, gradient=False, steps=1)
+            else:
+                compare_with_eager(engine, inputs, gradient)
+                keep(compared, {})
         except UnsupportedError:
             if not engine.from_disk:
                 raise
-            # A global variable of a module may have been another one when the trace was kept.
             with without_kept():
                 return cls.prepare(inputs, gradient)
         return engine

@@ -293,30 +293,43 @@ class Rollout:
         The return is minus the costs up to where ``env.done``, the length the number of control intervals up to there.
         ``noise`` is the same at every interval; zeros allow the use of a kernel that was compiled for noise.
         ``keep_states`` adds the states ``[episode_steps + 1, B, n]``, initial ones first, for ``env.success``; those
-        after an episode's end have no meaning.
+        after an episode's end have no meaning.  Rollouts that have ended are soon left out where that costs nothing.
         """
-        x, running = x0, ~self._done(x0)
+        batch, left = len(x0), self.env.episode_steps
         total, lengths = torch.zeros_like(x0[:, 0]), torch.zeros_like(x0[:, 0], dtype=torch.int64)
-        left, kept = self.env.episode_steps, [x0.unsqueeze(0)]
-        while left:
+        x, running, rows = x0, ~self._done(x0), torch.arange(batch, device=x0.device)
+        at, kept = x0.clone(), [x0.unsqueeze(0)]
+        while left and len(rows):
             steps = min(left, _TOGETHER)
-            given = None if noise is None else noise.expand(steps, len(x0), -1)
+            given = None if noise is None else noise.expand(steps, len(rows), -1)
+            own = p
+            if p is not None and len(rows) < batch:
+                own = {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in p.items()}
             with _EXPLAINED:
-                trajectory = self._simulated(self._inputs(x, steps, p, given, None, None), True, None)
+                inputs = self._inputs(x, steps, own, given, None, None)
+                trajectory = self._simulated(inputs, True, None)
+                narrows = x.is_cpu and self._engine(inputs, gradient=False).any_batch
             assert trajectory.states is not None
             states = trajectory.states[1:]
             done = self._done(states.flatten(0, 1)).unflatten(0, states.shape[:2]).cummax(0).values
             alive = torch.cat((running.unsqueeze(0), running & ~done))
             costs = torch.where(alive[:-1], trajectory.costs, 0.0)
             if self.on_failure == "raise":
+                narrows = False  # the message counts and numbers the rollouts
                 followed = torch.where(alive[:-1].unsqueeze(-1), states, 0.0)
                 check_rollouts(self.env, x, followed, costs, start=self.env.episode_steps - left)
-            total = total - costs.sum(0)
-            lengths = lengths + alive[:-1].sum(0)
+            total[rows] -= costs.sum(0)
+            lengths[rows] += alive[:-1].sum(0)
+            at[rows] = trajectory.last
             if keep_states:
-                kept.append(states)
+                kept.append(at.repeat(steps, 1, 1))
+                kept[-1][:, rows] = states
             x, running, left = trajectory.last, alive[-1], left - steps
-        return (total, lengths, torch.cat(kept)) if keep_states else (total, lengths)
+            if narrows and not running.all():
+                rows, x, running = rows[running], x[running], running[running]
+        if not keep_states:
+            return total, lengths
+        return total, lengths, torch.cat((*kept, at.expand(left, -1, -1)))
 
     def _done(self, x: Tensor) -> Tensor:
         done = self.env.done(x)

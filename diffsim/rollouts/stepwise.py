@@ -22,6 +22,7 @@ class Stepwise(Engine):
     """A Python loop over control intervals; backward computes every step again from its state."""
 
     compiled = False
+    any_batch = True
 
     @classmethod
     def prepare(cls, inputs: Inputs, gradient: bool) -> Stepwise:

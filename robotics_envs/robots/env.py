@@ -141,7 +141,7 @@ class RobotEnv(Env):
         given = [p[name].expand(x.shape[:-1])[..., None] for name in self.model.options.parameters]
         return torch.cat((x, u, *more, *given), -1)
 
-    def _unpacked(self, packed: Tensor, more: int = 0) -> tuple[RobotModel, Tensor, Tensor, Tensor]:
+    def unpacked(self, packed: Tensor, more: int = 0) -> tuple[RobotModel, Tensor, Tensor, Tensor]:
         """The model with the values of parameters, states, actions and further columns."""
         names = self.model.options.parameters
         x, u, rest, values = packed.split((len(self.state_names), len(self.action_box), more, len(names)), -1)
@@ -149,7 +149,7 @@ class RobotEnv(Env):
 
     def dynamics(self, t: Any, x: States, u: Actions, p: Params) -> States:
         """``[d qpos/dt, qacc]`` with the forces of constraints."""
-        return evaluate((self.model.trace_key, "dynamics"), self.rates, self.packed(x, u, p))
+        return evaluate((self.model.trace_key, "dynamics"), self.rates, self.packed(x, u, p), x.shape[-1])
 
     def substep(self, h: Tensor | float, x: States, u: Actions, p: Params) -> States:
         """The state after one step of ``h`` s of MuJoCo's Euler or implicitfast integrator.
@@ -159,17 +159,17 @@ class RobotEnv(Env):
         """
         length = h if isinstance(h, Tensor) else x.new_tensor(h)
         packed = self.packed(x, u, p, length.expand(x.shape[:-1])[..., None])
-        return evaluate((self.model.trace_key, "substep"), self.advanced, packed)
+        return evaluate((self.model.trace_key, "substep"), self.advanced, packed, x.shape[-1])
 
     def rates(self, packed: Tensor) -> Tensor:
         """``dynamics`` of states, actions and parameters side by side, operation by operation, without a kernel."""
-        model, x, u, _ = self._unpacked(packed)
+        model, x, u, _ = self.unpacked(packed)
         q, v, _, _, a = self._accelerations(model, x, u)
         return stack([*position_rates(model, q, v), *a], x[..., 0])
 
     def advanced(self, packed: Tensor) -> Tensor:
         """``substep`` of states, actions, lengths of the step and parameters side by side."""
-        model, x, u, length = self._unpacked(packed, more=1)
+        model, x, u, length = self.unpacked(packed, more=1)
         h = length[..., 0]
         q, v, controls, matrix, a = self._accelerations(model, x, u)
         if model.integrator == "implicitfast":

@@ -21,28 +21,23 @@ logger = logging.getLogger("robotics_envs")
 
 _kernels: OrderedDict[tuple[str, str, torch.dtype], FunctionKernel | None] = OrderedDict()
 _MOST = 64
-_widths: dict[tuple[str, str, torch.dtype, bool], int] = {}
-"""How many numbers a field has, by its key, dtype and whether it was found without data."""
 PACKAGES = ("robotics_envs", "solvers", "lazy_registry")
 """What the traces of our robots' fields depend on."""
 
 
-def evaluate(key: tuple[str, str], function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)`` for ``x [..., k]``, by a kernel where there can be one.
+def evaluate(key: tuple[str, str], function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+    """``function(x) [..., width]`` for ``x [..., k]``, by a kernel where there can be one.
 
     Args:
         key: what the function is known by: the model and the name of the field.
     """
     if (is_structure_only() or x.is_meta) and active_tracer() is None:
-        known = (*key, x.dtype, x.is_meta)
-        if known not in _widths:
-            _widths[known] = function(x).shape[-1]
         # What is asked is the shape, and that it depends on all numbers.
-        return x.sum(-1, keepdim=True).expand(*x.shape[:-1], _widths[known])
+        return x.sum(-1, keepdim=True).expand(*x.shape[:-1], width)
     kernel = _kernel(key, function, x)
     if kernel is None:
         return function(x)
-    return kernel(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], kernel.results)
+    return kernel(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], width)
 
 
 def _kernel(key: tuple[str, str], function: Callable[[Tensor], Tensor], x: Tensor) -> FunctionKernel | None:

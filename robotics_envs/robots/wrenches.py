@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from robotics_envs.base import Actions, Params, States
 from robotics_envs.robots.bodies import centre_of_mass
 from robotics_envs.robots.constraints import contacts_of
 from robotics_envs.robots.env import RobotEnv
+from robotics_envs.robots.kernels import evaluate
 from robotics_envs.robots.kinematics import kinematics
 from robotics_envs.robots.newton import shortfalls
 from robotics_envs.robots.rows import Constraint
@@ -47,20 +48,33 @@ def contact_wrenches(env: RobotEnv, x: States, u: Actions, p: Params) -> Tensor:
         )
     if sum(body.parent == 0 for body in model.bodies[1:]) != 1:
         raise NotImplementedError(f"{model.name}: forces of contacts of several robots")
-    x, n = x.detach(), model.positions
-    motions = kinematics(model, columns(x[..., :n]), columns(x[..., n:]))
-    accelerations = columns(env.dynamics(0.0, x, u.detach(), p)[..., n:].detach())
-    middle = centre_of_mass(model, motions)
-    calls = []
-    for pair, touch, row in contacts_of(model, motions, columns(x[..., n:])):
-        assert isinstance(row, Constraint)
-        if isinstance(row.stiffness, Tensor):
-            own = [accelerations[k] for k in row.moves]
-            given = own, row.local(), touch.point, touch.normal, touch.tangent, middle
-            adds = [6 * body + k for body in (pair.second.body, pair.first.body) for k in range(6)]
-            calls.append(Call(_wrench, given, adds, row.stiffness))
-    found = add_contributions([0.0] * (6 * len(model.bodies)), calls)
-    return stack(found[6:], x[..., 0]).unflatten(-1, (-1, 6))
+    x, u, p = x.detach(), u.detach(), {name: value.detach() for name, value in p.items()}
+    accelerations = env.dynamics(0.0, x, u, p)[..., model.positions :]
+    packed, width = env.packed(x, u, p, accelerations), 6 * (len(model.bodies) - 1)
+    found = evaluate((model.trace_key, "contact_wrenches"), _Field(env).of, packed, width)
+    return found.unflatten(-1, (-1, 6))
+
+
+class _Field(NamedTuple):
+    """The wrenches as a function of states, actions, accelerations and parameters side by side."""
+
+    env: RobotEnv
+
+    def of(self, packed: Tensor) -> Tensor:
+        model, x, _, accelerations = self.env.unpacked(packed.detach(), more=self.env.model.velocities)
+        n, a = model.positions, columns(accelerations)
+        motions = kinematics(model, columns(x[..., :n]), columns(x[..., n:]))
+        middle = centre_of_mass(model, motions)
+        calls = []
+        for pair, touch, row in contacts_of(model, motions, columns(x[..., n:])):
+            assert isinstance(row, Constraint)
+            if isinstance(row.stiffness, Tensor):
+                own = [a[k] for k in row.moves]
+                given = own, row.local(), touch.point, touch.normal, touch.tangent, middle
+                adds = [6 * body + k for body in (pair.second.body, pair.first.body) for k in range(6)]
+                calls.append(Call(_wrench, given, adds, row.stiffness))
+        found = add_contributions([0.0] * (6 * len(model.bodies)), calls)
+        return stack(found[6:], x[..., 0])
 
 
 def _wrench(

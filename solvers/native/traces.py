@@ -83,6 +83,15 @@ class Key:
             return None
         return cls(digest.hexdigest()[:32], [tensor for _, tensor in tensors.values()])
 
+    def about(self, what: str) -> Key:
+        """The key of something else that the same content decides."""
+        digest = hashlib.sha256(f"{self.digest} {what}".encode())
+        return Key(digest.hexdigest()[:32], self.tensors)
+
+    @property
+    def path(self) -> Path:
+        return cache_folder() / f"{self.digest}.trace"
+
 
 def kept(key: Key | None, make: Callable[[], Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
     """What is kept under the key; if there is nothing, what ``make`` returns is kept.
@@ -90,25 +99,30 @@ def kept(key: Key | None, make: Callable[[], Mapping[str, Any] | None]) -> Mappi
     Args:
         make: what JSON holds; None for what cannot be kept.
     """
-    path = None if key is None else cache_folder() / f"{key.digest}.trace"
-    found = None if path is None else _read(path)
+    found = recall(key)
     if found is None:
         found = make()
-        if path is not None and found is not None:
-            _write(path, found)
+        if found is not None:
+            keep(key, found)
     return found
 
 
-def _read(path: Path) -> Mapping[str, Any] | None:
+def recall(key: Key | None) -> Mapping[str, Any] | None:
+    """What is kept under the key; None if there is nothing."""
+    if key is None:
+        return None
     try:
-        found = json.loads(zlib.decompress(path.read_bytes()))
+        found = json.loads(zlib.decompress(key.path.read_bytes()))
     except (OSError, zlib.error, ValueError):  # none, or a part of one
         return None
     return found if isinstance(found, dict) else None
 
 
-def _write(path: Path, made: Mapping[str, Any]) -> None:
-    data = zlib.compress(json.dumps(made).encode(), 1)
+def keep(key: Key | None, made: Mapping[str, Any]) -> None:
+    """Keep what JSON holds under the key, for other processes."""
+    if key is None:
+        return
+    data, path = zlib.compress(json.dumps(made).encode(), 1), key.path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
