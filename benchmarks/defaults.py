@@ -44,7 +44,7 @@ def judge(name: str, seed: int, overrides: list[str], twins: bool) -> dict[str, 
     from diffsim.rollouts import Rollout
     from diffsim.runs.evaluation import LoadedRun, successes_of
 
-    settings = merge(*map(parse_assignment, overrides)) if overrides else {}
+    settings = merge({"threads": 1}, *map(parse_assignment, overrides))
     with tempfile.TemporaryDirectory() as folder:
         seconds: dict[int, float] = {}
 

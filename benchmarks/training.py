@@ -37,7 +37,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def trained(env: str, folder: Path, cache: Path, updates: int | None) -> dict[str, float]:
     """Wall and CPU seconds of one training in a process of its own."""
-    command = [sys.executable, "-m", "diffsim", "train", env, "--out", str(folder), "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "diffsim",
+        "train",
+        env,
+        "--out",
+        str(folder),
+        "--quiet",
+        "--threads",
+        "1",
+    ]
     command += [] if updates is None else ["--updates", str(updates)]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "DIFFSIM_CACHE": str(cache)}
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

@@ -159,7 +159,7 @@ def measure(env: str, updates: int, warm_up: int, window: int | None) -> dict[st
     algorithms, times = {}, {path: defaultdict(list) for path in FORMER}
     for path, former in FORMER.items():
         config = load_config(
-            {"env": env, "updates": 600, "backend": "native"},
+            {"env": env, "updates": 600, "backend": "native", "threads": 1},
             {"algorithm": {"name": "value_gradient", **options}},
         )
         algorithms[path] = assemble(config).algorithm
@@ -201,7 +201,7 @@ def timed_training(env: str, updates: int | None) -> dict[str, float]:
     """CPU seconds by part of a training in this process, from its start."""
     clock = Clock()
     clock.seconds[LOADING] = time.process_time()
-    settings = {} if updates is None else {"updates": updates}
+    settings = {"threads": 1} if updates is None else {"threads": 1, "updates": updates}
     with tempfile.TemporaryDirectory() as folder, parts_timed(clock, {**PARTS, **UNDIVIDED}):
         runs.train(env, Path(folder, "run"), quiet=True, **settings)
     return dict(clock.seconds)

@@ -185,7 +185,7 @@ def _explained() -> Iterator[None]:
 def _made_env(config: RunConfig) -> Env:
     name = config.env.name
     if name.startswith(JULIA):
-        _start_julia(config.threads)
+        _start_julia(config.threads or 1)
     env_class = load_class(ENVIRONMENTS, name)
     if not (isinstance(env_class, type) and issubclass(env_class, Env)):
         raise ConfigError(f"environment {name!r} is no subclass of robotics_envs.base.Env: {env_class!r}")

@@ -127,7 +127,11 @@ def main() -> None:
     "--log", help="Writers of the history beside the run file: csv, tensorboard, or both with a comma."
 )
 @_TRUST
-@click.option("--threads", type=Whole(1), help="CPU threads of torch.  [default: 1]")
+@click.option(
+    "--threads",
+    type=Whole(1),
+    help="CPU threads.  [default: 1, and for compiled rollouts that take long one for each processor]",
+)
 @click.option(
     "--processes", type=Whole(1), help="Processes that share each batch; the run needs as many shards."
 )

@@ -203,9 +203,10 @@ class RunConfig(Settings):
     dtype: Literal["float32", "float64"] = "float32"
     backend: Literal["auto", "eager", "native", "cuda_native", "cuda_graph", "inductor"] = "auto"
     """What simulates; see :class:`diffsim.rollouts.Rollout`. Back ends differ in the last bits."""
-    threads: int = Field(default=1, ge=1)
-    """CPU threads of torch and of native rollouts. Part of the run because sums that torch splits over threads round
-    differently; one, because at batches of a few hundred more threads mostly wait for each other."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of torch, of native rollouts and of Julia. Part of the run because sums that torch splits over
+    threads round differently. By default one, because at batches of a few hundred more threads mostly wait for each
+    other; but native rollouts that take long, whose bits are the same with any number, have one for each processor."""
     shards: int = Field(default=1, ge=1)
     """Parts of each batch, simulated one after the other or by several processes. Part of the run because sums over
     another number of parts round differently."""

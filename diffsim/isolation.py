@@ -11,6 +11,7 @@ import functools
 import os
 import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def torch_defaults(threads: int | None = None) -> Iterator[None]:
         )
     with contextlib.ExitStack() as stack:
         if threads is not None:
+            stack.callback(_outside.reset, _outside.set(1 if _forked else available_threads()))
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(threads)
         stack.enter_context(_shared_by_threads())
@@ -59,6 +61,15 @@ def torch_defaults(threads: int | None = None) -> Iterator[None]:
             torch.set_flush_denormal(False)
             stack.callback(torch.set_flush_denormal, True)
         yield
+
+
+_outside: ContextVar[int | None] = ContextVar("threads_outside", default=None)
+
+
+def available_threads() -> int:
+    """CPU threads that torch has outside of :func:`torch_defaults`: as many as processors, if nobody has set fewer."""
+    outside = _outside.get()
+    return torch.get_num_threads() if outside is None else outside
 
 
 _forked = False

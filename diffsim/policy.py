@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -179,6 +180,26 @@ class Policy(nn.Module):
         if noise is not None:
             raw = raw + noise
         return self.centre + self.half_range * self.squash(raw)
+
+
+_MODELESS = (Policy, MLP, nn.Sequential, nn.Linear, nn.LayerNorm, nn.Identity, *ACTIVATIONS.values())
+"""Modules that compute the same in training mode and in evaluation mode."""
+
+
+@contextlib.contextmanager
+def evaluating(policy: nn.Module) -> Iterator[None]:
+    """Inside, the policy is in evaluation mode: measuring must not move the statistics of a batch norm.
+
+    Not if no module of it depends on the mode: for another mode a rollout is compiled once more.
+    """
+    if all(type(module) in _MODELESS for module in policy.modules()):
+        yield
+        return
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train()
 
 
 def make_policy(

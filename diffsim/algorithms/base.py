@@ -101,6 +101,11 @@ class Algorithm(abc.ABC):
         """What rollouts without noise are given, ``[m]``: zeros where those compiled for training take noise."""
         return None
 
+    @property
+    def _threads(self) -> int | None:
+        """Of native rollouts; None for one, and more where they take long and no other process shares the batch."""
+        return self.config.threads or (None if self.shards.count == 1 else 1)
+
     def _expected_steps(self, window: int) -> int:
         """Control intervals of the whole run, for the choice of a back end, if an update's rollouts have ``window``."""
         c = self.config

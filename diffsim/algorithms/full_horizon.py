@@ -62,7 +62,7 @@ class FullHorizon(Algorithm):
             env,
             policy,
             backend=config.backend,
-            threads=config.threads,
+            threads=self._threads,
             expected_steps=self._expected_steps(self.horizon),
         )
         self.objective = EpisodeObjective(self.rollout, self.horizon, self.params)

@@ -149,7 +149,7 @@ class ShortWindow(Algorithm):
             policy,
             terminal=CostToGo(env, policy, self.critic.target),
             backend=config.backend,
-            threads=config.threads,
+            threads=self._threads,
             expected_steps=self._expected_steps(settings.window),
         )
         low, high = env.state_box.bounds(policy.mean)

@@ -348,7 +348,7 @@ class ValueGradient(Algorithm):
             policy,
             terminal=CostToGo(env, policy, self.critic.target),
             backend=config.backend,
-            threads=config.threads,
+            threads=self._threads,
             expected_steps=self._expected_steps(max(settings.window, settings.window_end)),
             parameter_gradients=False,
         )

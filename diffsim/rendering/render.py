@@ -199,7 +199,7 @@ def _trained(loaded: LoadedRun, checkpoint: str, actions: str | None) -> Source:
     def act(x: Tensor) -> Tensor:
         return module(env.observe(x))
 
-    dtype, threads = module.mean.dtype, loaded.config.threads
+    dtype, threads = module.mean.dtype, loaded.config.threads or 1
     return Source(env, lambda generator: act, dtype, threads, about, file.folder, "render")
 
 

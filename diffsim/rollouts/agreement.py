@@ -137,5 +137,14 @@ def few_of(inputs: Inputs, steps: int = 2) -> Inputs:
     }
     states = states.requires_grad_(inputs.x0.requires_grad)
     return replace(
-        inputs, x0=states, steps=steps, p=p, threads=1, members=1, stacked={}, truncate=None, **moved
+        inputs,
+        x0=states,
+        steps=steps,
+        p=p,
+        threads=1,
+        most_threads=1,
+        members=1,
+        stacked={},
+        truncate=None,
+        **moved,
     )

@@ -108,10 +108,11 @@ class CudaNative(Native):
     def _blocks(self, members: int, batch: int) -> int:
         return members * -(-(batch // members) // self.layout.rollouts)
 
-    def _run(self, name: str, arguments: Any, x0: Tensor) -> None:
+    def _run(self, name: str, arguments: Any, inputs: Inputs) -> None:
+        x0, threads = inputs.x0, self.layout.threads
         if x0.device.type != "cuda":
-            return super()._run(name, arguments, x0)
-        threads = self.layout.threads
+            getattr(self.library, name)(ctypes.byref(arguments))
+            return
         stream = torch.cuda.current_stream(x0.device).cuda_stream
         with torch.cuda.device(x0.device):
             if name == "forward":

@@ -35,6 +35,7 @@ class Inputs:
         members: number of policies; ``B`` holds equally many rollouts of each, one policy after the other.
         stacked: for a parameter (by identity) the values of all members, ``[members, ...]``.
         act_together: ``act`` of all members at once.
+        threads, most_threads: of native back ends; the most where a call takes long.
         noise_of: ``[B]``, the number of the rollout whose generated noise each rollout takes; None for its own.
         held: the fingerprint of simulator, policy and terminal value.
         beside: the parameters and buffers that are not among ``parameters``.
@@ -55,6 +56,7 @@ class Inputs:
     truncate: int | None = None
     costate_bound: float | None = None
     threads: int = 1
+    most_threads: int = 1
     members: int = 1
     stacked: dict[int, Tensor] = field(default_factory=dict)
     act_together: Callable[[Tensor, Tensor | None], Tensor] | None = None

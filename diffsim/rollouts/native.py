@@ -8,6 +8,7 @@ constant of the kernel; a change of a number among the attributes of simulator o
 from __future__ import annotations
 
 import ctypes
+import time
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from diffsim.rollouts.agreement import compare_with_eager, few_of
 from diffsim.rollouts.inputs import Engine, Inputs, Outcome, UnsupportedError
 from diffsim.rollouts.noise import Noise
 from diffsim.rollouts.stepwise import Stepwise
+from diffsim.rollouts.threads import Pace
 from diffsim.rollouts.traced import Traced, key_of, traced_once
 from diffsim.rollouts.translation import Translation
 from solvers.compiler.structs import Struct, fields
@@ -75,6 +77,7 @@ class Native(Engine):
         self.gradient = gradient
         self._sources = [slot.source for slot in self.slots]
         self._shaped = [q for q in self._sources if not isinstance(q, str)]
+        self._paces = {"forward": Pace(), "backward": Pace()}
         self._tape: Tensor | None = None
         """Room that a rollout whose backward pass is over has left."""
         self._last: tuple[list[int], Any] | None = None
@@ -102,8 +105,23 @@ class Native(Engine):
     def _groups(self, inputs: Inputs) -> int:
         return min(_GROUPS, -(-len(inputs.x0) // 64))
 
-    def _run(self, name: str, arguments: Any, x0: Tensor) -> None:
-        getattr(self.library, name)(ctypes.byref(arguments))
+    def _run(self, name: str, arguments: Any, inputs: Inputs) -> None:
+        function, blocks = getattr(self.library, name), self._blocks_of(arguments)
+        arguments.threads, most = inputs.threads, min(inputs.most_threads, blocks)
+        if most <= inputs.threads:
+            function(ctypes.byref(arguments))
+            return
+        pace, work = self._paces[name], blocks * inputs.steps
+        wants = pace.wants_most(work)
+        if wants:
+            arguments.threads = most
+        started = time.perf_counter()
+        function(ctypes.byref(arguments))
+        pace.note(wants, work, time.perf_counter() - started)
+
+    def _blocks_of(self, arguments: Any) -> int:
+        size = self.library.rollouts_of_a_block()
+        return arguments.members * -(-(arguments.batch // arguments.members) // size)
 
     def forward(self, inputs: Inputs, keep_states: bool, pulled: bool = False) -> tuple[Outcome, Any]:
         x0 = inputs.x0.detach()
@@ -117,7 +135,7 @@ class Native(Engine):
         arguments.values = _p(values)
         tape = self._taken(arguments, x0) if pulled else None
         arguments.tape, arguments.taped = _p(tape), tape
-        self._run("forward", arguments, x0)
+        self._run("forward", arguments, inputs)
         kept = None if states is None else states.transpose(1, 2)
         return Outcome(kept, last.t(), costs, values), arguments
 
@@ -150,7 +168,7 @@ class Native(Engine):
             room = x0.new_empty(arguments.groups + 1, slot.size)
             arguments.by_shared[k] = _p(room)
             rooms.append((slot, room))
-        self._run("backward", arguments, x0)
+        self._run("backward", arguments, inputs)
         if kept is not None and kept.tape:
             # Another rollout may write on it: a second backward pass evaluates the policy again.
             self._tape, kept.taped, kept.tape = kept.taped, None, None
@@ -163,9 +181,7 @@ class Native(Engine):
 
     def _taken(self, arguments: Any, x0: Tensor) -> Tensor | None:
         """A tape for these rollouts: the last one if it is free and large enough; None where it does not pay."""
-        size = self.library.rollouts_of_a_block()
-        blocks = arguments.members * -(-(arguments.batch // arguments.members) // size)
-        wanted = blocks * arguments.steps * self.library.tape_of_an_interval()
+        wanted = self._blocks_of(arguments) * arguments.steps * self.library.tape_of_an_interval()
         least, largest = TAPE_BYTES
         if not least <= wanted * x0.element_size() <= largest:
             return None

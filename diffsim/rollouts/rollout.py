@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffsim.errors import ConfigError, DiffsimError
+from diffsim.isolation import available_threads
 from diffsim.rollouts.autocast import AS_IT_IS, autocast_as, autocast_state
 from diffsim.rollouts.differentiable import (
     Pullback,
@@ -45,7 +46,7 @@ from solvers.validation import whole_number
 logger = logging.getLogger("diffsim")
 
 _FEW = 256
-"""The number of rollouts from which several threads are faster than one."""
+"""The number of rollouts from which several threads are faster than one; fewer if a call takes long."""
 
 ON_FAILURE = (None, "raise", "mark")
 
@@ -92,7 +93,8 @@ class Rollout:
         backend: ``"eager"``, ``"inductor"``, ``"native"`` (CPU), ``"cuda_native"`` or ``"cuda_graph"`` (CUDA), or
             ``"auto"``: a compiled one if it supports the rollout and ``expected_steps`` justifies the compile time,
             else eager.
-        threads: of the native back end; by default torch's, and one for fewer than 256 rollouts.
+        threads: of the native back end; by default torch's, and one for calls that take little time with fewer than
+            256 rollouts.  The number changes no bit.
         expected_steps: how many control intervals will be simulated in all calls together, if known.
         parameter_gradients: False where no gradient by the parameters of policy and terminal value is wanted; the
             backward pass is shorter then.
@@ -509,6 +511,7 @@ class Rollout:
             about.fixed,
             truncate=truncate,
             threads=self.threads or (1 if batch < _FEW else torch.get_num_threads()),
+            most_threads=self.threads or available_threads(),
             held=held,
             beside=about.beside,
             cast=autocast_state(x0.device),

@@ -112,7 +112,7 @@ class LoadedRun:
         checkpoint = "last" if checkpoint == "best" and "best" not in known else checkpoint
         self.checkpoint = checkpoint
         self.update = int(known.get(checkpoint, {}).get("update", 0))
-        with torch_defaults(self.config.threads):
+        with torch_defaults(self.config.threads or 1):
             assembly = assemble(self.config.model_copy(update={"device": device}))
             self.env: Env = assembly.env
             self.device, module = assembly.device, assembly.policy
@@ -223,7 +223,7 @@ def evaluate(
     if mujoco and gym is not None:
         raise EvaluationError(f"mujoco and gym = {gym!r}: one at a time")
     loaded = LoadedRun(run, checkpoint, env=env, trust=trust)
-    with torch_defaults(loaded.config.threads):
+    with torch_defaults(loaded.config.threads or 1):
         if mujoco:
             result = evaluate_in_mujoco(loaded, episodes, seed)
         elif gym is None:
@@ -256,7 +256,7 @@ def evaluate_in_simulator(loaded: LoadedRun, episodes: int, seed: int) -> Evalua
     env, module = loaded.env, loaded.policy.module
     generator = torch.Generator().manual_seed(seed)
     x = env.reset(episodes, generator, module.mean.dtype).to(loaded.device)
-    rollout = Rollout(env, module, expected_steps=env.episode_steps)
+    rollout = Rollout(env, module, expected_steps=env.episode_steps, threads=loaded.config.threads)
     where, criterion = f"diffsim:{env.name}", env.success_criterion
     if criterion is None:
         returns, lengths = rollout.episodes(x)

@@ -119,7 +119,7 @@ def _peak(config: RunConfig, batch: int, shards: int) -> float:
     small = config.model_copy(
         update={"shards": shards, "algorithm": Named(name=config.algorithm.name, **options)}
     )
-    with torch_defaults(config.threads):
+    with torch_defaults(config.threads or 1):
         algorithm = assemble(small).algorithm
         highest, before = 0.0, -1.0
         with allocations(algorithm.device) as peak:

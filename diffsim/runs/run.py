@@ -141,7 +141,7 @@ def trained(
             config = file.config()  # refuse a missing or foreign file before locking its folder
             team = team_for(processes, config.shards)
             order = {"values": dict(values), "out": str(file.folder), "resume": True, "trust": trust}
-            with torch_defaults(config.threads), _held_by(team, file), team.at_work(order):
+            with torch_defaults(config.threads or 1), _held_by(team, file), team.at_work(order):
                 run = Run.resume(file, values, trust, progress, team)
                 run.train([*callbacks, *make_writers(writers, file.folder)] if team.writes else ())
             return run
@@ -149,7 +149,7 @@ def trained(
         file = RunFile(default_folder(config) if out is None else run_folder(out))
         assembly = assemble(config)
         if processes is None and launched()[1] == 1 and not file.exists():
-            with torch_defaults(config.threads):
+            with torch_defaults(config.threads or 1):
                 assembly = with_shards_that_fit(assembly, progress.say)
         config = assembly.given
         team = team_for(processes, config.shards)
@@ -161,7 +161,7 @@ def trained(
             "init": None if init is None else str(RunFile(init).path),
             "trust": trust,
         }
-        with torch_defaults(config.threads), team.at_work(order):
+        with torch_defaults(config.threads or 1), team.at_work(order):
             run = Run(file, assembly.config, assembly, progress, team=team)
             start = {} if init is None else run.start_from(RunFile(init))
             with _held_by(team, file):

@@ -11,6 +11,7 @@ import torch
 from diffsim.algorithms.base import Algorithm
 from diffsim.config import RunConfig
 from diffsim.errors import EvaluationError
+from diffsim.policy import evaluating
 from diffsim.runs.evaluation import successes_of
 from robotics_envs.base import EpisodeStates
 
@@ -57,9 +58,8 @@ class Validation:
         algorithm = self.algorithm
         generator = torch.Generator().manual_seed(self.seed)
         x = algorithm.env.reset(self.episodes, generator, algorithm.dtype).to(algorithm.device)
-        algorithm.policy.eval()  # measuring must not move the statistics of a batch norm
-        returns, states = algorithm.episodes(x)
-        algorithm.policy.train()
+        with evaluating(algorithm.policy):
+            returns, states = algorithm.episodes(x)
         mean = float(returns.mean())
         is_best = mean > self.best
         if is_best:

@@ -222,6 +222,7 @@ def _resolved(cell: Cell) -> _Group | str:
         assembly = assemble(load_config(cell.settings))
         with torch_defaults():
             config = validate(RunConfig, assembly.config.model_dump())
+            config = config.model_copy(update={"threads": config.threads or 1})  # others run beside it
             with _silent():  # the run will say what its parts have to say
                 assert assembly.algorithm is not None
         settings = json.loads(config.model_dump_json(exclude={"seed"}))

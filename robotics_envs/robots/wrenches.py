@@ -48,8 +48,8 @@ def contact_wrenches(env: RobotEnv, x: States, u: Actions, p: Params) -> Tensor:
         )
     if sum(body.parent == 0 for body in model.bodies[1:]) != 1:
         raise NotImplementedError(f"{model.name}: forces of contacts of several robots")
-    x, u, p = x.detach(), u.detach(), {name: value.detach() for name, value in p.items()}
-    accelerations = env.dynamics(0.0, x, u, p)[..., model.positions :]
+    x, u = x.detach(), u.detach()
+    accelerations = env.dynamics(0.0, x, u, p)[..., model.positions :].detach()
     packed, width = env.packed(x, u, p, accelerations), 6 * (len(model.bodies) - 1)
     found = evaluate((model.trace_key, "contact_wrenches"), _Field(env).of, packed, width)
     return found.unflatten(-1, (-1, 6))

@@ -49,7 +49,7 @@ def train(task: str, settings: Mapping[str, Any], seed: int, meter: Meter) -> No
     would be handed over, before the first validation the present one.
     """
     config = load_config({"env": task}, settings, {"seed": seed, "threads": 1})
-    with torch_defaults(config.threads):
+    with torch_defaults(1):
         algorithm = assemble(config).algorithm
         act = _Acting(algorithm.policy)
         meter.begin(act)
