@@ -1,10 +1,11 @@
-"""Facts of the installation: how optional parts are installed, and where compiled libraries are kept."""
+"""Facts of the installation and of the process: optional parts, where compiled libraries are kept, when it began."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
+import time
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -53,3 +54,17 @@ def cache_folder() -> Path:
     return (
         Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffsim"
     )
+
+
+def process_started() -> float:
+    """When this process began, in seconds since the epoch, at most a tenth of a second too early.
+
+    Where the system does not tell, the present time.
+    """
+    now = time.time()
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text().split()[0])
+        return min(now, now - up + ticks / os.sysconf("SC_CLK_TCK") - 0.1)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return now

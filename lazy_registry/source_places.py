@@ -11,7 +11,7 @@ _PACKAGES = Path(__file__).resolve().parent.parent
 _OURS = tuple(
     f"{_PACKAGES / name}{os.sep}" for name in ("lazy_registry", "solvers", "robotics_envs", "diffsim")
 )
-_INSTALLED = tuple({sysconfig.get_path(key) + os.sep for key in ("purelib", "platlib", "stdlib")})
+_INSTALLED = tuple(sorted({sysconfig.get_path(key) + os.sep for key in ("purelib", "platlib", "stdlib")}))
 _TYPED = ("<stdin>", "<string>", "<ipython", "<python-input")
 """What Python calls the file of code typed at a prompt or given by ``python -c``."""
 

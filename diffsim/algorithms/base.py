@@ -106,12 +106,6 @@ class Algorithm(abc.ABC):
         """Of native rollouts; None for one, and more where they take long and no other process shares the batch."""
         return self.config.threads or (None if self.shards.count == 1 else 1)
 
-    def _expected_steps(self, window: int) -> int:
-        """Control intervals of the whole run, for the choice of a back end, if an update's rollouts have ``window``."""
-        c = self.config
-        evaluations = -(-c.updates // (c.evaluation.every or c.updates))
-        return c.updates * window * self.optimizer.calls_per_step + evaluations * self.env.episode_steps
-
     @property
     def training_params(self) -> Params:
         """The physical parameters of this update; ``self.params`` are those of evaluations."""

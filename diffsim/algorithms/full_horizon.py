@@ -63,7 +63,7 @@ class FullHorizon(Algorithm):
             policy,
             backend=config.backend,
             threads=self._threads,
-            expected_steps=self._expected_steps(self.horizon),
+            expected_steps=config.updates * self.horizon * self.optimizer.calls_per_step,
         )
         self.objective = EpisodeObjective(self.rollout, self.horizon, self.params)
         self.objective.shards = self.shards

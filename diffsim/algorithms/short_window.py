@@ -150,7 +150,7 @@ class ShortWindow(Algorithm):
             terminal=CostToGo(env, policy, self.critic.target),
             backend=config.backend,
             threads=self._threads,
-            expected_steps=self._expected_steps(settings.window),
+            expected_steps=config.updates * settings.window * self.optimizer.calls_per_step,
         )
         low, high = env.state_box.bounds(policy.mean)
         self._middle, self._half_size = (low + high) / 2, (high - low) / 2

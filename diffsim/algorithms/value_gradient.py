@@ -349,7 +349,9 @@ class ValueGradient(Algorithm):
             terminal=CostToGo(env, policy, self.critic.target),
             backend=config.backend,
             threads=self._threads,
-            expected_steps=self._expected_steps(max(settings.window, settings.window_end)),
+            expected_steps=config.updates
+            * max(settings.window, settings.window_end)
+            * self.optimizer.calls_per_step,
             parameter_gradients=False,
         )
         self._reach = Range.of_box(env, policy.mean, settings.reach)

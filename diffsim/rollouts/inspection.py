@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffsim.rollouts.inputs import Inputs
@@ -105,6 +106,84 @@ class Snapshot:
                     buffer.copy_(value)
 
 
+class _Attributes:
+    """The attributes of modules that are no parameters, buffers and modules, as they were when this was made.
+
+    Those that name numbers, texts, tensors, lists and dicts: what a policy remembers between its calls.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        every = {id(m): m for module in inputs.modules for m in module.modules()}
+        self._found = [(m, {k: (v, _copied(v)) for k, v in _own(m).items()}) for m in every.values()]
+
+    def change(self) -> str:
+        """What has changed since; empty if nothing has."""
+        for module, before in self._found:
+            now = _own(module)
+            for name in {**before, **now}:
+                if name not in before or name not in now or not _is_as_before(*before[name], now[name]):
+                    return f"changes the attribute {name!r} of {type(module).__name__}"
+        return ""
+
+    def put_back(self) -> None:
+        for module, before in self._found:
+            for name in _own(module).keys() - before.keys():
+                delattr(module, name)
+            for name, (value, copied) in before.items():
+                if isinstance(value, Tensor) and not _are_equal(value.detach(), copied):
+                    if value.is_inference():
+                        value = copied
+                    with torch.no_grad():
+                        value.copy_(copied)
+                elif isinstance(value, list):
+                    value[:] = copied
+                elif isinstance(value, dict):
+                    value.clear()
+                    value.update(copied)
+                if getattr(module, name, None) is not value:
+                    setattr(module, name, value)
+
+
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+
+
+def _copied(value: Any) -> Any:
+    return (
+        value.detach().clone()
+        if isinstance(value, Tensor)
+        else copy.copy(value)
+        if type(value) in (list, dict)
+        else value
+    )
+
+
+def _is_as_before(value: Any, copied: Any, now: Any) -> bool:
+    if isinstance(now, (bool, int, float, str)):
+        return type(now) is type(value) and (now == value or now != now)
+    if now is not value:
+        return False
+    if isinstance(now, Tensor):
+        return _are_equal(now.detach(), copied)
+    if type(now) in (list, dict):
+        entries = (
+            zip(now, copied, strict=False)
+            if type(now) is list
+            else zip(now.values(), copied.values(), strict=False)
+        )
+        return len(now) == len(copied) and all(a is b for a, b in entries)
+    return True
+
+
+def _are_equal(a: Tensor, b: Tensor) -> bool:
+    """Equal to the bit but for NaN; tensors without data are."""
+    same = a.shape == b.shape
+    return same and (a.is_meta or bool(((a == b) | ((a != a) & (b != b))).all()))
+
+
 @contextlib.contextmanager
 def _others_put_back() -> Iterator[None]:
     """Restores the global generators of Python and NumPy at the end."""
@@ -155,15 +234,21 @@ def look(inputs: Inputs, gradient: bool) -> Findings:
     x = inputs.x0.detach()[:3].clone().requires_grad_(gradient)
     results: list[list[Tensor]] = []
     changing, count = "", 0
+    first = again = _Attributes(inputs)
     with _others_put_back():
         try:
             while len(results) < 2 and not changing:
+                # What only the first call sets is kept for the others.
+                again = _Attributes(inputs) if results else first
                 with torch.set_grad_enabled(gradient), watch:
                     results.append(_one_step(inputs, x))
                 count = count or watch.count
                 changing = before.change() or watch.draws
                 before.put_back()
                 watch.put_back()
+            changing = changing or again.change()
+            if changing:
+                first.put_back()
         except Exception:
             with torch.no_grad():  # of all rollouts, so that the message has their number
                 _one_step(inputs, inputs.x0)

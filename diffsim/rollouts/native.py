@@ -56,8 +56,8 @@ class Native(Engine):
         compared = None if (key := key_of(inputs, gradient)) is None else key.about(engine.library._name)
         try:
             if engine.from_disk and recall(compared) is not None:
-                # Nothing but a global variable of a module can differ from when the trace was kept.
-                compare_with_eager(engine, inputs, gradient=False, steps=1)
+                # Little can differ from when the trace was kept: something that a class of another module holds.
+                compare_with_eager(engine, inputs, gradient, steps=1)
             else:
                 compare_with_eager(engine, inputs, gradient)
                 keep(compared, {})

@@ -297,7 +297,12 @@ class Rollout:
         ``keep_states`` adds the states ``[episode_steps + 1, B, n]``, initial ones first, for ``env.success``; those
         after an episode's end have no meaning.  Rollouts that have ended are soon left out where that costs nothing.
         """
+        if not len(x0):
+            raise ValueError(f"x0 has the shape {tuple(x0.shape)}: an episode needs an initial state")
         batch, left = len(x0), self.env.episode_steps
+        if p is None:
+            with torch.inference_mode(False):
+                p = self.env.params(x0)  # once: there may be one value for every rollout
         total, lengths = torch.zeros_like(x0[:, 0]), torch.zeros_like(x0[:, 0], dtype=torch.int64)
         x, running, rows = x0, ~self._done(x0), torch.arange(batch, device=x0.device)
         at, kept = x0.clone(), [x0.unsqueeze(0)]
@@ -305,7 +310,7 @@ class Rollout:
             steps = min(left, _TOGETHER)
             given = None if noise is None else noise.expand(steps, len(rows), -1)
             own = p
-            if p is not None and len(rows) < batch:
+            if len(rows) < batch:
                 own = {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in p.items()}
             with _EXPLAINED:
                 inputs = self._inputs(x, steps, own, given, None, None)

@@ -91,6 +91,8 @@ class Stepwise(Engine):
 class Unrolled(Stepwise):
     """Plain autograd through every step, for steps that give another result when they are computed again."""
 
+    any_batch = False  # what a step draws, and the statistics of a batch norm, depend on the number
+
     def unrolled(self, inputs: Inputs, mark: bool = False) -> tuple[Outcome, Tensor | None]:
         """Simulate under autograd.
 

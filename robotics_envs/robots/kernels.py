@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from solvers.compiler.fingerprint import Identity
 from solvers.compiler.structure import is_structure_only
 from solvers.compiler.trace import NativeUnsupportedError, active_tracer
 from solvers.native.build import NoCompilerError
@@ -57,9 +58,10 @@ def _kernel(key: tuple[str, str], function: Callable[[Tensor], Tensor], x: Tenso
 def _compiled(key: tuple[str, str], function: Callable[[Tensor], Tensor], x: Tensor) -> FunctionKernel | None:
     # Of a class defined elsewhere, nobody knows what the trace depends on.
     own = type(getattr(function, "__self__", None)).__module__.partition(".")[0] == PACKAGES[0]
+    known_as = (*key, Identity(function.__func__.__code__)) if own else None  # type: ignore[attr-defined]
     try:
         with torch.inference_mode(False):
-            return FunctionKernel(function, x.shape[-1], x.dtype, key if own else None, PACKAGES)
+            return FunctionKernel(function, x.shape[-1], x.dtype, known_as, PACKAGES)
     except NativeUnsupportedError as error:
         if not isinstance(error, NoCompilerError):  # which is logged once, where it is found
             logger.warning("%s of a robot is not compiled, which takes many times as long: %s", key[1], error)

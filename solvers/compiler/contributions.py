@@ -147,7 +147,7 @@ def _traced(
         computed: list[Operand] = [own.array(x).item() for x in found if isinstance(x, Tensor)]
     name = function.__name__.strip("_")
     name = name if name.isascii() and name.isidentifier() else "function"  # a lambda has none
-    compiled = Function(f"{name}{len(graph)}", parameters, computed)
+    compiled = Function(graph.name(name), parameters, computed)
     if guard is not None:
         compiled.only_if = parameters[guard]
     return compiled, [None if isinstance(x, Tensor) else x for x in found]

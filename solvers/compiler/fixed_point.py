@@ -61,6 +61,5 @@ def _traced(tracer: Tracer, step: Step, start: Tensor, given: Tensor, most: int)
             following, moving = step(x, constants)
         results = [*own.array(following).reshape(-1), *own.array(moving).reshape(-1)]
         result = torch.zeros_like(start)
-    # The count of nodes grows, so that no other function of this kernel has the name.
-    function = Function(f"settle{len(graph)}", parameters, results, carried=carried, most=most)
+    function = Function(graph.name("settle"), parameters, results, carried=carried, most=most)
     return tracer.bind(result, array_of(graph.call(function, args)[:carried], start.shape))

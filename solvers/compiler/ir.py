@@ -169,12 +169,18 @@ class Graph:
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], Node] = {}
+        self._named = 0
         self.contributing: dict[Any, Any] = {}
         """Functions that ``solvers.compiler.contributions`` has traced."""
 
     def __len__(self) -> int:
         """The number of nodes made so far."""
         return len(self._known)
+
+    def name(self, words: str) -> str:
+        """A name that no other function of this graph has."""
+        self._named += 1
+        return f"{words}{self._named}"
 
     def input(self, space: str, index: int | Affine | None = None, slot: int = 0) -> Node:
         """The value at a place of the kernel."""

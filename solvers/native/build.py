@@ -265,7 +265,7 @@ def _load(source: str, isa: str) -> ctypes.CDLL:
             raise NativeUnsupportedError(f"the library could not be written to {folder}: {error}") from error
     try:
         return toolchain.open(library)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise NativeUnsupportedError(f"the library does not load; remove {library}: {error}") from error
 
 
@@ -275,7 +275,7 @@ def _built(toolchain: Toolchain, source: str, isa: str, folder: Path, key: str) 
         text, built = Path(scratch, "kernel.cpp"), Path(scratch, "kernel.so")
         text.write_text(source)
         toolchain.build(text, built, isa)
-        library = folder / f"{key}-{built.stat().st_size}.so"
+        library = folder / f"{key}-{_digest(built)}.so"
         built.replace(library)  # whole or not at all, also for a process that reads meanwhile
     logger.info("compiled a kernel in %.1f s", time.perf_counter() - started)
     return library
@@ -306,8 +306,13 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _kept(folder: Path, key: str) -> Path | None:
-    """The library in the cache, if it is as long as its name says: a part of one would kill the process."""
+    """The library in the cache, if its content is what its name says: a damaged one would kill the process."""
     for library in folder.glob(f"{key}-*.so"):
-        if library.is_file() and str(library.stat().st_size) == library.stem.rpartition("-")[2]:
-            return library
+        with contextlib.suppress(OSError):
+            if _digest(library) == library.stem.rpartition("-")[2]:
+                return library
     return None
+
+
+def _digest(library: Path) -> str:
+    return hashlib.blake2b(library.read_bytes(), digest_size=8).hexdigest()

@@ -821,7 +821,8 @@ def test_a_buffer_changed_before_backward_is_noticed():
             costs.sum().backward()
 
 
-def test_part_of_a_library_is_built_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", ["half of it", "other bytes", "zeros"])
+def test_a_damaged_library_is_built_again(damage, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFSIM_CACHE", str(tmp_path))
     source = 'extern "C" int three() { return 3; }'
     build._load.cache_clear()
@@ -829,7 +830,10 @@ def test_part_of_a_library_is_built_again(tmp_path, monkeypatch):
     (library,) = tmp_path.glob("*.so")
     whole = library.read_bytes()
     library.unlink()
-    library.write_bytes(whole[: len(whole) // 2])
+    middle = len(whole) // 2
+    zeros = bytes(len(whole) - middle)
+    rest = {"half of it": b"", "other bytes": zeros[1:] + b"x", "zeros": zeros}
+    library.write_bytes(whole[:middle] + rest[damage])
     build._load.cache_clear()
     assert build.load(source).three() == 3
 

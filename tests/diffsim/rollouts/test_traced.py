@@ -39,9 +39,14 @@ def test_what_a_trace_depends_on_leads_to_a_new_one(tmp_path):
 
 
 def test_a_kernel_that_differs_from_torch_is_traced_anew(tmp_path):
-    assert run(tmp_path, "other_globals") == [1, 3, 2, 3, True, False]
+    assert run(tmp_path, "other_globals", "unseen") == [1, 3, 2, 3, True, False]
     # In a process with the variables that the trace was kept with, it is good.
-    assert run(tmp_path, "other_globals")[:2] == [0, 3]
+    assert run(tmp_path, "other_globals", "unseen")[:2] == [0, 3]
+
+
+def test_global_variables_belong_to_what_a_trace_is_known_by(tmp_path):
+    assert run(tmp_path, "other_globals", "seen") == [1, 3, 2, 6, True, False]
+    assert run(tmp_path, "other_globals", "seen") == [0, 6, 0, 6, True, False]
 
 
 def test_simulators_of_users_are_traced_in_every_process(tmp_path):

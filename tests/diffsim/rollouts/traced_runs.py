@@ -99,10 +99,16 @@ def changes():
     return told
 
 
-def other_globals():
-    """A variable of a module that the trace read has changed: traced anew, right, and not kept."""
-    from robotics_envs.simulators import acrobot
+def other_globals(seen):
+    """A variable of a module that the trace read has changed: traced anew, and right.
 
+    Where the key does not hold it, that is noticed by comparing, and not kept.
+    """
+    from robotics_envs.simulators import acrobot
+    from solvers.native import traces
+
+    if seen == "unseen":
+        traces._read_by = lambda *arguments: ""
     before = results(made("acrobot"))
     told = [times, kept()]
     acrobot.TARGET = 1.0

@@ -161,7 +161,7 @@ class Held:
     def __init__(self, env, torque=0.0):
         from types import SimpleNamespace
 
-        self.env, self.device = env, torch.device("cpu")
+        self.env, self.device, self.config = env, torch.device("cpu"), SimpleNamespace(threads=None)
         module = torch.nn.Linear(3, 1)
         torch.nn.init.zeros_(module.weight)
         torch.nn.init.constant_(module.bias, torque)

@@ -105,6 +105,12 @@ def _leg(x: float, y: float) -> str:
     )
 
 
+TWO_FEET = """<mujoco model="two feet"><worldbody><geom type="plane" size="1 1 1"/>
+<body name="trunk" pos="0 0 .25"><freejoint/><geom type="sphere" size=".05" contype="0" conaffinity="0"/>
+<body pos="0 .3 0"><joint name="left" axis="0 1 0"/><geom type="sphere" size=".05" pos="0 0 -.2" condim="{condim}"/></body>
+<body pos="0 -.3 0"><joint name="right" axis="0 1 0"/><geom type="sphere" size=".05" pos="0 0 -.2"/></body></body>
+</worldbody><actuator><motor joint="left" ctrlrange="-1 1"/><motor joint="right" ctrlrange="-1 1"/></actuator></mujoco>"""
+
 LEGGED = model(
     f'{FLOOR}<body name="trunk" pos="0 0 .4"><freejoint/><geom type="box" size=".19 .05 .06" mass="7"/>{_leg(0.2, 0.1)}'
     f"{_leg(-0.2, -0.1)}</body>",

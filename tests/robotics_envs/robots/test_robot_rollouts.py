@@ -1,23 +1,33 @@
 """Robots in compiled rollouts, and kernels of their fields."""
 
+import copy
 from collections import OrderedDict
 
 import pytest
 import torch
-from small_robots import FRICTION, JOINTS, TOUCHING
+from small_robots import FRICTION, JOINTS, TOUCHING, TWO_FEET
 
 from diffsim.assembly import assemble
 from diffsim.config import load_config
 from diffsim.policy import MLP
+from diffsim.rollouts import native
 from diffsim.rollouts.rollout import Rollout
 from robotics_envs.environments import make_env
 from robotics_envs.robots import from_mjcf, kernels
+from robotics_envs.robots.wrenches import contact_wrenches
+from solvers.compiler.trace import NativeUnsupportedError
 
 
 @pytest.mark.parametrize(
     "xml",
-    [JOINTS["dry friction"], TOUCHING["sphere"], FRICTION["sphere, elliptic, condim 3"]],
-    ids=["dry friction", "contact", "elliptic"],
+    [
+        JOINTS["dry friction"],
+        TOUCHING["sphere"],
+        FRICTION["sphere, elliptic, condim 3"],
+        TWO_FEET.format(condim=4),
+        TWO_FEET.format(condim=6),
+    ],
+    ids=["dry friction", "contact", "elliptic", "condim 4 and 3", "condim 6 and 3"],
 )
 def test_a_compiled_rollout_is_the_stepped_one(xml, caplog):
     env = from_mjcf(xml, check=False)
@@ -37,6 +47,34 @@ def test_a_compiled_rollout_is_the_stepped_one(xml, caplog):
     assert not caplog.records
     for a, b in zip(*results.values(), strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_the_forces_of_contacts_are_those_of_the_field_that_is_there(monkeypatch):
+    """A cost that reads them calls the compiled field, and does not hold it a second time."""
+    xml = TWO_FEET.format(condim=3).replace("<worldbody>", '<option integrator="RK4"/><worldbody>')
+    plain = from_mjcf(xml, check=False)
+
+    class Pressed(type(plain)):
+        def cost_of_step(self, x, following, u, p):
+            wrenches = contact_wrenches(self, following, u, p)
+            return super().cost_of_step(x, following, u, p) + wrenches.square().sum((-2, -1))
+
+    def lines(env):
+        sources = []
+
+        def refuse(source):
+            sources.append(source)
+            raise NativeUnsupportedError("only its source is wanted")
+
+        with monkeypatch.context() as m:
+            m.setattr(native.build, "load", refuse)
+            x0 = plain.reset(3, torch.Generator())
+            Rollout(env, backend="native")(x0, 2, controls=torch.zeros(2, 3, len(env.action_box)))
+        return sources[-1].count("\n")
+
+    pressed = copy.copy(plain)
+    pressed.__class__ = Pressed
+    assert lines(pressed) < 1.2 * lines(plain)
 
 
 @pytest.mark.slow

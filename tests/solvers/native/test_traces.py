@@ -1,13 +1,18 @@
 """What traces became, on disk: known by content, written whole, done without where it cannot be."""
 
+import math
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from solvers.compiler import limits
 from solvers.compiler.fingerprint import fingerprint
+from solvers.native import build, traces
 from solvers.native import function as functions
-from solvers.native import traces
 from solvers.native.function import FunctionKernel
 from solvers.native.traces import Key, kept
 
@@ -57,11 +62,54 @@ def test_functions_and_classes_of_the_packages_are_known_others_are_not():
     assert digest(1, packages=("no_such_package",)) is None
 
 
+def test_a_key_depends_on_what_functions_read_from_their_modules(monkeypatch):
+    """Also at the end of a chain of calls, and through the name of a module; not on what no function reads."""
+    first = digest(functions.FunctionKernel.__init__)
+    assert first is not None
+    changes = [
+        (limits, "MOST_LINES", 7),
+        (functions, "_source", functions._refuse),
+        (build, "FLAGS", ("-O1",)),
+    ]
+    digests = [first]
+    for module, name, value in changes:
+        assert hasattr(module, name)
+        with monkeypatch.context() as m:
+            m.setattr(module, name, value)
+            digests.append(digest(functions.FunctionKernel.__init__))
+    assert len(set(digests)) == len(digests)
+    with monkeypatch.context() as m:
+        m.setattr(functions, "_source", lambda *arguments: ("", 0))
+        assert digest(functions.FunctionKernel.__init__) is None  # a function of nobody knows where
+        assert digest(functions._refuse) is not None
+    assert digest(functions.FunctionKernel.__init__) == first
+
+
+def test_nothing_is_kept_by_a_process_that_is_older_than_a_file(monkeypatch):
+    """What it has loaded may not be what the file holds."""
+    assert digest(kept) is not None
+    newest = max(file.stat().st_mtime for file in Path(traces.__file__).parents[1].rglob("*.py"))
+    for started, known in ((newest, False), (newest + 1, True)):
+        traces._stamp.cache_clear()
+        monkeypatch.setattr(traces, "_started", started)
+        assert (digest(kept) is not None) is known
+    traces._stamp.cache_clear()
+
+
+def test_a_process_knows_when_it_began():
+    read = "from lazy_registry.installation import process_started"
+    program = f"import time; now = time.time(); {read}; print(now - process_started())"
+    before = time.time()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 0 <= float(done.stdout) <= time.time() - before + 0.2
+
+
 def test_a_key_depends_on_the_files_of_the_packages(tmp_path, monkeypatch):
     package = tmp_path / "some_package"
     package.mkdir()
     source = package / "__init__.py"
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(traces, "_started", math.inf)
     found = []
     for text in ("a = 1\n", "a = 2\n", "a = 1\n"):
         source.write_text(text)
