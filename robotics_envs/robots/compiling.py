@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,8 @@ def compiled(source: str | Path, options: Options) -> Any:
         if text.lstrip().startswith("<"):
             spec = library.MjSpec.from_string(text)
         else:
+            if Path(text).is_dir():
+                raise UnknownNameError(f"{text!r} is a folder, not the file of a robot")
             if not Path(text).is_file():
                 raise UnknownNameError(f"there is no file {text!r}, as seen from {str(Path.cwd())!r}")
             spec = library.MjSpec.from_file(text)
@@ -93,11 +96,13 @@ def compiled(source: str | Path, options: Options) -> Any:
         raise RobotFileError(
             f"MuJoCo cannot read {shown}: {' '.join(str(error).split())}{_advice(error)}"
         ) from None
+    if model.nu and model.opt.disableflags & int(library.mjtDisableBit.mjDSBL_ACTUATION):
+        raise RobotFileError('<flag actuation="disable"/> takes all effect from the actuators: remove it')
     return _without_contacts(library, model, options)
 
 
 def _advice(error: Exception) -> str:
-    if "opening file" in str(error) or "resource" in str(error).lower():
+    if re.search(r"package:|\.(stl|obj|msh|dae|ply)\b", str(error), re.IGNORECASE):
         return '; meshes="drop" reads the file without its meshes, if every body that moves has an <inertial>'
     return ""
 
@@ -115,9 +120,13 @@ def _edit(library: Any, spec: Any, options: Options) -> None:
                 spec.delete(mesh)
     roots = list(spec.worldbody.bodies)
     if options.floating:
-        for body in roots:
-            if not list(body.joints):
-                body.add_freejoint(name=f"{body.name or 'root'}_free")
+        fixed = [body for body in roots if not list(body.joints)]
+        if not fixed:
+            raise RobotFileError(
+                "floating=True changes nothing: every root body of the file has a joint of its own"
+            )
+        for body in fixed:
+            body.add_freejoint(name=f"{body.name or 'root'}_free")
     if options.floor:
         spec.worldbody.add_geom(
             name="floor", type=library.mjtGeom.mjGEOM_PLANE, size=[0.0, 0.0, 0.1], condim=3
@@ -125,10 +134,18 @@ def _edit(library: Any, spec: Any, options: Options) -> None:
     if options.motors is not False:
         _add_motors(library, spec, options.motors)
     if options.control_range is not None:
-        for actuator in spec.actuators:
-            if actuator.ctrllimited == library.mjtLimited.mjLIMITED_FALSE or not any(actuator.ctrlrange):
-                actuator.ctrllimited = library.mjtLimited.mjLIMITED_TRUE
-                actuator.ctrlrange = list(options.control_range)
+        free = [
+            actuator
+            for actuator in spec.actuators
+            if actuator.ctrllimited == library.mjtLimited.mjLIMITED_FALSE or not any(actuator.ctrlrange)
+        ]
+        if not free:
+            raise RobotFileError(
+                "control_range changes nothing: every actuator of the file has a ctrlrange of its own"
+            )
+        for actuator in free:
+            actuator.ctrllimited = library.mjtLimited.mjLIMITED_TRUE
+            actuator.ctrlrange = list(options.control_range)
 
 
 def _found(spec: Any, file: str) -> bool:
@@ -138,12 +155,16 @@ def _found(spec: Any, file: str) -> bool:
 
 def _add_motors(library: Any, spec: Any, motors: bool | float) -> None:
     driven = {actuator.target for actuator in spec.actuators}
+    coupled = {q.name1 for q in spec.equalities if q.type == library.mjtEq.mjEQ_JOINT and q.name2}
+    kinds = library.mjtJoint.mjJNT_HINGE, library.mjtJoint.mjJNT_SLIDE
+    unnamed = [q.parent.name or "one without a name" for q in spec.joints if q.type in kinds and not q.name]
+    if unnamed:
+        raise RobotFileError(
+            f"joints without a name get no motor; name those of these bodies: {', '.join(unnamed)}"
+        )
     missing = []
     for joint in spec.joints:
-        if joint.name in driven or joint.type not in (
-            library.mjtJoint.mjJNT_HINGE,
-            library.mjtJoint.mjJNT_SLIDE,
-        ):
+        if joint.name in driven or joint.name in coupled or joint.type not in kinds:
             continue
         low, high = (float(bound) for bound in joint.actfrcrange)
         effort = max(-low, high)

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lazy_registry.registry import UnknownNameError, unknown
 from robotics_envs.base import Actions, Box, Costs, Env, Params, States
 from robotics_envs.drawing import Floats, Shape, View
 from robotics_envs.robots.constraints import constraints
@@ -277,6 +278,10 @@ def _same_robot(model: RobotModel, other: RobotModel | None) -> bool:
 
 def robot_class(source: str | Path, check: bool = True, **options: Any) -> type[RobotEnv]:
     """A class of simulators of the robot in an MJCF file; see :func:`from_mjcf`."""
+    known = [field.name for field in fields(Options)]
+    for name in options:
+        if name not in known:
+            raise UnknownNameError(unknown("option of a robot's file", name, known))
     model = read(source, Options(**options))
     words = "".join(word.capitalize() for word in model.name.replace("-", " ").replace("_", " ").split())
     members = {"model": model, "name": model.name, "__module__": __name__}
@@ -322,6 +327,8 @@ def from_urdf(source: str | Path, check: bool = True, **options: Any) -> RobotEn
 
 def _defaults(model: RobotModel, given: Any) -> dict[str, Any]:
     """What a model says about the attributes of a simulator."""
+    if not model.joints:
+        raise RobotFileError(f"{model.name} has no joints, so that nothing moves")
     if not model.actuators:
         raise RobotFileError(
             f"{model.name} has no actuators, so that there is nothing to control: add them to the file, or read it "

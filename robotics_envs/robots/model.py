@@ -7,9 +7,14 @@ parent's.  Indices of positions and velocities are those of MuJoCo's ``qpos`` an
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Literal
+
+from robotics_envs.robots.errors import RobotFileError
 
 Vector = tuple[float, float, float]
 Matrix = tuple[Vector, Vector, Vector]
@@ -27,7 +32,8 @@ class Options:
         cone: ``"pyramidal"`` replaces elliptic friction cones, whose solution takes more and longer steps.
         condim: 3 replaces contacts with torsional or rolling friction (4 and 6) by ones that slide only.
         control_range: bounds of the controls of actuators that have none in the file.
-        motors: adds a motor to every hinge and slide without an actuator; its control is the force (N, N m), up to
+        motors: adds a motor to every hinge and slide without an actuator, but to those that an equality couples to
+            another joint, such as a URDF's <mimic>; its control is the force (N, N m), up to
             the joint's effort limit, or this number where the file has none. True: every joint has a limit.
         floating: frees the root body of the robot from the world.
         floor: adds the ground, a plane at height 0.
@@ -57,6 +63,41 @@ class Options:
         given = self.parameters
         names = (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
         object.__setattr__(self, "parameters", names)
+        for name, fine, words in self._rules():
+            if not fine:
+                raise RobotFileError(f"{name} = {getattr(self, name)!r}: it is {words}")
+
+    def _rules(self) -> Iterator[tuple[str, bool, str]]:
+        """For every option its name, whether its value is one that it can have, and which these are."""
+        for name, choices in CHOICES.items():
+            yield name, getattr(self, name) in choices, " or ".join(map(repr, choices))
+        for name in ("floating", "floor"):
+            yield name, isinstance(getattr(self, name), bool), "True or False"
+        motors, bounds = self.motors, self.control_range
+        fine = isinstance(motors, bool) or (_is_number(motors) and motors > 0)
+        yield "motors", fine, "True, False or a positive number (N, N m)"
+        fine = self.timestep is None or (_is_number(self.timestep) and self.timestep > 0)
+        yield "timestep", fine, "a positive number of seconds"
+        fine = bounds is None or (
+            isinstance(bounds, Sequence)
+            and len(bounds) == 2
+            and all(map(_is_number, bounds))
+            and bounds[0] < bounds[1]
+        )
+        yield "control_range", fine, "two numbers (LOW, HIGH), the first one less"
+        yield "keyframe", self.keyframe is None or isinstance(self.keyframe, str), "the name of a keyframe"
+
+
+CHOICES: dict[str, tuple[str | int, ...]] = {
+    "meshes": ("refuse", "drop"),
+    "self_collisions": ("keep", "ignore"),
+    "cone": ("keep", "pyramidal"),
+    "condim": ("keep", 3),
+}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)

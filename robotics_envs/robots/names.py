@@ -12,7 +12,7 @@ from lazy_registry.registry import UnknownNameError, unknown
 from robotics_envs.environments import robot_file
 from robotics_envs.robots.env import RobotEnv, robot_class, urdf_class, with_parameters
 from robotics_envs.robots.errors import RobotFileError
-from robotics_envs.robots.model import Options
+from robotics_envs.robots.model import CHOICES, Options
 
 
 def robot_of_name(name: str) -> type[RobotEnv]:
@@ -51,22 +51,18 @@ def _options(name: str, known: Sequence[str] | None = None) -> list[tuple[str, s
     for key, _ in pairs:
         if key not in known:
             raise UnknownNameError(unknown("option of a robot's file", key, known))
+        if [other for other, _ in pairs].count(key) > 1:
+            raise RobotFileError(f"{name}: {key} is given more than once")
     return pairs
-
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "meshes": ("refuse", "drop"),
-    "self_collisions": ("keep", "ignore"),
-    "cone": ("keep", "pyramidal"),
-}
 
 
 def _value(name: str, key: str, text: str) -> Any:
     """The value of an option from its text."""
-    if key in _CHOICES:
-        if text not in _CHOICES[key]:
-            raise RobotFileError(f"{name}: {key} is {' or '.join(_CHOICES[key])}, got {text!r}")
-        return text
+    if key in CHOICES:
+        found = [choice for choice in CHOICES[key] if str(choice) == text]
+        if not found:
+            raise RobotFileError(f"{name}: {key} is {' or '.join(map(str, CHOICES[key]))}, got {text!r}")
+        return found[0]
     if key == "keyframe":
         return text
     if key == "parameters":
@@ -81,4 +77,4 @@ def _value(name: str, key: str, text: str) -> Any:
         return tuple(numbers)
     if len(numbers) > 1:
         raise RobotFileError(f"{name}: {key} is one number, got {text!r}")
-    return int(numbers[0]) if key == "condim" else numbers[0]
+    return numbers[0]

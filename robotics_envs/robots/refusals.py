@@ -183,17 +183,16 @@ def _actuators(library: Any, model: Any) -> list[str]:
             int(model.actuator_gaintype[k]) not in gains or int(model.actuator_biastype[k]) not in biases
         ),
     )
-    for attribute, what in (
-        ("actuator_damping", "damping of actuators"),
-        ("actuator_dampingpoly", "damping of actuators that is not linear"),
-        ("actuator_armature", "armature of actuators"),
-        ("actuator_delay", "actuators with a delay"),
+    to_joint = "give it to the joint, or remove it"
+    for attribute, what, advice in (
+        ("actuator_damping", "damping of actuators", to_joint),
+        ("actuator_dampingpoly", "damping of actuators that is not linear", to_joint),
+        ("actuator_armature", "armature of actuators", to_joint),
+        ("actuator_delay", "actuators with a delay", "remove the delay"),
     ):
         values = getattr(model, attribute, None)
         if values is not None and values.any():
-            all_where(
-                what, "give it to the joint, or remove it", values.reshape(model.nu, -1).any(1).__getitem__
-            )
+            all_where(what, advice, values.reshape(model.nu, -1).any(1).__getitem__)
     unlimited = [k for k in range(model.nu) if not model.actuator_ctrllimited[k]]
     if unlimited:
         found.append(

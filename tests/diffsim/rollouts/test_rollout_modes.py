@@ -722,3 +722,88 @@ def test_episodes_that_have_ended_are_not_simulated_on(backend, monkeypatch):
     assert not returns.any()
     assert not lengths.any()
     assert states.shape == (121, 6, 2)
+
+
+class Several(Short):
+    """One value of a parameter for every rollout."""
+
+    def params(self, like):
+        p = super().params(like)
+        return p | {"g": p["g"] * torch.linspace(0.5, 2.0, len(like), dtype=like.dtype)}
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_rollouts_that_go_on_keep_their_own_parameters(backend):
+    torch.manual_seed(0)
+    policy, x = nn.Linear(3, 1, dtype=F64), Short().reset(6, torch.Generator().manual_seed(0), F64)
+    env = Several()
+    returns, lengths = Rollout(env, policy, backend=backend).episodes(x)
+    assert lengths.min() < 50 < 100 < lengths.max()
+    given = Rollout(Short(), policy, backend=backend).episodes(x, env.params(x))
+    assert torch.equal(lengths, given[1])
+    assert torch.allclose(returns, given[0], rtol=1e-9)
+    with pytest.raises(ValueError, match="needs an initial state"):
+        Rollout(env, policy).episodes(x[:0])
+
+
+class Counting(nn.Module):
+    """Another action after some calls; what it counts with is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls = nn.Linear(3, 1, dtype=F64), 0
+        self.last, self.seen = torch.zeros(1, dtype=F64), []
+
+    def forward(self, observation):
+        self.calls += 1
+        self.last = self.last * 0.5 + 1
+        self.seen.append(self.calls)
+        return self.linear(observation) + (1.0 if self.calls > 3 else 0.0) + self.last
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "native", "auto"])
+def test_a_policy_that_remembers_is_called_as_in_a_loop(backend, gradient, caplog):
+    torch.manual_seed(0)
+    env, policy = Pendulum(), Counting()
+    x = env.reset(4, torch.Generator().manual_seed(0), F64)
+    loop, right = x, []
+    with torch.no_grad():
+        for _ in range(6):
+            loop, cost = env.step(loop, policy(env.observe(loop)), env.params(x))
+            right.append(cost)
+    torch.manual_seed(0)
+    policy = Counting()
+    with torch.set_grad_enabled(gradient):
+        trajectory = Rollout(env, policy, backend=backend)(x, 6)
+    assert torch.allclose(trajectory.costs, torch.stack(right), rtol=1e-12)
+    assert policy.seen == [1, 2, 3, 4, 5, 6]
+    if gradient or backend == "native":
+        assert "changes the attribute 'calls' of Counting" in caplog.text
+
+
+def test_what_only_the_first_call_sets_is_no_memory(caplog):
+    class Lazy(nn.Linear):
+        table = None
+
+        def forward(self, observation):
+            if self.table is None:
+                self.table = torch.ones(1, dtype=observation.dtype)
+            return super().forward(observation) * self.table
+
+    env, policy = Pendulum(), Lazy(3, 1, dtype=F64)
+    rollout = Rollout(env, policy, backend="native")
+    rollout(env.reset(4, torch.Generator(), F64), 3).costs.sum().backward()
+    assert not caplog.records
+    assert [type(engine).__name__ for engine in rollout.engines.prepared.values()][-1] == "Native"
+
+
+def test_episodes_of_a_policy_with_batch_norm_keep_their_batch():
+    torch.manual_seed(0)
+    policy = nn.Sequential(
+        nn.Linear(3, 4, dtype=F64), nn.BatchNorm1d(4, dtype=F64), nn.Linear(4, 1, dtype=F64)
+    )
+    x = Short().reset(6, torch.Generator().manual_seed(0), F64)
+    returns, lengths = Rollout(Short(), policy, backend="eager").episodes(x)
+    assert lengths.min() < 50
+    assert returns.isfinite().all()

@@ -3,6 +3,7 @@
 # ruff: noqa: E501
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -295,3 +296,94 @@ def test_what_a_robot_says_about_itself():
     x = env.reset(5, torch.Generator().manual_seed(0), torch.float64)
     assert torch.allclose(x[:, 3:7].square().sum(1), torch.ones(5, dtype=torch.float64))
     assert float(env.cost(x.new_tensor([[*env.model.reference, *(0.0,) * 7]]), x.new_zeros(1, 1), {})) == 0.0
+
+
+HINGE = (
+    '<mujoco model="m"><worldbody><body name="A" pos="0 0 .5"><joint {joint} axis="0 1 0"/><geom size=".1"/></body>'
+    "</worldbody>{more}</mujoco>"
+)
+DRIVEN = HINGE.format(joint='name="a"', more='<actuator><motor joint="a" ctrlrange="-1 1"/></actuator>')
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("timestep", -1, "a positive number of seconds"),
+        ("timestep", 0, "a positive number of seconds"),
+        ("timestep", math.nan, "a positive number of seconds"),
+        ("timestep", "x", "a positive number of seconds"),
+        ("meshes", "Drop", "'refuse' or 'drop'"),
+        ("self_collisions", True, "'keep' or 'ignore'"),
+        ("cone", "elliptic", "'keep' or 'pyramidal'"),
+        ("condim", 4, "'keep' or 3"),
+        ("motors", "yes", "True, False or a positive number"),
+        ("motors", -5, "True, False or a positive number"),
+        ("floor", 1, "True or False"),
+        ("control_range", 1, "two numbers"),
+        ("control_range", (1, -1), "two numbers"),
+        ("control_range", ("a", "b"), "two numbers"),
+        ("control_range", (-math.inf, 1), "two numbers"),
+        ("keyframe", 3, "the name of a keyframe"),
+    ],
+)
+def test_values_that_an_option_cannot_have_are_refused(name, value, words):
+    with pytest.raises(RobotFileError, match=re.escape(f"{name} = {value!r}: it is {words}")):
+        from_mjcf(DRIVEN, check=False, **{name: value})
+
+
+def test_options_that_change_nothing_and_unknown_ones_are_refused(tmp_path):
+    for name, value in {"floating": True, "control_range": (-1, 1)}.items():
+        with pytest.raises(RobotFileError, match=f"{name}.* changes nothing"):
+            from_mjcf(DRIVEN, check=False, **{name: value})
+    with pytest.raises(UnknownNameError, match="timestep"):
+        from_mjcf(DRIVEN, check=False, timesteps=0.1)
+    (tmp_path / "a.xml").write_text(DRIVEN)
+    for given, words in {
+        "condim=4": "condim is keep or 3, got '4'",
+        "timestep=0.01&timestep=0.02": "timestep is given more than once",
+    }.items():
+        with pytest.raises(RobotFileError, match=words):
+            make_env(f"mjcf:{tmp_path}/a.xml?{given}")
+    with pytest.raises(UnknownNameError, match="is a folder"):
+        from_mjcf(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("xml", "options", "words"),
+    [
+        (HINGE.format(joint="", more=""), {"motors": 5}, "name those of these bodies: A"),
+        (
+            DRIVEN.replace("<worldbody>", '<option><flag actuation="disable"/></option><worldbody>'),
+            {},
+            "remove it",
+        ),
+        ('<mujoco><worldbody><geom size=".1"/></worldbody></mujoco>', {"motors": True}, "has no joints"),
+    ],
+    ids=["no name", "no actuation", "no joints"],
+)
+def test_files_in_which_nothing_can_be_driven_say_why(xml, options, words):
+    with pytest.raises(RobotFileError, match=words):
+        from_mjcf(xml, check=False, **options)
+
+
+def test_an_include_that_is_missing_is_no_mesh(tmp_path):
+    (tmp_path / "a.xml").write_text('<mujoco><include file="nope.xml"/></mujoco>')
+    with pytest.raises(RobotFileError, match=r"nope\.xml") as caught:
+        from_mjcf(tmp_path / "a.xml")
+    assert "meshes" not in str(caught.value)
+
+
+def test_a_joint_that_mimics_another_gets_no_motor(tmp_path):
+    link = (
+        '<inertial><mass value="1"/><inertia ixx=".1" iyy=".1" izz=".1" ixy="0" ixz="0" iyz="0"/></inertial>'
+    )
+    joint = '<joint name="{name}" type="revolute"><parent link="base"/><child link="{name}_link"/><axis xyz="0 1 0"/>'
+    limit = '<limit lower="-1" upper="1" effort="5" velocity="1"/>'
+    file = tmp_path / "hand.urdf"
+    file.write_text(
+        f'<robot name="hand"><link name="base">{link}</link><link name="a_link">{link}</link>'
+        f'<link name="b_link">{link}</link>{joint.format(name="a")}{limit}</joint>{joint.format(name="b")}{limit}'
+        '<mimic joint="a" multiplier="2"/></joint></robot>'
+    )
+    env = from_urdf(file, check=False)
+    assert [actuator.name for actuator in env.model.actuators] == ["a"]
