@@ -65,8 +65,10 @@ def run_folder(out: str | os.PathLike[str]) -> Path:
     """The folder of a new run.
 
     Raises:
-        ConfigError: it is a file, or named like one.
+        ConfigError: it is a file, or named like one, or empty.
     """
+    if not os.fspath(out):
+        raise ConfigError("out is empty: give the folder of the run, such as runs/first, or leave it out")
     place = folder(out)
     if place.is_file() or place.suffix == ".h5":
         raise ConfigError(f"out = {os.fspath(out)!r}: give a folder; the run becomes run.h5 in it")

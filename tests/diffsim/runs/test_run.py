@@ -296,6 +296,8 @@ def test_a_place_that_cannot_hold_a_run_is_named(tmp_path, saves):
     for place in (tmp_path / "file", tmp_path / "run.h5"):
         with pytest.raises(ConfigError, match="give a folder"):
             train(place)
+    with pytest.raises(ConfigError, match="out is empty"):
+        train("")
     with pytest.raises(RunFileError, match=r"cannot make a run in .*: Not a directory"):
         train(tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "mine"
