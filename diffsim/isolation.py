@@ -43,7 +43,7 @@ def torch_defaults(threads: int | None = None) -> Iterator[None]:
         )
     with contextlib.ExitStack() as stack:
         if threads is not None:
-            stack.callback(_outside.reset, _outside.set(1 if _forked else available_threads()))
+            stack.callback(_outside.reset, _outside.set(available_threads()))
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(threads)
         stack.enter_context(_shared_by_threads())
@@ -67,7 +67,12 @@ _outside: ContextVar[int | None] = ContextVar("threads_outside", default=None)
 
 
 def available_threads() -> int:
-    """CPU threads that torch has outside of :func:`torch_defaults`: as many as processors, if nobody has set fewer."""
+    """CPU threads that torch has outside of :func:`torch_defaults`: as many as processors, if nobody has set fewer.
+
+    One in a process that was forked, which threads do not survive.
+    """
+    if _forked:
+        return 1
     outside = _outside.get()
     return torch.get_num_threads() if outside is None else outside
 

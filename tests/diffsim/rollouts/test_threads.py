@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffsim import isolation
 from diffsim.algorithms import value_gradient
 from diffsim.assembly import assemble
 from diffsim.config import load_config
@@ -116,6 +117,11 @@ def test_threads_outside_of_a_run_are_known_inside():
         assert available_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_process_that_was_forked_has_one(monkeypatch):
+    monkeypatch.setattr(isolation, "_forked", True)
+    assert available_threads() == 1
 
 
 @pytest.mark.parametrize(("changes", "expected"), [({}, None), ({"threads": 1}, 1), ({"shards": 2}, 1)])
