@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -109,39 +108,30 @@ class Snapshot:
 class _Attributes:
     """The attributes of modules that are no parameters, buffers and modules, as they were when this was made.
 
-    Those that name numbers, texts, tensors, lists and dicts: what a policy remembers between its calls.
+    What a policy remembers between its calls: numbers, texts and tensors, and lists and dicts of such.
     """
 
     def __init__(self, inputs: Inputs) -> None:
         every = {id(m): m for module in inputs.modules for m in module.modules()}
-        self._found = [(m, {k: (v, _copied(v)) for k, v in _own(m).items()}) for m in every.values()]
+        self._found = [(m, _own(m), {k: _copied(v) for k, v in _own(m).items()}) for m in every.values()]
 
     def change(self) -> str:
         """What has changed since; empty if nothing has."""
-        for module, before in self._found:
+        for module, _, before in self._found:
             now = _own(module)
             for name in {**before, **now}:
-                if name not in before or name not in now or not _is_as_before(*before[name], now[name]):
+                if name not in before or name not in now or not _is_as_before(before[name], now[name]):
                     return f"changes the attribute {name!r} of {type(module).__name__}"
         return ""
 
     def put_back(self) -> None:
-        for module, before in self._found:
-            for name in _own(module).keys() - before.keys():
+        for module, held, before in self._found:
+            now = _own(module)
+            for name in now.keys() - before.keys():
                 delattr(module, name)
-            for name, (value, copied) in before.items():
-                if isinstance(value, Tensor) and not _are_equal(value.detach(), copied):
-                    if value.is_inference():
-                        value = copied
-                    with torch.no_grad():
-                        value.copy_(copied)
-                elif isinstance(value, list):
-                    value[:] = copied
-                elif isinstance(value, dict):
-                    value.clear()
-                    value.update(copied)
-                if getattr(module, name, None) is not value:
-                    setattr(module, name, value)
+            for name, value in before.items():
+                if name not in now or not _is_as_before(value, now[name]):
+                    setattr(module, name, _put_back(held[name], value))
 
 
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
@@ -152,36 +142,49 @@ def _own(module: nn.Module) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> Any:
-    return (
-        value.detach().clone()
-        if isinstance(value, Tensor)
-        else copy.copy(value)
-        if type(value) in (list, dict)
-        else value
-    )
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) is list:
+        return [_copied(each) for each in value]
+    if type(value) is dict:
+        return {key: _copied(each) for key, each in value.items()}
+    return value
 
 
-def _is_as_before(value: Any, copied: Any, now: Any) -> bool:
-    if isinstance(now, (bool, int, float, str)):
-        return type(now) is type(value) and (now == value or now != now)
-    if now is not value:
+def _put_back(held: Any, copied: Any) -> Any:
+    """The object that was held, with the content that it had."""
+    if isinstance(held, Tensor) and not held.is_inference():
+        with torch.no_grad():
+            return held.copy_(copied)
+    if type(held) is list:
+        held[:] = copied
+        return held
+    if type(held) is dict:
+        held.clear()
+        held.update(copied)
+        return held
+    return copied
+
+
+def _is_as_before(copied: Any, now: Any) -> bool:
+    if type(now) is not type(copied):
         return False
     if isinstance(now, Tensor):
         return _are_equal(now.detach(), copied)
-    if type(now) in (list, dict):
-        entries = (
-            zip(now, copied, strict=False)
-            if type(now) is list
-            else zip(now.values(), copied.values(), strict=False)
-        )
-        return len(now) == len(copied) and all(a is b for a, b in entries)
-    return True
+    if isinstance(now, (bool, int, float, str)):
+        return bool(now == copied or (now != now and copied != copied))
+    if type(now) is list:
+        return len(now) == len(copied) and all(map(_is_as_before, copied, now))
+    if type(now) is dict:
+        return now.keys() == copied.keys() and all(_is_as_before(copied[key], now[key]) for key in now)
+    return now is copied
 
 
 def _are_equal(a: Tensor, b: Tensor) -> bool:
     """Equal to the bit but for NaN; tensors without data are."""
-    same = a.shape == b.shape
-    return same and (a.is_meta or bool(((a == b) | ((a != a) & (b != b))).all()))
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        return False
+    return a.is_meta or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 @contextlib.contextmanager

@@ -239,10 +239,10 @@ def _read_by(functions: Iterable[types.CodeType], packages: tuple[str, ...]) -> 
         seen.add(one)
         left += [q for q in one.co_consts if isinstance(q, types.CodeType)]
         names = vars(modules[one.co_filename]) if one.co_filename in modules else {}
-        for name in one.co_names:
-            value = names.get(name)
+        for name in names.keys() & set(one.co_names):
+            value = names[name]
             # What is read from a module, and what is read through a name of a module.
-            read = [(f"{names.get('__name__')}.{name}", value)]
+            read = [(f"{names['__name__']}.{name}", value)]
             if isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] in packages:
                 inside = vars(value)
                 read += [
@@ -251,12 +251,18 @@ def _read_by(functions: Iterable[types.CodeType], packages: tuple[str, ...]) -> 
             for path, q in read:
                 if _is_plain(q):
                     found[path] = repr(q)
-                while callable(q) and hasattr(q, "__wrapped__"):
-                    q = q.__wrapped__  # a decorator of a library
-                if isinstance(q, types.FunctionType):
-                    found[path] = _defined(q.__code__, packages)
-                    left.append(q.__code__)
+                for depth, layer in enumerate(_layers(q)):
+                    found[f"{path} {depth}"] = _defined(layer, packages)
+                    left.append(layer)
     return repr(sorted(found.items()))
+
+
+def _layers(value: Any) -> Iterator[types.CodeType]:
+    """The code of a function, and of what decorators wrapped."""
+    for _ in range(10):
+        if isinstance(value, types.FunctionType):
+            yield value.__code__
+        value = getattr(value, "__dict__", {}).get("__wrapped__")
 
 
 def _is_plain(value: Any) -> bool:

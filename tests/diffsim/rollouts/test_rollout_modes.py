@@ -782,13 +782,14 @@ def test_a_policy_that_remembers_is_called_as_in_a_loop(backend, gradient, caplo
         assert "changes the attribute 'calls' of Counting" in caplog.text
 
 
-def test_what_only_the_first_call_sets_is_no_memory(caplog):
+def test_what_only_the_first_call_sets_and_what_is_only_noted_is_no_memory(caplog):
     class Lazy(nn.Linear):
         table = None
 
         def forward(self, observation):
             if self.table is None:
                 self.table = torch.ones(1, dtype=observation.dtype)
+            self.noted = {"last": [observation.detach()]}
             return super().forward(observation) * self.table
 
     env, policy = Pendulum(), Lazy(3, 1, dtype=F64)

@@ -1,5 +1,6 @@
 """What traces became, on disk: known by content, written whole, done without where it cannot be."""
 
+import functools
 import math
 import subprocess
 import sys
@@ -82,6 +83,8 @@ def test_a_key_depends_on_what_functions_read_from_their_modules(monkeypatch):
         m.setattr(functions, "_source", lambda *arguments: ("", 0))
         assert digest(functions.FunctionKernel.__init__) is None  # a function of nobody knows where
         assert digest(functions._refuse) is not None
+        m.setattr(functions, "_source", functools.wraps(functions._refuse)(lambda *arguments: ("", 0)))
+        assert digest(functions.FunctionKernel.__init__) is None
     assert digest(functions.FunctionKernel.__init__) == first
 
 
