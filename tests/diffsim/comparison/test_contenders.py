@@ -124,7 +124,7 @@ def test_ours_is_told_the_budget_as_a_user_tells_a_run():
     ours = resolved("pendulum", {}, Budget(60.0, 10**6))
     assert (ours["updates"], ours["doublings"]) == (600, "stop")
     assert ours["stop"] == {"target_return": None, "wall_seconds": 60.0, "env_steps": 10**6}
-    assert ours == load_config({"env": "pendulum", "stop": ours["stop"]}).model_dump(
+    assert ours == load_config({"env": "pendulum", "threads": 1, "stop": ours["stop"]}).model_dump(
         mode="json", exclude={"seed"}
     ) | {section: ours[section] for section in ("algorithm", "optimizer", "policy", "env")}
     assert resolved("pendulum", {"updates": 600}, Budget(60.0))["stop"]["wall_seconds"] is None

@@ -227,8 +227,7 @@ def test_on_cuda_auto_takes_kernels_then_graphs(expected, first):
     rollout = Rollout(env, make_policy(env), expected_steps=expected)
     given = rollout._inputs(x, 2, None, None, None, None)
     elsewhere = SimpleNamespace(**{**vars(given), "x0": OnCuda(x)})
-    with mock.patch("diffsim.rollouts.engines.operations", return_value=100):
-        names = rollout.engines.candidates(elsewhere)
+    names = rollout.engines.candidates(elsewhere, 100)
     assert names == (["eager"] if first == "eager" else ["cuda_native", "cuda_graph", "eager"])
 
 
@@ -245,7 +244,9 @@ def test_without_nvrtc_auto_says_so_once_and_goes_on(monkeypatch, caplog):
         raise UnsupportedError("no NVRTC") from nvrtc.NoNvrtcError("no NVRTC")
 
     monkeypatch.setattr(CudaNative, "prepare", staticmethod(prepare))
-    monkeypatch.setattr(engines_module.Engines, "candidates", lambda self, inputs: ["cuda_native", "eager"])
+    monkeypatch.setattr(
+        engines_module.Engines, "candidates", lambda self, inputs, count: ["cuda_native", "eager"]
+    )
     engines_module._say_no_nvrtc.cache_clear()
     env = CartPole()
     x = env.reset(2, torch.Generator().manual_seed(0), F64)
