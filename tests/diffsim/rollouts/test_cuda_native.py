@@ -1,7 +1,6 @@
 """CUDA rollouts on a CPU that executes the threads of a block in turn: the same text as on a device, which has more."""
 
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 import torch
