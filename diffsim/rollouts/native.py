@@ -56,7 +56,7 @@ class Native(Engine):
         compared = None if (key := key_of(inputs, gradient)) is None else key.about(engine.library._name)
         try:
             if engine.from_disk and recall(compared) is not None:
-                # Little can differ from when the trace was kept: something that a class of another module holds.
+                # Only what the key of the trace does not hold can differ: attributes of classes without a fingerprint.
                 compare_with_eager(engine, inputs, gradient, steps=1)
             else:
                 compare_with_eager(engine, inputs, gradient)
@@ -106,15 +106,15 @@ class Native(Engine):
         return min(_GROUPS, -(-len(inputs.x0) // 64))
 
     def _run(self, name: str, arguments: Any, inputs: Inputs) -> None:
-        function, blocks = getattr(self.library, name), self._blocks_of(arguments)
-        arguments.threads, most = inputs.threads, min(inputs.most_threads, blocks)
-        if most <= inputs.threads:
+        function, arguments.threads = getattr(self.library, name), inputs.threads
+        blocks = 1 if inputs.most_threads <= inputs.threads else self._blocks_of(arguments)
+        if blocks <= inputs.threads:
             function(ctypes.byref(arguments))
             return
         pace, work = self._paces[name], blocks * inputs.steps
         wants = pace.wants_most(work)
         if wants:
-            arguments.threads = most
+            arguments.threads = min(inputs.most_threads, blocks)
         started = time.perf_counter()
         function(ctypes.byref(arguments))
         pace.note(wants, work, time.perf_counter() - started)

@@ -155,7 +155,9 @@ def _found(spec: Any, file: str) -> bool:
 
 def _add_motors(library: Any, spec: Any, motors: bool | float) -> None:
     driven = {actuator.target for actuator in spec.actuators}
-    coupled = {q.name1 for q in spec.equalities if q.type == library.mjtEq.mjEQ_JOINT and q.name2}
+    coupled = {
+        q.name1 for q in spec.equalities if q.type == library.mjtEq.mjEQ_JOINT and q.name2 and q.active
+    }
     kinds = library.mjtJoint.mjJNT_HINGE, library.mjtJoint.mjJNT_SLIDE
     unnamed = [q.parent.name or "one without a name" for q in spec.joints if q.type in kinds and not q.name]
     if unnamed:

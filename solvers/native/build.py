@@ -265,7 +265,7 @@ def _load(source: str, isa: str) -> ctypes.CDLL:
             raise NativeUnsupportedError(f"the library could not be written to {folder}: {error}") from error
     try:
         return toolchain.open(library)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise NativeUnsupportedError(f"the library does not load; remove {library}: {error}") from error
 
 

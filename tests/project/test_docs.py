@@ -38,8 +38,10 @@ def test_the_documented_configuration_is_the_default_one():
     (text,) = re.findall(r"```toml\n(.*?)```", RUN_PAGE, re.S)
     values = toml.loads(text)
     documented = load_config(values)
-    # What is not given has a comment in its place.
-    assert values.keys() == {name for name, q in RunConfig.model_fields.items() if q.default is not None}
+    given = {name for name, q in RunConfig.model_fields.items() if q.default is not None}
+    assert values.keys() == given
+    # What is not given by default has a comment in its place.
+    assert all(f"# {name} = " in text for name in RunConfig.model_fields.keys() - given)
     assert documented.policy.options.pop("hidden") == [64, 64]
     default = load_config({"env": "pendulum"})
     assert (

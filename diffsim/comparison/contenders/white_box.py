@@ -16,7 +16,7 @@ from diffsim.comparison.clock import Budget, Meter
 from diffsim.config import load_config
 from diffsim.errors import DivergenceError
 from diffsim.isolation import torch_defaults
-from diffsim.policy import Policy
+from diffsim.policy import Policy, evaluating
 from diffsim.runs.length import continuation
 from diffsim.runs.run import MAX_DROPPED_IN_A_ROW
 from diffsim.runs.validation import Validation
@@ -104,7 +104,5 @@ class _Acting:
 
     @torch.no_grad()
     def __call__(self, observations: np.ndarray) -> np.ndarray:
-        self.policy.eval()  # measuring must not move the statistics of a batch norm
-        actions = self.policy(torch.from_numpy(observations).to(self.policy.mean)).cpu().numpy()
-        self.policy.train()
-        return actions
+        with evaluating(self.policy):
+            return self.policy(torch.from_numpy(observations).to(self.policy.mean)).cpu().numpy()

@@ -387,3 +387,12 @@ def test_a_joint_that_mimics_another_gets_no_motor(tmp_path):
     )
     env = from_urdf(file, check=False)
     assert [actuator.name for actuator in env.model.actuators] == ["a"]
+    # One that is switched off couples nothing.
+    more = '<equality><joint joint1="a" joint2="b" active="{}"/></equality>'
+    second = '<body><joint name="b" axis="0 1 0"/><geom size=".1"/></body>'
+    for active, driven in (("true", ["b"]), ("false", ["a", "b"])):
+        xml = HINGE.format(joint='name="a"', more=more.format(active)).replace(
+            "</worldbody>", f"{second}</worldbody>"
+        )
+        env = from_mjcf(xml, check=False, motors=5, self_collisions="ignore")
+        assert [actuator.name for actuator in env.model.actuators] == driven
